@@ -1,0 +1,5 @@
+//! x
+#![allow(dead_code)]
+pub mod error;
+#[allow(unsafe_code)]
+pub mod sys;

@@ -1,0 +1,59 @@
+//! The kernel, made safe. The only module with `unsafe`, and the only one that imports `libc` or
+//! `nix`. Every function is synchronous, does one thing, and names the call that failed. Nothing
+//! here knows what a sandbox is.
+
+pub mod cgroup;
+pub mod clock;
+pub mod landlock;
+pub mod lock;
+pub mod path;
+pub mod poll;
+pub mod process;
+pub mod pty;
+pub mod seccomp;
+pub mod socket;
+pub mod spawn;
+
+use std::io;
+use std::path::Path;
+
+/// A system call failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{call}")]
+pub struct SysError {
+    /// The call, with the arguments that matter: `pidfd_open(4242)`.
+    pub call: String,
+    #[source]
+    pub source: io::Error,
+}
+
+impl SysError {
+    /// Names the call whose `errno` nix handed back.
+    pub(crate) fn nix(call: impl Into<String>, errno: nix::Error) -> Self {
+        Self { call: call.into(), source: io::Error::from_raw_os_error(errno as i32) }
+    }
+
+    /// Names the file operation that failed.
+    pub fn io(verb: &str, path: &Path, source: io::Error) -> Self {
+        Self { call: format!("{verb} {}", path.display()), source }
+    }
+
+    /// Names a raw call that has just failed.
+    pub(crate) fn last(call: impl Into<String>) -> Self {
+        Self { call: call.into(), source: io::Error::last_os_error() }
+    }
+
+    pub fn errno(&self) -> i32 {
+        self.source.raw_os_error().unwrap_or(0)
+    }
+}
+
+/// Whether we run as root, and may therefore give each sandbox a uid of its own.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Our own effective uid and gid, for sandboxes of a rootless daemon.
+pub fn own_ids() -> (u32, u32) {
+    (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
+}

@@ -1,0 +1,130 @@
+//! Both versions on trees of plain files, and whatever this machine has for real.
+
+use std::process::{Command, Stdio};
+
+use super::*;
+
+const HYBRID: &str = "\
+30 25 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+31 25 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+32 25 0:28 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids
+33 25 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+34 25 0:30 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd";
+
+#[test]
+fn hierarchies_are_found_by_their_mounts() {
+    let root = Root::from_mounts(HYBRID);
+    assert_eq!(root.unified, Some("/sys/fs/cgroup/unified".into()));
+    assert_eq!(root.v1[&Controller::Cpuacct], PathBuf::from("/sys/fs/cgroup/cpu,cpuacct"));
+    assert_eq!(root.v1.len(), 4);
+    let pure = Root::from_mounts("29 25 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw");
+    assert_eq!((pure.unified, pure.v1.len()), (Some("/sys/fs/cgroup".into()), 0));
+    assert!(Root::from_mounts("").is_empty());
+}
+
+fn files(dir: &Path, names: &[&str]) {
+    for name in names {
+        fs::write(dir.join(name), "").unwrap();
+    }
+}
+
+const LIMITS: Limits =
+    Limits { memory_bytes: Some(64 << 20), cpu_percent: Some(50), pids: Some(20) };
+
+#[test]
+fn version_2_gets_memory_swap_quota_and_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let names =
+        ["memory.max", "memory.swap.max", "memory.oom.group", "cpu.max", "pids.max"];
+    files(dir.path(), &names);
+    let group = Group {
+        unified: Some(dir.path().to_owned()),
+        unified_controllers: vec![Controller::Memory, Controller::Cpu, Controller::Pids],
+        v1: BTreeMap::new(),
+    };
+    let applied = group.apply(&LIMITS).unwrap();
+    let texts: Vec<String> = names.iter().map(|name| read(dir.path(), name)).collect();
+    assert_eq!(texts, ["67108864", "0", "1", "50000 100000", "20"]);
+    let read_back: Vec<_> = applied.iter().map(|one| one.read_back).collect();
+    assert_eq!(read_back, [Some(64 << 20), Some(50), Some(20)]);
+}
+
+#[test]
+fn unlimited_is_said_in_each_versions_words() {
+    let dir = tempfile::tempdir().unwrap();
+    files(dir.path(), &["memory.max", "cpu.max", "pids.max"]);
+    let group = Group {
+        unified: Some(dir.path().to_owned()),
+        unified_controllers: vec![Controller::Memory, Controller::Cpu, Controller::Pids],
+        v1: BTreeMap::new(),
+    };
+    let applied = group.apply(&Limits::default()).unwrap();
+    assert!(applied.iter().all(|one| one.read_back.is_none()));
+    assert_eq!(read(dir.path(), "cpu.max"), "max 100000");
+}
+
+#[test]
+fn usage_is_read_from_either_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    put("cpu.stat", "usage_usec 1500\nuser_usec 1000\nthrottled_usec 70\n");
+    put("memory.current", "4096\n");
+    put("memory.peak", "8192\n");
+    put("memory.events", "low 0\noom 2\noom_kill 1\n");
+    put("pids.current", "3\n");
+    put("io.stat", "8:0 rbytes=10 wbytes=20 rios=1\n7:0 rbytes=1 wbytes=2\n");
+    let all = [Controller::Memory, Controller::Cpu, Controller::Pids, Controller::Blkio];
+    let group = Group {
+        unified: Some(dir.path().to_owned()),
+        unified_controllers: all.to_vec(),
+        v1: BTreeMap::new(),
+    };
+    let want = Usage {
+        memory_bytes: 4096,
+        memory_peak_bytes: 8192,
+        oom_kills: 1,
+        cpu_usec: 1500,
+        throttled_usec: 70,
+        pids: 3,
+        read_bytes: 11,
+        write_bytes: 22,
+    };
+    assert_eq!(group.usage(), want);
+}
+
+/// On the real kernel: limits are read back, a group is killed whole, and nothing is left.
+#[test]
+fn a_real_group_limits_kills_and_goes_away() {
+    let root = Root::detect(&format!("sodiumd-test-{}", std::process::id()));
+    assert!(!root.is_empty(), "this test needs root and cgroups");
+    let group = root.group("g");
+    group.create().unwrap();
+    let applied = group.apply(&LIMITS).unwrap();
+    let read_back: Vec<_> = applied.iter().map(|one| one.read_back).collect();
+    assert_eq!(read_back, [Some(64 << 20), Some(50), Some(20)]);
+    assert!(!group.is_populated());
+
+    // A shell that moves itself in, so that its child is born inside.
+    let enter: String =
+        group.dirs().map(|dir| format!("echo $$ > {}/cgroup.procs; ", dir.display())).collect();
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("{enter} sleep 1000 & echo ready; wait")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let stdout = child.stdout.take().unwrap();
+    io::BufRead::read_line(&mut io::BufReader::new(stdout), &mut line).unwrap();
+    assert!(group.is_populated());
+    assert!(group.remove().is_err());
+    group.kill().unwrap();
+    child.wait().unwrap();
+    while group.is_populated() {
+        std::thread::yield_now();
+    }
+    while group.remove().is_err() {
+        std::thread::yield_now();
+    }
+    assert!(!group.exists());
+    root.remove();
+}

@@ -1,0 +1,98 @@
+//! Version 1: one hierarchy per controller, each with files of its own.
+
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Applied, Controller, Limits, Usage, keyed, number, read, write};
+use crate::sys::SysError;
+
+/// The length of a cpu period, in microseconds.
+const PERIOD_USEC: u64 = 100_000;
+
+/// What memory files say when there is no limit: the largest number of whole pages.
+const MEMORY_UNLIMITED_FROM: u64 = i64::MAX as u64 / 2;
+
+pub(super) fn apply(dir: &Path, controller: Controller, limits: &Limits) -> Result<Applied, SysError> {
+    let (mechanism, read_back) = match controller {
+        Controller::Memory => ("cgroup v1 memory.limit_in_bytes", memory(dir, limits.memory_bytes)?),
+        Controller::Cpu => ("cgroup v1 cpu.cfs_quota_us", cpu(dir, limits.cpu_percent)?),
+        Controller::Pids => ("cgroup v1 pids.max", pids_max(dir, limits.pids)?),
+        Controller::Cpuacct | Controller::Blkio => ("cgroup v1", None),
+    };
+    Ok(Applied { controller, mechanism: mechanism.to_owned(), read_back })
+}
+
+fn memory(dir: &Path, bytes: Option<u64>) -> Result<Option<u64>, SysError> {
+    let value = bytes.map_or_else(|| "-1".to_owned(), |bytes| bytes.to_string());
+    let with_swap = dir.join("memory.memsw.limit_in_bytes").exists();
+    // Memory may not exceed memory and swap together, so growing begins with the sum.
+    if with_swap && write(dir, "memory.limit_in_bytes", &value).is_err() {
+        write(dir, "memory.memsw.limit_in_bytes", &value)?;
+    }
+    write(dir, "memory.limit_in_bytes", &value)?;
+    if with_swap {
+        write(dir, "memory.memsw.limit_in_bytes", &value)?;
+    }
+    let now = number(&read(dir, "memory.limit_in_bytes"));
+    Ok((now < MEMORY_UNLIMITED_FROM).then_some(now))
+}
+
+fn cpu(dir: &Path, percent: Option<u64>) -> Result<Option<u64>, SysError> {
+    let quota = percent.map_or_else(|| "-1".to_owned(), |percent| (percent * PERIOD_USEC / 100).to_string());
+    write(dir, "cpu.cfs_period_us", &PERIOD_USEC.to_string())?;
+    write(dir, "cpu.cfs_quota_us", &quota)?;
+    let quota: i64 = read(dir, "cpu.cfs_quota_us").trim().parse().unwrap_or(-1);
+    Ok(u64::try_from(quota).ok().map(|quota| quota * 100 / PERIOD_USEC))
+}
+
+fn pids_max(dir: &Path, pids: Option<u64>) -> Result<Option<u64>, SysError> {
+    write(dir, "pids.max", &pids.map_or_else(|| "max".to_owned(), |pids| pids.to_string()))?;
+    Ok(read(dir, "pids.max").trim().parse().ok())
+}
+
+pub(super) fn add_usage(dir: &Path, controller: Controller, usage: &mut Usage) {
+    match controller {
+        Controller::Memory => {
+            usage.memory_bytes = number(&read(dir, "memory.usage_in_bytes"));
+            usage.memory_peak_bytes = number(&read(dir, "memory.max_usage_in_bytes"));
+            usage.oom_kills = keyed(&read(dir, "memory.oom_control"), "oom_kill");
+        }
+        Controller::Cpu => {
+            usage.throttled_usec = keyed(&read(dir, "cpu.stat"), "throttled_time") / 1000;
+        }
+        Controller::Cpuacct => usage.cpu_usec = number(&read(dir, "cpuacct.usage")) / 1000,
+        Controller::Pids => usage.pids = number(&read(dir, "pids.current")),
+        Controller::Blkio => {
+            for line in read(dir, "blkio.throttle.io_service_bytes").lines() {
+                let mut words = line.split(' ');
+                match (words.next(), words.next(), words.next()) {
+                    (Some(_), Some("Read"), Some(count)) => usage.read_bytes += number(count),
+                    (Some(_), Some("Write"), Some(count)) => usage.write_bytes += number(count),
+                    _ => (),
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn pids(dir: &Path) -> Vec<i32> {
+    read(dir, "cgroup.procs").lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// Signals until a look finds nobody. Bounded, since a fork bomb can outrun us: the caller looks
+/// again and repeats.
+pub(super) fn kill_all(dir: &Path) {
+    for _ in 0..64 {
+        let found = pids(dir);
+        if found.is_empty() {
+            return;
+        }
+        for pid in found {
+            // The pid was in our group a moment ago. One that ended since then is still reserved
+            // by its parent, our shim, or the group would not have listed it.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}

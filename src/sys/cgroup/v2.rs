@@ -1,0 +1,92 @@
+//! Version 2: one hierarchy for everything.
+
+use std::path::Path;
+
+use super::{Applied, Controller, Limits, Usage, keyed, number, read, write};
+use crate::sys::SysError;
+
+/// The length of a cpu period, in microseconds.
+const PERIOD_USEC: u64 = 100_000;
+
+/// Hands the controllers down from `mount` through `dir`, and says which of them arrived.
+pub(super) fn enable_controllers(mount: &Path, dir: &Path) -> Vec<Controller> {
+    let wanted = [Controller::Memory, Controller::Cpu, Controller::Pids, Controller::Blkio];
+    for controller in wanted {
+        let enable = format!("+{}", controller.v2_name().unwrap_or_default());
+        // Each on its own: one that is missing must not keep the others out.
+        let _ = write(mount, "cgroup.subtree_control", &enable);
+        let _ = write(dir, "cgroup.subtree_control", &enable);
+    }
+    let enabled = read(dir, "cgroup.subtree_control");
+    let arrived = |controller: &Controller| {
+        controller.v2_name().is_some_and(|name| enabled.split_whitespace().any(|word| word == name))
+    };
+    wanted.into_iter().filter(arrived).collect()
+}
+
+pub(super) fn apply(dir: &Path, controller: Controller, limits: &Limits) -> Result<Applied, SysError> {
+    let (mechanism, read_back) = match controller {
+        Controller::Memory => ("cgroup v2 memory.max", memory(dir, limits.memory_bytes)?),
+        Controller::Cpu => ("cgroup v2 cpu.max", cpu(dir, limits.cpu_percent)?),
+        Controller::Pids => {
+            write(dir, "pids.max", &or_max(limits.pids))?;
+            ("cgroup v2 pids.max", read(dir, "pids.max").trim().parse().ok())
+        }
+        Controller::Cpuacct | Controller::Blkio => ("cgroup v2", None),
+    };
+    Ok(Applied { controller, mechanism: mechanism.to_owned(), read_back })
+}
+
+fn memory(dir: &Path, bytes: Option<u64>) -> Result<Option<u64>, SysError> {
+    write(dir, "memory.max", &or_max(bytes))?;
+    if dir.join("memory.swap.max").exists() {
+        write(dir, "memory.swap.max", if bytes.is_some() { "0" } else { "max" })?;
+    }
+    // One process out of memory takes the whole sandbox: a half-dead one helps nobody.
+    if dir.join("memory.oom.group").exists() {
+        write(dir, "memory.oom.group", "1")?;
+    }
+    Ok(read(dir, "memory.max").trim().parse().ok())
+}
+
+fn cpu(dir: &Path, percent: Option<u64>) -> Result<Option<u64>, SysError> {
+    let quota = or_max(percent.map(|percent| percent * PERIOD_USEC / 100));
+    write(dir, "cpu.max", &format!("{quota} {PERIOD_USEC}"))?;
+    let now = read(dir, "cpu.max");
+    let quota = now.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
+    Ok(quota.map(|quota| quota * 100 / PERIOD_USEC))
+}
+
+fn or_max(value: Option<u64>) -> String {
+    value.map_or_else(|| "max".to_owned(), |value| value.to_string())
+}
+
+pub(super) fn is_populated(dir: &Path) -> bool {
+    keyed(&read(dir, "cgroup.events"), "populated") == 1
+}
+
+pub(super) fn add_usage(dir: &Path, controllers: &[Controller], usage: &mut Usage) {
+    let cpu = read(dir, "cpu.stat");
+    usage.cpu_usec = keyed(&cpu, "usage_usec");
+    for controller in controllers {
+        match controller {
+            Controller::Memory => {
+                usage.memory_bytes = number(&read(dir, "memory.current"));
+                usage.memory_peak_bytes = number(&read(dir, "memory.peak"));
+                usage.oom_kills = keyed(&read(dir, "memory.events"), "oom_kill");
+            }
+            Controller::Cpu => usage.throttled_usec = keyed(&cpu, "throttled_usec"),
+            Controller::Pids => usage.pids = number(&read(dir, "pids.current")),
+            Controller::Blkio => {
+                for word in read(dir, "io.stat").split_whitespace() {
+                    match word.split_once('=') {
+                        Some(("rbytes", count)) => usage.read_bytes += number(count),
+                        Some(("wbytes", count)) => usage.write_bytes += number(count),
+                        _ => (),
+                    }
+                }
+            }
+            Controller::Cpuacct => (),
+        }
+    }
+}

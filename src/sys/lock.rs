@@ -1,0 +1,78 @@
+//! Exclusive locks on files: how one process proves to another that it lives.
+//!
+//! `flock` belongs to the open file description, so it is released by the kernel when the last
+//! holder is gone, however it died. The descriptor is close-on-exec: a child must not inherit it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::sys::SysError;
+
+/// Held until dropped, or until this process is gone.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held for its Drop")] Flock<File>);
+
+/// Takes the lock on `path`, making the file if need be. `None`: somebody else holds it.
+pub fn try_take(path: &Path) -> Result<Option<Lock>, SysError> {
+    let file = open(path)?;
+    let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => file,
+        Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+        Err((_, errno)) => return Err(SysError::nix(format!("flock({})", path.display()), errno)),
+    };
+    // Who holds it, for people; nothing reads it back to act on it.
+    let noted = file.set_len(0).and_then(|()| file.rewind());
+    let _ = noted.and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(Some(Lock(file)))
+}
+
+/// Whether somebody holds the lock on `path`. A file that is not there is held by nobody.
+pub fn is_held(path: &Path) -> Result<bool, SysError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(SysError::io("open", path, source)),
+    };
+    // Shared: two that look at once must not see each other.
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(false),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+        Err((_, errno)) => Err(SysError::nix(format!("flock({})", path.display()), errno)),
+    }
+}
+
+/// The pid noted by the holder, for messages.
+pub fn holder(path: &Path) -> String {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|mut file| file.read_to_string(&mut text));
+    if read.is_err() || text.trim().is_empty() { "unknown".to_owned() } else { text.trim().to_owned() }
+}
+
+fn open(path: &Path) -> Result<File, SysError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(|source| SysError::io("open", path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_has_one_holder_and_ends_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert!(!is_held(&path).unwrap());
+        let lock = try_take(&path).unwrap().unwrap();
+        assert!(is_held(&path).unwrap());
+        assert!(try_take(&path).unwrap().is_none());
+        assert_eq!(holder(&path), std::process::id().to_string());
+        drop(lock);
+        assert!(!is_held(&path).unwrap());
+    }
+}

@@ -1,0 +1,222 @@
+//! Files inside a directory that somebody hostile may write to.
+//!
+//! Every path is resolved by the kernel under the directory's own descriptor, with no symlink
+//! followed and no way up (openat2, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS), and every access is
+//! made with the file-system identity of the directory's owner, so that the worst a trick can
+//! reach is what its author could reach anyway.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+
+use crate::sys::SysError;
+
+/// An opened directory and the identity under which it is used.
+#[derive(Debug)]
+pub struct Tree {
+    root: OwnedFd,
+    at: PathBuf,
+    ids: Option<(u32, u32)>,
+}
+
+impl Tree {
+    /// Opens `dir`. With `ids`, everything inside is done as that user.
+    pub fn open(dir: &Path, ids: Option<(u32, u32)>) -> Result<Self, SysError> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_PATH;
+        let root = nix::fcntl::open(dir, flags, Mode::empty())
+            .map_err(|errno| SysError::nix(format!("open {}", dir.display()), errno))?;
+        Ok(Self { root, at: dir.to_owned(), ids })
+    }
+
+    /// Whether something is at `path`.
+    pub fn exists(&self, path: &str) -> bool {
+        let _as_owner = Identity::assume(self.ids);
+        self.openat(path, OFlag::O_PATH, Mode::empty()).is_ok()
+    }
+
+    /// Makes `path` hold exactly `bytes`, whole or not at all. Directories on the way are made.
+    /// Returns whether anything had to be written.
+    pub fn ensure_file(&self, path: &str, bytes: &[u8]) -> Result<bool, SysError> {
+        let _as_owner = Identity::assume(self.ids);
+        if self.holds(path, bytes) {
+            return Ok(false);
+        }
+        let (parent, name) = match path.rsplit_once('/') {
+            Some((parent, name)) => (parent, name),
+            None => (".", path),
+        };
+        self.make_dirs(parent)?;
+        let dir = self.openat(parent, OFlag::O_DIRECTORY, Mode::empty())?;
+        let temporary = format!(".{name}.sodium-new");
+        let failed = |verb: &str, errno| SysError::nix(format!("{verb} {}", self.at.join(path).display()), errno);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let _ = nix::unistd::unlinkat(&dir, temporary.as_str(), nix::unistd::UnlinkatFlags::NoRemoveDir);
+        let file = nix::fcntl::openat(&dir, temporary.as_str(), flags, Mode::from_bits_truncate(0o644))
+            .map_err(|errno| failed("create", errno))?;
+        File::from(file)
+            .write_all(bytes)
+            .map_err(|source| SysError::io("write", &self.at.join(path), source))?;
+        nix::fcntl::renameat(&dir, temporary.as_str(), &dir, name)
+            .map_err(|errno| failed("rename", errno))?;
+        Ok(true)
+    }
+
+    fn holds(&self, path: &str, bytes: &[u8]) -> bool {
+        let Ok(fd) = self.openat(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK, Mode::empty()) else {
+            return false;
+        };
+        let file = File::from(fd);
+        let same_size = file.metadata().is_ok_and(|meta| {
+            meta.is_file() && usize::try_from(meta.len()).is_ok_and(|len| len == bytes.len())
+        });
+        let mut found = Vec::new();
+        same_size
+            && file.take(bytes.len() as u64 + 1).read_to_end(&mut found).is_ok()
+            && found == bytes
+    }
+
+    fn make_dirs(&self, path: &str) -> Result<(), SysError> {
+        let mut done = PathBuf::new();
+        for part in Path::new(path).components() {
+            let Component::Normal(part) = part else { continue };
+            let parent = if done.as_os_str().is_empty() { PathBuf::from(".") } else { done.clone() };
+            done.push(part);
+            let dir = self.openat(&parent.to_string_lossy(), OFlag::O_DIRECTORY, Mode::empty())?;
+            match nix::sys::stat::mkdirat(&dir, part, Mode::from_bits_truncate(0o755)) {
+                Ok(()) | Err(nix::errno::Errno::EEXIST) => (),
+                Err(errno) => {
+                    let shown = self.at.join(&done);
+                    return Err(SysError::nix(format!("mkdir {}", shown.display()), errno));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn openat(&self, path: &str, flags: OFlag, mode: Mode) -> Result<OwnedFd, SysError> {
+        let call = || format!("openat2 {}", self.at.join(path).display());
+        let c_path = std::ffi::CString::new(path)
+            .map_err(|_| SysError::nix(call(), nix::errno::Errno::EINVAL))?;
+        let how = OpenHow {
+            flags: u64::from((flags | OFlag::O_CLOEXEC).bits().unsigned_abs()),
+            mode: u64::from(mode.bits()),
+            resolve: libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS,
+        };
+        // SAFETY: `c_path` is NUL-terminated and `how` a valid open_how of the size passed; both
+        // outlive the call.
+        let ret = unsafe {
+            libc::syscall(
+                libc::SYS_openat2,
+                self.root.as_fd().as_raw_fd(),
+                c_path.as_ptr(),
+                &raw const how,
+                size_of::<OpenHow>(),
+            )
+        };
+        let Ok(fd) = RawFd::try_from(ret) else { return Err(SysError::last(call())) };
+        if fd < 0 {
+            return Err(SysError::last(call()));
+        }
+        // SAFETY: openat2 succeeded, so `fd` is open and nothing else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// `struct open_how`.
+#[repr(C)]
+struct OpenHow {
+    flags: u64,
+    mode: u64,
+    resolve: u64,
+}
+
+/// This thread's file-system identity, taken back when dropped.
+struct Identity {
+    before: Option<(u32, u32)>,
+}
+
+impl Identity {
+    fn assume(ids: Option<(u32, u32)>) -> Self {
+        let Some((uid, gid)) = ids else { return Self { before: None } };
+        Self { before: Some(set_fs_ids(uid, gid)) }
+    }
+}
+
+impl Drop for Identity {
+    fn drop(&mut self) {
+        if let Some((uid, gid)) = self.before {
+            set_fs_ids(uid, gid);
+        }
+    }
+}
+
+/// Sets the calling thread's fsuid and fsgid and returns what they were. The kernel drops the
+/// capabilities that override file permissions along with fsuid 0, and restores them with it.
+fn set_fs_ids(uid: u32, gid: u32) -> (u32, u32) {
+    // SAFETY: both calls take an integer and return the former one; the raw system calls act on
+    // this thread alone, which is what is wanted.
+    unsafe {
+        let old_gid = libc::syscall(libc::SYS_setfsgid, gid);
+        let old_uid = libc::syscall(libc::SYS_setfsuid, uid);
+        (u32::try_from(old_uid).unwrap_or(0), u32::try_from(old_gid).unwrap_or(0))
+    }
+}
+
+/// Makes `dir` belong to `uid` and `gid`, without following a symlink.
+pub fn give(dir: &Path, uid: u32, gid: u32) -> Result<(), SysError> {
+    std::os::unix::fs::lchown(dir, Some(uid), Some(gid))
+        .map_err(|source| SysError::io("chown", dir, source))
+}
+
+/// Writes a file of ours, whole or not at all, durably: temporary name, fsync, rename, fsync.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), SysError> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = parent.join(format!(".{name}.new"));
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        File::open(parent)?.sync_all()
+    };
+    write().map_err(|source| SysError::io("write", path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_symlink_planted_by_a_tenant_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
+        std::fs::create_dir(&inside).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+        std::os::unix::fs::symlink(outside.join("x"), inside.join("file")).unwrap();
+        let tree = Tree::open(&inside, None).unwrap();
+        assert!(tree.ensure_file("link/x", b"no").is_err());
+        assert!(tree.ensure_file("../out/x", b"no").is_err());
+        assert!(tree.ensure_file("/etc/sodium-test", b"no").is_err());
+        // A symlink in the file's own place is replaced, not followed.
+        assert!(tree.ensure_file("file", b"yes").unwrap());
+        assert_eq!(std::fs::read(inside.join("file")).unwrap(), b"yes");
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn files_are_written_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::open(dir.path(), None).unwrap();
+        assert!(tree.ensure_file("a/b/c.txt", b"one").unwrap());
+        assert!(!tree.ensure_file("a/b/c.txt", b"one").unwrap());
+        assert!(tree.ensure_file("a/b/c.txt", b"two").unwrap());
+        assert!(tree.exists("a/b/c.txt"));
+        assert!(!tree.exists("a/b/d.txt"));
+    }
+}

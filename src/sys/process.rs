@@ -1,0 +1,125 @@
+//! Processes: reaping, signalling, and what /proc says of them.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+
+use crate::sys::SysError;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Exited(i32),
+    Signaled(i32),
+}
+
+/// A handle on process `pid`. Stays with that process even after the id is reused.
+pub fn open_pidfd(pid: u32) -> Result<OwnedFd, SysError> {
+    // SAFETY: pidfd_open takes two integers and reads no memory of ours. Any value is allowed; a
+    // bad pid makes it return -1, which is checked below.
+    let ret = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if ret < 0 {
+        return Err(SysError::last(format!("pidfd_open({pid})")));
+    }
+    let fd = RawFd::try_from(ret).expect("the kernel's descriptors fit in RawFd");
+    // SAFETY: the call above succeeded, so `fd` is open; it was created just now, so nothing else
+    // owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Signals exactly the process behind the handle. A process that is gone is not an error.
+pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), SysError> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: pidfd is open for the call's duration; a null siginfo asks the kernel to fill in
+    // what kill(2) would; flags are zero as required.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0)
+    };
+    if ret == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH) {
+        return Ok(());
+    }
+    Err(SysError::last(format!("pidfd_send_signal({signal})")))
+}
+
+/// Reaps one ended child, if there is one.
+pub fn reap_any() -> Option<(u32, Ended)> {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => return Some((pid.as_raw().unsigned_abs(), Ended::Exited(code))),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                return Some((pid.as_raw().unsigned_abs(), Ended::Signaled(signal as i32)));
+            }
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return None,
+            // Stopped and continued are not asked for; a signal in between only means: again.
+            Ok(_) | Err(_) => (),
+        }
+    }
+}
+
+/// Becomes the parent of every descendant whose own parent ends.
+pub fn become_subreaper() -> Result<(), SysError> {
+    nix::sys::prctl::set_child_subreaper(true)
+        .map_err(|errno| SysError::nix("prctl(PR_SET_CHILD_SUBREAPER)", errno))
+}
+
+/// Direct children of a process, oldest first. Empty when it is gone.
+pub fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect()
+}
+
+/// The program a process runs; `None` when it is gone or not ours to see.
+pub fn program(pid: u32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
+/// When the process started, in clock ticks since boot. Tells it from a later one of the same id.
+pub fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name may contain anything, so count fields after its closing parenthesis.
+    let after = stat.rsplit_once(')')?.1;
+    after.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// The number a name like `SIGTERM` or `TERM` stands for.
+pub fn signal_number(name: &str) -> Option<i32> {
+    let full = if name.starts_with("SIG") { name.to_owned() } else { format!("SIG{name}") };
+    full.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
+}
+
+/// The name of a signal's number: `SIGTERM`.
+pub fn signal_name(number: i32) -> String {
+    nix::sys::signal::Signal::try_from(number)
+        .map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failure_names_the_call_and_keeps_the_cause() {
+        let error = open_pidfd(u32::MAX).unwrap_err();
+        assert_eq!(error.to_string(), "pidfd_open(4294967295)");
+        assert!(matches!(error.source.raw_os_error(), Some(libc::EINVAL | libc::ESRCH)));
+        open_pidfd(std::process::id()).unwrap();
+    }
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        assert_eq!(signal_number("SIGTERM"), Some(15));
+        assert_eq!(signal_number("INT"), Some(2));
+        assert_eq!(signal_number("SIGNOPE"), None);
+        assert_eq!(signal_name(9), "SIGKILL");
+    }
+
+    #[test]
+    fn start_ticks_tell_processes_apart() {
+        assert!(start_ticks(std::process::id()).unwrap() > 0);
+        assert!(start_ticks(u32::MAX).is_none());
+    }
+}

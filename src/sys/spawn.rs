@@ -1,0 +1,173 @@
+//! Turning this process into another one, step by step.
+//!
+//! Only for single-threaded processes, which the shim is: between fork and exec its child may then
+//! run ordinary code. Each function is one step; the order is the caller's business, because most
+//! steps give up the right to do an earlier one.
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
+use nix::unistd::{Gid, Uid};
+
+use crate::sys::SysError;
+
+/// Which side of the fork this is.
+#[derive(Debug)]
+pub enum Fork {
+    Child,
+    Parent { pid: u32 },
+}
+
+/// Forks; the child starts its life inside the cgroup, if one is given.
+///
+/// CLONE_INTO_CGROUP costs nothing, while moving a process by a write to `cgroup.procs` waits
+/// for a grace period of the kernel, some 8 ms.
+pub fn fork_into(cgroup: Option<BorrowedFd<'_>>) -> Result<Fork, SysError> {
+    let mut args = CloneArgs { exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()), ..CloneArgs::default() };
+    if let Some(fd) = cgroup {
+        args.flags = CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(fd.as_raw_fd().unsigned_abs());
+    }
+    // SAFETY: `args` is a valid clone_args of the size passed. Without CLONE_VM the child gets a
+    // copy of our memory and returns here like fork's; we have one thread, so no lock can be held
+    // by a thread that the child lacks.
+    let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match u32::try_from(ret) {
+        Ok(0) => Ok(Fork::Child),
+        Ok(pid) => Ok(Fork::Parent { pid }),
+        Err(_) => Err(SysError::last("clone3")),
+    }
+}
+
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `struct clone_args`, version 2.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// A session of its own, without a controlling terminal.
+pub fn new_session() -> Result<(), SysError> {
+    nix::unistd::setsid().map(drop).map_err(|errno| SysError::nix("setsid", errno))
+}
+
+/// Puts `fd` at exactly `number`, to be inherited.
+pub fn place_fd(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), SysError> {
+    if fd.as_raw_fd() == number {
+        return set_cloexec(fd, false);
+    }
+    // SAFETY: dup2 takes two integers; `fd` is open, and whatever sits at `number` in this child
+    // is meant to be replaced.
+    let ret = unsafe { libc::dup2(fd.as_raw_fd(), number) };
+    if ret < 0 { Err(SysError::last(format!("dup2({number})"))) } else { Ok(()) }
+}
+
+/// Whether an exec closes `fd`.
+pub fn set_cloexec(fd: BorrowedFd<'_>, cloexec: bool) -> Result<(), SysError> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    let flags = if cloexec { FdFlag::FD_CLOEXEC } else { FdFlag::empty() };
+    fcntl(fd, FcntlArg::F_SETFD(flags))
+        .map(drop)
+        .map_err(|errno| SysError::nix("fcntl(F_SETFD)", errno))
+}
+
+/// Marks every descriptor from `first` on to be closed by exec. What leaks in leaks no further.
+pub fn cloexec_from(first: u32) -> Result<(), SysError> {
+    // SAFETY: close_range takes three integers; with CLOSE_RANGE_CLOEXEC nothing is closed now,
+    // so no owned descriptor is pulled away from under its owner.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    };
+    if ret < 0 { Err(SysError::last(format!("close_range({first}..)"))) } else { Ok(()) }
+}
+
+/// Sets a limit, soft and hard. `name` is one of those in [`Limit`].
+pub fn limit(what: Limit, value: u64) -> Result<(), SysError> {
+    let resource = match what {
+        Limit::OpenFiles => Resource::RLIMIT_NOFILE,
+        Limit::CoreBytes => Resource::RLIMIT_CORE,
+    };
+    setrlimit(resource, value, value)
+        .map_err(|errno| SysError::nix(format!("setrlimit({what:?}, {value})"), errno))
+}
+
+/// The resource limits we set.
+#[derive(Debug, Clone, Copy)]
+pub enum Limit {
+    OpenFiles,
+    CoreBytes,
+}
+
+/// The hard limit on open files that this process could hand on.
+pub fn open_files_max() -> u64 {
+    nix::sys::resource::getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)
+}
+
+/// Becomes another user for good, with no supplementary groups.
+pub fn become_user(uid: u32, gid: u32) -> Result<(), SysError> {
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    nix::unistd::setgroups(&[]).map_err(|errno| SysError::nix("setgroups([])", errno))?;
+    nix::unistd::setresgid(group, group, group)
+        .map_err(|errno| SysError::nix(format!("setresgid({gid})"), errno))?;
+    nix::unistd::setresuid(user, user, user)
+        .map_err(|errno| SysError::nix(format!("setresuid({uid})"), errno))
+}
+
+/// No exec can gain privileges any more.
+pub fn no_new_privileges() -> Result<(), SysError> {
+    nix::sys::prctl::set_no_new_privs()
+        .map_err(|errno| SysError::nix("prctl(PR_SET_NO_NEW_PRIVS)", errno))
+}
+
+/// Dies when the parent dies. The parent has one thread, so this means the process.
+///
+/// `parent` is who it was at the fork; if it is gone already the signal will never come.
+pub fn die_with_parent(parent: u32) -> Result<(), SysError> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(|errno| SysError::nix("prctl(PR_SET_PDEATHSIG)", errno))?;
+    if std::os::unix::process::parent_id() == parent {
+        return Ok(());
+    }
+    Err(SysError::nix("getppid", nix::errno::Errno::ESRCH))
+}
+
+/// Undoes what Rust and the shim did to signals: nothing blocked, SIGPIPE deadly again.
+pub fn reset_signals() -> Result<(), SysError> {
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action runs no code of ours, so there is no handler that could misbehave.
+    unsafe { nix::sys::signal::sigaction(Signal::SIGPIPE, &action) }
+        .map_err(|errno| SysError::nix("sigaction(SIGPIPE)", errno))?;
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+        .map_err(|errno| SysError::nix("sigprocmask", errno))
+}
+
+/// Replaces this process. Returns only if it could not.
+pub fn exec(program: &str, args: &[String], env: &[(String, String)]) -> SysError {
+    let text = |value: &str| CString::new(value).unwrap_or_default();
+    let path = text(program);
+    let args: Vec<CString> = args.iter().map(|arg| text(arg)).collect();
+    let env: Vec<CString> = env.iter().map(|(key, value)| text(&format!("{key}={value}"))).collect();
+    let Err(errno) = nix::unistd::execve(&path, &args, &env);
+    SysError::nix(format!("exec {program}"), errno)
+}
+
+/// Ends this process without running anything more of it.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit takes an integer and does not return; no destructor is skipped that matters,
+    // since this is a forked child that owns nothing.
+    unsafe { libc::_exit(code) }
+}
