@@ -3,3 +3,10 @@
 pub mod error;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod shim;
+pub mod model;
+pub mod plan;
+pub mod store;
+pub mod config;
+pub mod desired;
+pub mod image;

@@ -1,1 +1,5 @@
-fn main(){}
+//! The `sodium-shim` binary. See [`sodiumd::shim`].
+
+fn main() -> std::process::ExitCode {
+    sodiumd::shim::run()
+}

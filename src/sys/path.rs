@@ -15,6 +15,9 @@ use nix::sys::stat::Mode;
 
 use crate::sys::SysError;
 
+/// For `OpenOptions::custom_flags`: refuse to open a symlink.
+pub const NO_FOLLOW: i32 = libc::O_NOFOLLOW;
+
 /// An opened directory and the identity under which it is used.
 #[derive(Debug)]
 pub struct Tree {

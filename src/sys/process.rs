@@ -60,6 +60,36 @@ pub fn reap_any() -> Option<(u32, Ended)> {
     }
 }
 
+/// How the process behind the handle ended, also when it was not our child and was reaped by
+/// another. `None` while it lives, and on kernels before 6.15, which do not tell.
+pub fn exit_status(pidfd: BorrowedFd<'_>) -> Option<Ended> {
+    let mut about = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+    // SAFETY: `about` is a pidfd_info of the size that is part of the request's number; the kernel
+    // writes no more than that, and it outlives the call.
+    let ret = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut about) };
+    if ret < 0 || about.mask & PIDFD_INFO_EXIT == 0 {
+        return None;
+    }
+    let status = about.exit_code;
+    Some(match libc::WTERMSIG(status) {
+        0 => Ended::Exited(libc::WEXITSTATUS(status)),
+        signal => Ended::Signaled(signal),
+    })
+}
+
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+/// `_IOWR(0xFF, 11, struct pidfd_info)` with the structure's first published size, 64 bytes.
+const PIDFD_GET_INFO: libc::c_ulong = 0xC040_FF0B;
+
+#[derive(Debug, Default)]
+#[repr(C)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup_id: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
 /// Becomes the parent of every descendant whose own parent ends.
 pub fn become_subreaper() -> Result<(), SysError> {
     nix::sys::prctl::set_child_subreaper(true)
@@ -99,6 +129,8 @@ pub fn signal_name(number: i32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -107,6 +139,15 @@ mod tests {
         assert_eq!(error.to_string(), "pidfd_open(4294967295)");
         assert!(matches!(error.source.raw_os_error(), Some(libc::EINVAL | libc::ESRCH)));
         open_pidfd(std::process::id()).unwrap();
+    }
+
+    #[test]
+    fn a_handle_tells_how_its_process_ended() {
+        let mut child = std::process::Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap();
+        let pidfd = open_pidfd(child.id()).unwrap();
+        child.wait().unwrap();
+        // Kernels before 6.15 do not tell, which is an answer too.
+        assert!(matches!(exit_status(pidfd.as_fd()), Some(Ended::Exited(7)) | None));
     }
 
     #[test]

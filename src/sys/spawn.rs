@@ -5,7 +5,7 @@
 //! steps give up the right to do an earlier one.
 
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
@@ -75,6 +75,17 @@ pub fn place_fd(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), SysError> {
     let ret = unsafe { libc::dup2(fd.as_raw_fd(), number) };
     if ret < 0 { Err(SysError::last(format!("dup2({number})"))) } else { Ok(()) }
 }
+
+/// The same descriptor at a number above those that [`place_fd`] gives away; close-on-exec.
+pub fn move_high(fd: OwnedFd) -> Result<OwnedFd, SysError> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    let number = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(HIGH_FD))
+        .map_err(|errno| SysError::nix("fcntl(F_DUPFD_CLOEXEC)", errno))?;
+    // SAFETY: fcntl succeeded, so `number` is open; it was made just now, so nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+const HIGH_FD: RawFd = 32;
 
 /// Whether an exec closes `fd`.
 pub fn set_cloexec(fd: BorrowedFd<'_>, cloexec: bool) -> Result<(), SysError> {

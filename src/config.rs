@@ -1,0 +1,272 @@
+//! config.json: every key, its default, and what is wrong with it. Read once and passed by value.
+//!
+//! Two stages: [`Raw`] is the file, [`Config`] is what it means, with absolute paths and checked
+//! values. All faults are reported together.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::violation::suggestion;
+use crate::model::{Isolation, Limits, Span};
+
+/// The file as it is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Raw {
+    pub host: String,
+    pub port: u16,
+    /// Empty or null: one is made at the first start, in `state_path`/token.
+    pub token: Option<String>,
+    pub isolation: Isolation,
+    /// The weakest isolation a sandbox may ask for; null: the one above.
+    pub isolation_floor: Option<Isolation>,
+    pub sandboxes_path: PathBuf,
+    pub runtimes_path: PathBuf,
+    pub state_path: PathBuf,
+    /// Null: a directory of its own under /run, or ./run where that is not ours to write.
+    pub run_path: Option<PathBuf>,
+    pub desired_path: PathBuf,
+    pub images_path: PathBuf,
+    pub store: StoreKind,
+    pub default_limits: RawLimits,
+    pub network: RawNetwork,
+    /// How much of its console each sandbox keeps.
+    pub console_mb: u64,
+    /// How long the workspace of a sandbox whose file was removed is kept.
+    pub workspace_undo: Span,
+}
+
+/// Where the API writes what it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// The database.
+    Sqlite,
+    /// Files in the directory of specs.
+    Files,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLimits {
+    memory_mb: u64,
+    cpu_percent: u64,
+    disk_mb: u64,
+    timeout_seconds: u64,
+    max_processes: u64,
+    max_files: u64,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawNetwork {
+    pub enabled: bool,
+    pub allowed_hosts: Vec<String>,
+}
+
+impl Default for RawLimits {
+    fn default() -> Self {
+        let Limits { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files } =
+            Limits::DEFAULT;
+        Self { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files }
+    }
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".to_owned(),
+            port: 8081,
+            token: None,
+            isolation: Isolation::Bubblewrap,
+            isolation_floor: None,
+            sandboxes_path: "./sandboxes".into(),
+            runtimes_path: "./runtimes".into(),
+            state_path: "./state".into(),
+            run_path: None,
+            desired_path: "./desired".into(),
+            images_path: "./images".into(),
+            store: StoreKind::Sqlite,
+            default_limits: RawLimits::default(),
+            network: RawNetwork::default(),
+            console_mb: 16,
+            workspace_undo: Span::seconds(86_400),
+        }
+    }
+}
+
+/// What the file means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub host: String,
+    pub port: u16,
+    pub token: Option<String>,
+    pub isolation: Isolation,
+    pub isolation_floor: Isolation,
+    pub sandboxes_path: PathBuf,
+    pub state_path: PathBuf,
+    pub run_path: PathBuf,
+    pub desired_path: PathBuf,
+    pub images_path: PathBuf,
+    pub store: StoreKind,
+    pub default_limits: Limits,
+    pub network_enabled: bool,
+    pub console_bytes: u64,
+    pub workspace_undo: Span,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// Line and column are in the message.
+    #[error("{}: {message}", path.display())]
+    Syntax { path: PathBuf, message: String },
+    #[error("{}: {}", path.display(), faults.join("; "))]
+    Faults { path: PathBuf, faults: Vec<String> },
+}
+
+/// Reads the file; relative paths in it are relative to it.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let base = std::path::absolute(path).map_err(failed)?;
+    let base = base.parent().unwrap_or(Path::new("/"));
+    interpret(&text, base).map_err(|fault| match fault {
+        Fault::Syntax(message) => ConfigError::Syntax { path: path.to_owned(), message },
+        Fault::Values(faults) => ConfigError::Faults { path: path.to_owned(), faults },
+    })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Fault {
+    Syntax(String),
+    Values(Vec<String>),
+}
+
+fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let raw: Raw = serde_json::from_str(text).map_err(|error| Fault::Syntax(hinted(&error)))?;
+    let mut faults = Vec::new();
+    let mut bounded = |name: &str, value: u64, max: u64| {
+        if value > max {
+            faults.push(format!("{name} is {value}, the most is {max}"));
+        }
+    };
+    let RawLimits { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files } =
+        raw.default_limits;
+    let default_limits =
+        Limits { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files };
+    for name in Limits::NAMES {
+        let value = default_limits.get(name).unwrap_or(0);
+        bounded(&format!("default_limits.{name}"), value, Limits::max_of(name));
+    }
+    bounded("console_mb", raw.console_mb, 64 << 10);
+    if raw.console_mb == 0 {
+        faults.push("console_mb is 0, the least is 1".to_owned());
+    }
+    let floor = raw.isolation_floor.unwrap_or(raw.isolation);
+    if !raw.isolation.satisfies(floor) {
+        let (default, floor) = (raw.isolation.as_str(), floor.as_str());
+        faults.push(format!("isolation is {default}, weaker than isolation_floor, which is {floor}"));
+    }
+    if !faults.is_empty() {
+        return Err(Fault::Values(faults));
+    }
+    let at = |path: &Path| clean(&base.join(path));
+    let state_path = at(&raw.state_path);
+    Ok(Config {
+        host: raw.host,
+        port: raw.port,
+        token: raw.token.filter(|token| !token.is_empty()),
+        isolation: raw.isolation,
+        isolation_floor: floor,
+        sandboxes_path: at(&raw.sandboxes_path),
+        run_path: raw.run_path.map_or_else(|| run_path(&state_path, base), |path| at(&path)),
+        state_path,
+        desired_path: at(&raw.desired_path),
+        images_path: at(&raw.images_path),
+        store: raw.store,
+        default_limits,
+        network_enabled: raw.network.enabled,
+        console_bytes: raw.console_mb << 20,
+        workspace_undo: raw.workspace_undo,
+    })
+}
+
+/// One directory per state directory, so that two daemons on one machine do not meet.
+fn run_path(state: &Path, base: &Path) -> PathBuf {
+    let hash = state.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    });
+    let ours = PathBuf::from(format!("/run/sodiumd-{hash:08x}"));
+    let usable = ours.is_dir() || std::fs::create_dir(&ours).is_ok();
+    if usable { ours } else { clean(&base.join("./run")) }
+}
+
+/// Without `.` components; `..` stays, since a symlink may precede it.
+fn clean(path: &Path) -> PathBuf {
+    path.components().collect()
+}
+
+/// serde names the unknown key and all known ones; what was meant is one of them.
+fn hinted(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let mut quoted = text.split('`').skip(1).step_by(2);
+    let unknown = text.starts_with("unknown field").then(|| quoted.next()).flatten();
+    match unknown {
+        Some(unknown) => format!("{text}{}", suggestion(unknown, quoted)),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, Fault> {
+        interpret(text, Path::new("/etc/sodiumd"))
+    }
+
+    #[test]
+    fn the_seeds_file_loads_and_paths_are_relative_to_it() {
+        let config = read(
+            r#"{"host": "0.0.0.0", "port": 8081, "token": "secret", "isolation": "bubblewrap",
+                "sandboxes_path": "./sandboxes", "runtimes_path": "/opt/runtimes",
+                "default_limits": {"memory_mb": 128},
+                "network": {"enabled": true, "allowed_hosts": ["example.org"]},
+                "run_path": "run"}"#,
+        )
+        .unwrap();
+        assert_eq!(config.sandboxes_path, Path::new("/etc/sodiumd/sandboxes"));
+        assert_eq!(config.run_path, Path::new("/etc/sodiumd/run"));
+        assert_eq!((config.default_limits.memory_mb, config.default_limits.max_files), (128, 1024));
+        assert_eq!(config.isolation_floor, Isolation::Bubblewrap);
+    }
+
+    #[test]
+    fn unknown_keys_are_named_and_faults_come_together() {
+        let Err(Fault::Syntax(message)) = read(r#"{"prot": 1, "run_path": "r"}"#) else { panic!() };
+        assert!(message.contains("`prot`") && message.contains("did you mean \"port\"?"), "{message}");
+        let fault = read(r#"{"console_mb": 0, "default_limits": {"memory_mb": 99999999},
+            "isolation": "process", "isolation_floor": "gvisor", "run_path": "r"}"#);
+        let Err(Fault::Values(faults)) = fault else { panic!() };
+        assert_eq!(faults.len(), 3, "{faults:?}");
+    }
+
+    #[test]
+    fn the_shipped_file_has_every_key_with_its_default() {
+        let shipped: serde_json::Value = serde_json::from_str(include_str!("../config.json")).unwrap();
+        let defaults = serde_json::to_value(Raw::default()).unwrap();
+        assert_eq!(
+            shipped.as_object().unwrap().keys().collect::<Vec<_>>(),
+            defaults.as_object().unwrap().keys().collect::<Vec<_>>()
+        );
+    }
+}

@@ -1,0 +1,299 @@
+//! What a scan means for the sandboxes. Pure: the scan and the store's snapshot go in, decisions
+//! come out.
+//!
+//! - One owner per name. A file that names somebody else's sandbox is a conflict and touches nothing.
+//! - A text with a fault changes nothing: the last good spec stays in force.
+//! - A sandbox goes with its file only if its absence was seen twice, in the same directory as
+//!   before, and no more than a third go at once. Otherwise somebody has to confirm it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::desired::parse::{Parsed, parse};
+use crate::desired::scan::{Scan, Text};
+use crate::model::admission::Rules;
+use crate::model::{Owner, SandboxName, Span, Time, Violation};
+use crate::store::files::{Declared, FileChanges};
+use crate::store::{FileRecord, Snapshot};
+
+/// An absence counts once it has lasted this long, over two scans at least.
+pub const ABSENT_FOR: Span = Span::seconds(2);
+/// Removing this many at once needs no confirmation, however few there are.
+const PRUNE_FREELY: usize = 3;
+/// Nor does removing this share of all.
+const PRUNE_PERCENT: usize = 30;
+
+/// Everything a merge depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Merge<'a> {
+    pub scan: &'a Scan,
+    /// Whether the scan saw everything; otherwise absence means nothing.
+    pub complete: bool,
+    pub snapshot: &'a Snapshot,
+    pub rules: &'a Rules,
+    pub now: Time,
+}
+
+/// What to do, and whether another look is due soon.
+#[derive(Debug, Default)]
+pub struct Merged {
+    pub changes: FileChanges,
+    /// Files to be read again at the next look even if nobody touches them.
+    pub again: Vec<String>,
+    pub look_again: bool,
+}
+
+/// Decides.
+pub fn merge(input: &Merge<'_>) -> Merged {
+    let mut merged = Merged::default();
+    let claims = read_files(input, &mut merged);
+    for (path, documents) in &claims {
+        claim(input, &claims, path, documents, &mut merged);
+    }
+    if input.complete {
+        let absent = absences(input, &mut merged);
+        prune(input, absent, &mut merged);
+    }
+    merged
+}
+
+type Claims = BTreeMap<String, Vec<Parsed>>;
+
+/// Parses what changed. Faults become records; good texts are returned.
+fn read_files(input: &Merge<'_>, merged: &mut Merged) -> Claims {
+    let mut claims = Claims::new();
+    for (path, text) in &input.scan.read {
+        let old = input.snapshot.files.get(path);
+        let (digest, fresh, result) = match text {
+            Text::Bytes { bytes, digest, fresh } => {
+                // Conflicts are looked at anew: what stood in the way may be gone.
+                let settled = old.is_some_and(|old| {
+                    old.digest == *digest && old.conflicts.is_empty() && old.missing.is_empty()
+                });
+                if settled {
+                    continue;
+                }
+                (digest.clone(), *fresh, parse(bytes, input.rules))
+            }
+            Text::Unusable { reason } => {
+                (String::new(), false, Err(vec![Violation::new("", reason.clone())]))
+            }
+        };
+        match result {
+            Ok(documents) => drop(claims.insert(path.clone(), documents)),
+            Err(_) if fresh && old.is_none_or(|old| old.digest != digest) => {
+                // It may be half written still. Judged when it has settled.
+                merged.again.push(path.clone());
+                merged.look_again = true;
+            }
+            Err(faults) => fault(input, path, digest, faults, merged),
+        }
+    }
+    claims
+}
+
+fn fault(
+    input: &Merge<'_>,
+    path: &str,
+    digest: String,
+    faults: Vec<Violation>,
+    merged: &mut Merged,
+) {
+    let old = input.snapshot.files.get(path).map(|old| FileRecord::clone(old)).unwrap_or_default();
+    if old.faults == faults && old.digest == digest {
+        return;
+    }
+    let message = format!("{path}: {}", list(&faults));
+    merged.changes.warnings.push((None, "InvalidFile", message));
+    // The names stay its own: their last good specs are in force. It is there, so nothing is missing.
+    let missing = BTreeMap::new();
+    let record = FileRecord { digest, faults, missing, held: None, confirmed: false, ..old };
+    merged.changes.records.insert(path.to_owned(), Some(record));
+}
+
+fn list(faults: &[Violation]) -> String {
+    let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
+/// Takes the names of a good file.
+fn claim(input: &Merge<'_>, claims: &Claims, path: &str, documents: &[Parsed], merged: &mut Merged) {
+    let old = input.snapshot.files.get(path).map(|old| FileRecord::clone(old)).unwrap_or_default();
+    let digest = match &input.scan.read[path] {
+        Text::Bytes { digest, .. } => digest.clone(),
+        Text::Unusable { .. } => String::new(),
+    };
+    let mut record = FileRecord { digest, ..FileRecord::default() };
+    for document in documents {
+        let name = &document.name;
+        match standing(input, claims, path, name) {
+            Standing::Ours { moved } => {
+                if moved {
+                    merged.changes.moved.push((name.clone(), path.to_owned()));
+                }
+                record.names.push(name.clone());
+                merged.changes.declared.push(Declared {
+                    name: name.clone(),
+                    path: path.to_owned(),
+                    labels: document.labels.clone(),
+                    spec: document.spec.clone(),
+                });
+            }
+            Standing::Conflict(why) => {
+                if old.conflicts.get(name) != Some(&why) {
+                    let message = format!("{path} declares {name}, but {why}");
+                    merged.changes.warnings.push((Some(name.clone()), "Conflict", message));
+                }
+                // Read at every full scan: nothing in the file tells when the way is free.
+                merged.again.push(path.to_owned());
+                record.conflicts.insert(name.clone(), why);
+            }
+        }
+    }
+    // A name that the text no longer has is as absent as one whose file is gone.
+    let kept = record.names.clone();
+    for name in old.names.iter().filter(|name| !kept.contains(name)) {
+        if owned_by(input, name, path) && !merged.changes.moved.iter().any(|(moved, _)| moved == name) {
+            record.names.push(name.clone());
+            let since = old.missing.get(name).copied().unwrap_or(input.now);
+            record.missing.insert(name.clone(), since);
+            (record.held, record.confirmed) = (old.held.clone(), old.confirmed);
+            merged.again.push(path.to_owned());
+            merged.look_again = true;
+        }
+    }
+    if record != old {
+        merged.changes.records.insert(path.to_owned(), Some(record));
+    }
+}
+
+enum Standing {
+    /// The file may declare it; `moved` when the name was another file's that is gone.
+    Ours { moved: bool },
+    Conflict(String),
+}
+
+fn standing(input: &Merge<'_>, claims: &Claims, path: &str, name: &SandboxName) -> Standing {
+    let Some(sandbox) = input.snapshot.sandboxes.get(name) else {
+        let rival = claims.iter().find(|(other, documents)| {
+            *other != path && documents.iter().any(|document| document.name == *name)
+        });
+        return match rival {
+            Some((other, _)) => Standing::Conflict(format!("{other} declares it too; neither is used")),
+            None => Standing::Ours { moved: false },
+        };
+    };
+    if sandbox.deletion.is_some() {
+        return Standing::Conflict("the sandbox of that name is still being deleted".to_owned());
+    }
+    match &sandbox.owner {
+        Owner::File(owner) if owner == path => Standing::Ours { moved: false },
+        Owner::File(owner) if gave_up(input, claims, owner, name) => Standing::Ours { moved: true },
+        owner => Standing::Conflict(format!("it is owned by {owner}")),
+    }
+}
+
+/// Whether the file that owned a name no longer declares it: renamed, or the document was moved.
+fn gave_up(input: &Merge<'_>, claims: &Claims, owner: &str, name: &SandboxName) -> bool {
+    if let Some(documents) = claims.get(owner) {
+        return !documents.iter().any(|document| document.name == *name);
+    }
+    let declared = input.snapshot.files.get(owner).is_some_and(|record| {
+        record.names.contains(name) && !record.missing.contains_key(name)
+    });
+    let there = input.scan.present.binary_search_by(|present| present.as_str().cmp(owner)).is_ok();
+    // A look at a few files cannot tell that another one is gone.
+    !declared || (input.complete && !there)
+}
+
+fn owned_by(input: &Merge<'_>, name: &SandboxName, path: &str) -> bool {
+    let owner = input.snapshot.sandboxes.get(name).map(|sandbox| &sandbox.owner);
+    matches!(owner, Some(Owner::File(owner)) if owner == path)
+}
+
+/// Files that are gone, with the names they leave behind. Those without any are forgotten.
+fn absences(input: &Merge<'_>, merged: &mut Merged) -> Vec<(String, FileRecord)> {
+    let moved: BTreeSet<SandboxName> =
+        merged.changes.moved.iter().map(|(name, _)| name.clone()).collect();
+    let mut absent = Vec::new();
+    for (path, old) in &input.snapshot.files {
+        let there = input.scan.present.binary_search(path).is_ok();
+        let changed = merged.changes.records.get(path);
+        let mut record = match (there, changed) {
+            (true, Some(Some(record))) => record.clone(),
+            (true, _) => FileRecord::clone(old),
+            (false, _) => {
+                let mut record = FileRecord::clone(old);
+                record.names.retain(|name| owned_by(input, name, path) && !moved.contains(name));
+                record.missing.retain(|name, _| record.names.contains(name));
+                for name in record.names.clone() {
+                    record.missing.entry(name).or_insert(input.now);
+                }
+                if record.names.is_empty() {
+                    merged.changes.records.insert(path.clone(), None);
+                    continue;
+                }
+                record
+            }
+        };
+        record.names.retain(|name| owned_by(input, name, path) || !record.missing.contains_key(name));
+        record.missing.retain(|name, _| record.names.contains(name));
+        if !record.missing.is_empty() {
+            absent.push((path.clone(), record));
+        }
+    }
+    absent
+}
+
+/// Lets those go that may, holds the others.
+fn prune(input: &Merge<'_>, absent: Vec<(String, FileRecord)>, merged: &mut Merged) {
+    let owned = input
+        .snapshot
+        .sandboxes
+        .values()
+        .filter(|sandbox| matches!(sandbox.owner, Owner::File(_)) && sandbox.deletion.is_none())
+        .count();
+    let missing: usize = absent.iter().map(|(_, record)| record.missing.len()).sum();
+    let replaced = input.snapshot.root.is_some_and(|root| root != input.scan.root);
+    let held = if missing > PRUNE_FREELY.max(owned * PRUNE_PERCENT / 100) {
+        Some(format!("{missing} of {owned} sandboxes from files would go at once"))
+    } else if replaced && missing > 0 {
+        Some("the directory is another one than before".to_owned())
+    } else {
+        None
+    };
+    if missing == 0 || absent.iter().all(|(_, record)| record.confirmed) {
+        // Everything known is there, or its absence was confirmed: this directory is to be believed.
+        merged.changes.root = (input.snapshot.root != Some(input.scan.root)).then_some(input.scan.root);
+    }
+    for (path, mut record) in absent {
+        let due = |since: &Time| since.until(input.now) >= ABSENT_FOR;
+        if let Some(why) = held.as_ref().filter(|_| !record.confirmed) {
+            if record.held.is_none() && record.missing.values().any(due) {
+                let names: Vec<&str> = record.missing.keys().map(SandboxName::as_str).collect();
+                let message = format!("{path} is gone; {} kept: {why}", names.join(", "));
+                merged.changes.warnings.push((None, "PruneHeld", message));
+                record.held = Some(why.clone());
+            } else if record.held.is_none() {
+                merged.look_again = true;
+            }
+        } else {
+            let gone: Vec<SandboxName> =
+                record.missing.iter().filter(|(_, since)| due(since)).map(|(name, _)| name.clone()).collect();
+            merged.look_again |= gone.len() < record.missing.len();
+            record.names.retain(|name| !gone.contains(name));
+            record.missing.retain(|name, _| !gone.contains(name));
+            record.held = None;
+            merged.changes.pruned.extend(gone);
+        }
+        let there = input.scan.present.binary_search(&path).is_ok();
+        let next = (there || !record.names.is_empty()).then_some(record);
+        if input.snapshot.files.get(&path).map(|old| &**old) != next.as_ref() {
+            merged.changes.records.insert(path, next);
+        } else {
+            merged.changes.records.remove(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! The rules of the directory, played through against a real store.
+
+use super::*;
+use crate::desired::scan::Scanner;
+use crate::model::{Isolation, Limits, RestartPolicy};
+use crate::store::edit::{self, Precondition, Put};
+use crate::store::{Store, database_path, files};
+
+/// A directory, a store, and a clock that only this test moves.
+struct Desk {
+    dir: tempfile::TempDir,
+    store: Store,
+    rules: Rules,
+    now: Time,
+    _state: tempfile::TempDir,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let rules = Rules {
+            default_isolation: Isolation::Process,
+            floor: Isolation::Process,
+            default_limits: Limits::DEFAULT,
+            network_enabled: false,
+            images: BTreeMap::new(),
+            default_policy: RestartPolicy::OnFailure,
+        };
+        let store = Store::open(&database_path(state.path())).unwrap();
+        // Far in the future, so that files written now have settled.
+        Self { dir: tempfile::tempdir().unwrap(), store, rules, now: Time(10_u64.pow(14)), _state: state }
+    }
+
+    fn write(&self, path: &str, names: &[&str]) {
+        let documents: Vec<String> = names
+            .iter()
+            .map(|name| format!("apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {{name: {name}}}\nspec: {{command: [a]}}\n"))
+            .collect();
+        std::fs::write(self.dir.path().join(path), documents.join("---\n")).unwrap();
+    }
+
+    fn remove(&self, path: &str) {
+        std::fs::remove_file(self.dir.path().join(path)).unwrap();
+    }
+
+    /// A scan that reads everything, and its consequences.
+    fn look(&mut self) -> FileChanges {
+        self.now = self.now.after(Span::seconds(15));
+        let scan = Scanner::new(self.dir.path()).scan(self.now.0).unwrap();
+        let snapshot = self.store.snapshot();
+        let (rules, now) = (&self.rules, self.now);
+        let merged = merge(&Merge { scan: &scan, complete: true, snapshot: &snapshot, rules, now });
+        let changes = merged.changes.clone();
+        self.store.write_blocking(move |core| files::apply(core, merged.changes, now)).unwrap();
+        changes
+    }
+
+    /// `name=owner` of all that are not going, and `name!` of those that are.
+    fn names(&self) -> String {
+        let snapshot = self.store.snapshot();
+        let texts: Vec<String> = snapshot
+            .sandboxes
+            .values()
+            .map(|sandbox| match sandbox.deletion {
+                Some(_) => format!("{}!", sandbox.name),
+                None => format!("{}={}", sandbox.name, sandbox.owner),
+            })
+            .collect();
+        texts.join(" ")
+    }
+}
+
+#[test]
+fn files_declare_and_a_second_look_changes_nothing() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a", "b"]);
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml b=file:a.yaml");
+    assert_eq!(desk.look(), FileChanges::default());
+}
+
+#[test]
+fn a_bad_text_changes_nothing_and_is_told_once() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    std::fs::write(desk.dir.path().join("a.yaml"), "spec: [").unwrap();
+    assert_eq!(desk.look().warnings.len(), 1);
+    assert_eq!(desk.look(), FileChanges::default());
+    assert_eq!(desk.names(), "a=file:a.yaml");
+    assert!(!desk.store.snapshot().files["a.yaml"].faults.is_empty());
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    assert!(desk.store.snapshot().files["a.yaml"].faults.is_empty());
+}
+
+#[test]
+fn a_multi_document_file_is_all_or_nothing() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a", "B"]);
+    desk.look();
+    assert_eq!(desk.names(), "");
+}
+
+#[test]
+fn a_removal_is_believed_the_second_time() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a"]);
+    desk.write("b.yaml", &["b"]);
+    desk.look();
+    desk.remove("a.yaml");
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml b=file:b.yaml");
+    desk.look();
+    assert_eq!(desk.names(), "a! b=file:b.yaml");
+    assert!(desk.store.snapshot().files.get("a.yaml").is_none());
+}
+
+#[test]
+fn a_file_that_comes_back_in_time_has_never_been_gone() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    desk.remove("a.yaml");
+    desk.look();
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml");
+    assert!(desk.store.snapshot().files["a.yaml"].missing.is_empty());
+}
+
+#[test]
+fn a_document_taken_out_of_its_file_goes_like_a_file() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a", "b"]);
+    desk.look();
+    desk.write("a.yaml", &["b"]);
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml b=file:a.yaml");
+    desk.look();
+    assert_eq!(desk.names(), "a! b=file:a.yaml");
+    assert_eq!(desk.store.snapshot().files["a.yaml"].names.len(), 1);
+}
+
+#[test]
+fn an_emptied_directory_removes_nothing_until_it_is_confirmed() {
+    let mut desk = Desk::new();
+    for name in ["a", "b", "c", "d"] {
+        desk.write(&format!("{name}.yaml"), &[name]);
+    }
+    desk.look();
+    for name in ["a", "b", "c", "d"] {
+        desk.remove(&format!("{name}.yaml"));
+    }
+    desk.look();
+    assert_eq!(desk.look().warnings.len(), 4);
+    assert_eq!(desk.look(), FileChanges::default());
+    assert!(!desk.names().contains('!'));
+    assert!(desk.store.snapshot().files["a.yaml"].held.is_some());
+    let names = desk.store.write_blocking(files::confirm).unwrap();
+    assert_eq!(names.len(), 4);
+    desk.look();
+    assert_eq!(desk.names(), "a! b! c! d!");
+}
+
+#[test]
+fn another_directory_in_its_place_removes_nothing() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a"]);
+    desk.write("b.yaml", &["b"]);
+    desk.look();
+    desk.dir = tempfile::tempdir().unwrap();
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    desk.look();
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml b=file:b.yaml");
+    // Once everything is there again, the new directory is believed.
+    desk.write("b.yaml", &["b"]);
+    desk.look();
+    desk.remove("b.yaml");
+    desk.look();
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml b!");
+}
+
+#[test]
+fn a_renamed_file_keeps_its_sandboxes() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    let uid = desk.store.snapshot().sandboxes["a"].uid;
+    desk.remove("a.yaml");
+    desk.write("z.yaml", &["a"]);
+    desk.look();
+    desk.look();
+    assert_eq!(desk.names(), "a=file:z.yaml");
+    let snapshot = desk.store.snapshot();
+    let after = &snapshot.sandboxes["a"];
+    assert_eq!((after.uid, after.generation), (uid, 1));
+}
+
+#[test]
+fn one_name_has_one_owner() {
+    let mut desk = Desk::new();
+    let put = Put {
+        name: SandboxName::try_from("api").unwrap(),
+        labels: BTreeMap::new(),
+        spec: parse(b"apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {name: x}\nspec: {command: [b]}", &desk.rules)
+            .unwrap()
+            .remove(0)
+            .spec,
+        owner: Owner::Api,
+        uid: None,
+        precondition: Precondition::None,
+    };
+    desk.store.write_blocking(move |core| edit::put(core, put, Time(0))).unwrap().unwrap();
+    desk.write("a.yaml", &["api", "a"]);
+    desk.write("b.yaml", &["a"]);
+    let conflicts = desk.look().warnings.len();
+    // Two files for one new name: neither is used, since nothing says which was meant.
+    assert_eq!((desk.names().as_str(), conflicts), ("api=api", 3));
+    desk.remove("b.yaml");
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml api=api");
+    // An incumbent keeps its name against a newcomer.
+    desk.write("b.yaml", &["a"]);
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml api=api");
+    let record = &desk.store.snapshot().files["b.yaml"];
+    assert_eq!(record.conflicts["a"], "it is owned by file:a.yaml");
+}

@@ -1,0 +1,52 @@
+//! One text to its documents, or to all of its faults.
+
+use std::collections::BTreeMap;
+
+use crate::desired::yaml;
+use crate::model::admission::{self, Rules};
+use crate::model::draft::{self, Document};
+use crate::model::{SandboxName, Spec, Violation};
+
+/// One sandbox that a text declares.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed {
+    pub name: SandboxName,
+    pub labels: BTreeMap<String, String>,
+    pub spec: Spec,
+}
+
+/// Reads and admits every document. One bad document refuses the whole text.
+pub fn parse(bytes: &[u8], rules: &Rules) -> Result<Vec<Parsed>, Vec<Violation>> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+        vec![Violation::new("", format!("line {line} is not UTF-8; save the file as UTF-8"))]
+    })?;
+    let nodes = yaml::parse(text).map_err(|fault| vec![fault])?;
+    let mut parsed: Vec<Parsed> = Vec::new();
+    let mut faults = Vec::new();
+    for node in &nodes {
+        match draft::read_document(node) {
+            Err(found) => faults.extend(found),
+            Ok(document) => match admit(&document, rules) {
+                Err(found) => faults.extend(found),
+                Ok(next) if parsed.iter().any(|known| known.name == next.name) => {
+                    let message = format!("{} is declared twice in this file", next.name);
+                    faults.push(Violation::new("metadata.name", message).at(document.at));
+                }
+                Ok(next) => parsed.push(next),
+            },
+        }
+    }
+    if faults.is_empty() { Ok(parsed) } else { Err(faults) }
+}
+
+fn admit(document: &Document, rules: &Rules) -> Result<Parsed, Vec<Violation>> {
+    let here = |faults: Vec<Violation>| -> Vec<Violation> {
+        faults
+            .into_iter()
+            .map(|fault| if fault.at.is_none() { fault.at(document.at) } else { fault })
+            .collect()
+    };
+    let spec = admission::admit(&document.draft, rules).map_err(here)?;
+    Ok(Parsed { name: document.name.clone(), labels: document.labels.clone(), spec })
+}

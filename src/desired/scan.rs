@@ -1,0 +1,222 @@
+//! Looking at the directory: which files are there, and what do those say that changed?
+//!
+//! A file whose device, inode, size and times are as they were, and not from the last moments, is
+//! not read again. Whatever cannot be read is a fault of that file, never of the scan; a directory
+//! that cannot be read is a fault of the scan, and then nothing is concluded from it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// Largest file read.
+pub const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Times this close to now may hide a second write within the same tick.
+const RACY_MS: u64 = 2_000;
+
+/// What is remembered from one scan to the next.
+#[derive(Debug, Default)]
+pub struct Scanner {
+    root: PathBuf,
+    seen: BTreeMap<String, Stat>,
+}
+
+/// One look at the directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Device and inode of the directory.
+    pub root: (u64, u64),
+    /// Every file that is there, by its name.
+    pub present: Vec<String>,
+    /// Those that were read, with what they say. Whether it is new is for the digest to tell.
+    pub read: BTreeMap<String, Text>,
+}
+
+/// What reading a file came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Text {
+    Bytes { bytes: Vec<u8>, digest: String, fresh: bool },
+    /// It is there and cannot be used; the reason is for its owner.
+    Unusable { reason: String },
+}
+
+/// What tells that a file was touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stat {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified_ns: i128,
+    changed_ns: i128,
+    settled: bool,
+}
+
+impl Scanner {
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), seen: BTreeMap::new() }
+    }
+
+    /// Looks at everything. An error means that nothing is known.
+    pub fn scan(&mut self, now_ms: u64) -> io::Result<Scan> {
+        let meta = fs::metadata(&self.root)?;
+        let mut scan = Scan { root: (meta.dev(), meta.ino()), ..Scan::default() };
+        for entry in fs::read_dir(&self.root)? {
+            // A directory that breaks off half way must not look as if the rest were gone.
+            let name = entry?.file_name();
+            let Some(name) = name.to_str().filter(|name| is_spec(name)) else { continue };
+            self.look(name, now_ms, &mut scan);
+        }
+        scan.present.sort_unstable();
+        self.seen.retain(|name, _| scan.present.binary_search(name).is_ok());
+        Ok(scan)
+    }
+
+    /// Looks at the named files only, and says nothing of the others.
+    pub fn scan_some(&mut self, names: &[String], now_ms: u64) -> io::Result<Scan> {
+        let meta = fs::metadata(&self.root)?;
+        let mut scan = Scan { root: (meta.dev(), meta.ino()), ..Scan::default() };
+        for name in names.iter().filter(|name| is_spec(name)) {
+            self.look(name, now_ms, &mut scan);
+        }
+        Ok(scan)
+    }
+
+    /// Forgets a file, so that the next scan reads it whatever its times say.
+    pub fn forget(&mut self, name: &str) {
+        self.seen.remove(name);
+    }
+
+    fn look(&mut self, name: &str, now_ms: u64, scan: &mut Scan) {
+        let path = self.root.join(name);
+        let stat = match fs::metadata(&path) {
+            Ok(meta) => Stat::of(&meta, now_ms),
+            // Gone between the listing and now: then it is gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => return,
+            Err(error) => {
+                scan.present.push(name.to_owned());
+                scan.read.insert(name.to_owned(), Text::Unusable { reason: error.to_string() });
+                return;
+            }
+        };
+        scan.present.push(name.to_owned());
+        if stat.settled && self.seen.get(name) == Some(&stat) {
+            return;
+        }
+        let text = match self.read(&path, &stat) {
+            Ok(bytes) => {
+                let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+                Text::Bytes { bytes, digest, fresh: !stat.settled }
+            }
+            Err(error) => Text::Unusable { reason: error.to_string() },
+        };
+        self.seen.insert(name.to_owned(), stat);
+        scan.read.insert(name.to_owned(), text);
+    }
+
+    fn read(&self, path: &Path, stat: &Stat) -> io::Result<Vec<u8>> {
+        let refuse = |why: String| Err(io::Error::other(why));
+        // Symlinks are how Kubernetes lays out its volumes; ones that lead elsewhere are not.
+        let inside = fs::canonicalize(path)?.starts_with(fs::canonicalize(&self.root)?);
+        if !inside {
+            return refuse("is a symlink out of the directory of specs".to_owned());
+        }
+        // Nonblocking, or a FIFO would hold the scan for ever.
+        let file = File::options().read(true).custom_flags(NON_BLOCK).open(path)?;
+        let meta = file.metadata()?;
+        if !meta.is_file() {
+            return refuse("is not a file".to_owned());
+        }
+        if meta.len() > FILE_BYTES_MAX {
+            return refuse(format!("is {} bytes, the limit is {FILE_BYTES_MAX}", meta.len()));
+        }
+        let mut bytes = Vec::new();
+        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 != stat.size {
+            return refuse("is being written".to_owned());
+        }
+        Ok(bytes)
+    }
+}
+
+/// O_NONBLOCK, whose number is part of Linux's ABI.
+const NON_BLOCK: i32 = 0o4000;
+
+impl Stat {
+    fn of(meta: &Metadata, now_ms: u64) -> Self {
+        let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        let changed_ns = nanos(meta.ctime(), meta.ctime_nsec());
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.len(),
+            modified_ns: nanos(meta.mtime(), meta.mtime_nsec()),
+            changed_ns,
+            settled: changed_ns / 1_000_000 + i128::from(RACY_MS) < i128::from(now_ms),
+        }
+    }
+}
+
+/// Whether a file of this name is a spec, and not what editors and tools leave beside one.
+pub fn is_spec(name: &str) -> bool {
+    let hidden = name.starts_with(['.', '#', '~']) || name.ends_with('~');
+    let named = [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end));
+    !hidden && named
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LATER: u64 = 10_u64.pow(15);
+
+    fn read_names(scan: &Scan) -> Vec<&str> {
+        scan.read.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn only_specs_are_read_and_only_when_they_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a.yaml", ".a.yaml.swp", "b.yml", "#c.yaml#", "d.yaml~", "e.txt", "4913"] {
+            fs::write(dir.path().join(name), "x").unwrap();
+        }
+        let mut scanner = Scanner::new(dir.path());
+        assert_eq!(read_names(&scanner.scan(LATER).unwrap()), ["a.yaml", "b.yml"]);
+        assert_eq!(read_names(&scanner.scan(LATER).unwrap()), [""; 0]);
+        fs::write(dir.path().join("b.yml"), "yy").unwrap();
+        let scan = scanner.scan(LATER).unwrap();
+        assert_eq!((read_names(&scan), scan.present.len()), (vec!["b.yml"], 2));
+        // A file touched just now is read again: its times may not show the next write.
+        let mut scanner = Scanner::new(dir.path());
+        assert_eq!(scanner.scan(0).unwrap().read.len(), 2);
+        assert_eq!(scanner.scan(0).unwrap().read.len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_a_fault_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("dir.yaml")).unwrap();
+        fs::write(at("big.yaml"), vec![b'#'; 5 << 20]).unwrap();
+        std::os::unix::fs::symlink(outside.path(), at("out.yaml")).unwrap();
+        std::os::unix::fs::symlink("nowhere", at("dangling.yaml")).unwrap();
+        fs::create_dir(at("..2026")).unwrap();
+        fs::write(at("..2026/in.yaml"), "a").unwrap();
+        std::os::unix::fs::symlink("..2026", at("..data")).unwrap();
+        std::os::unix::fs::symlink("..data/in.yaml", at("in.yaml")).unwrap();
+        let scan = Scanner::new(dir.path()).scan(LATER).unwrap();
+        let reason = |name: &str| match &scan.read[name] {
+            Text::Unusable { reason } => reason.clone(),
+            Text::Bytes { .. } => "read".to_owned(),
+        };
+        assert_eq!(reason("dir.yaml"), "is not a file");
+        assert_eq!(reason("big.yaml"), "is 5242880 bytes, the limit is 1048576");
+        assert_eq!(reason("out.yaml"), "is a symlink out of the directory of specs");
+        assert_eq!(reason("in.yaml"), "read");
+        assert!(reason("dangling.yaml").contains("No such file"));
+        assert!(Scanner::new(&at("nowhere")).scan(LATER).is_err());
+    }
+}

@@ -1,0 +1,33 @@
+//! The nouns. Pure data and the rules that make it valid: no I/O, no clock, no randomness.
+//!
+//! ```text
+//!   YAML or JSON --> tree --> draft --admission (image, defaults)--> Spec
+//!   Sandbox = identity + Spec + owner + power (what people want)
+//!           + history + instance + Status (what the daemon knows)
+//! ```
+
+pub mod admission;
+pub mod condition;
+pub mod draft;
+pub mod event;
+pub mod image;
+pub mod instance;
+pub mod name;
+pub mod observed;
+pub mod sandbox;
+pub mod spec;
+pub mod status;
+pub mod time;
+pub mod tree;
+pub mod violation;
+
+pub use condition::{Condition, ConditionType, Truth};
+pub use event::{Event, Level};
+pub use instance::{ExitKind, ExitRecord, Iid, Instance, InstancePhase, StopReason};
+pub use name::{NameError, SandboxName};
+pub use observed::Observed;
+pub use sandbox::{Deletion, History, Hold, Owner, Power, Sandbox};
+pub use spec::{Isolation, Limits, Network, Restart, RestartPolicy, Spec, State, Stop};
+pub use status::{LimitStatus, Phase, Status};
+pub use time::{Span, Time};
+pub use violation::{Position, Violation};

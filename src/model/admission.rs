@@ -1,0 +1,193 @@
+//! From what was written to a whole [`Spec`]: the image's defaults, then the configuration's, then
+//! the rules about fields taken together. What comes out is stored, so defaults are decided once.
+
+use std::collections::BTreeMap;
+
+use crate::model::draft::Draft;
+use crate::model::image::Image;
+use crate::model::spec::{
+    BackoffRange, Isolation, Limits, Network, Restart, RestartPolicy, Spec, State, Stop,
+};
+use crate::model::time::Span;
+use crate::model::violation::{Violation, suggestion};
+
+/// What this daemon allows and assumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    pub default_isolation: Isolation,
+    /// The weakest isolation a spec may ask for.
+    pub floor: Isolation,
+    pub default_limits: Limits,
+    /// Whether a spec may ask for the host's network.
+    pub network_enabled: bool,
+    pub images: BTreeMap<String, Image>,
+    pub default_policy: RestartPolicy,
+}
+
+/// Fills in the defaults and checks the whole. All faults are reported.
+pub fn admit(draft: &Draft, rules: &Rules) -> Result<Spec, Vec<Violation>> {
+    let mut faults = Vec::new();
+    let image = find_image(draft, rules, &mut faults);
+    let spec = fill(draft, image, rules);
+    check(draft, &spec, image, rules, &mut faults);
+    if faults.is_empty() { Ok(spec) } else { Err(faults) }
+}
+
+fn find_image<'r>(draft: &Draft, rules: &'r Rules, faults: &mut Vec<Violation>) -> Option<&'r Image> {
+    let id = draft.image.as_ref()?;
+    let found = rules.images.get(id);
+    if found.is_none() {
+        let hint = suggestion(id, rules.images.keys().map(String::as_str));
+        let known: Vec<&str> = rules.images.keys().map(String::as_str).collect();
+        let message = format!("no image {id:?}; there are {}{hint}", known.join(", "));
+        faults.push(Violation::new("spec.image", message));
+    }
+    found
+}
+
+fn fill(draft: &Draft, image: Option<&Image>, rules: &Rules) -> Spec {
+    let mut limits = rules.default_limits;
+    let from_image = image.into_iter().flat_map(|image| &image.limits);
+    let written = draft.limits.iter().map(|(name, value)| (*name, *value));
+    for (name, value) in from_image.map(|(name, value)| (name.as_str(), *value)).chain(written) {
+        if let Some(limit) = limits.get_mut(name) {
+            *limit = value;
+        }
+    }
+    let mut env: BTreeMap<String, String> = BTreeMap::new();
+    for variable in image.into_iter().flat_map(|image| &image.variables) {
+        env.insert(variable.env.clone(), variable.default.clone());
+    }
+    env.extend(draft.env.clone());
+    let written = draft.command.clone().filter(|command| !command.is_empty());
+    let initial = draft.backoff_initial.unwrap_or(Span::seconds(1));
+    Spec {
+        image: draft.image.clone(),
+        isolation: draft.isolation.unwrap_or(rules.default_isolation),
+        command: written.or_else(|| image.map(Image::command)).unwrap_or_default(),
+        env,
+        state: draft.state.unwrap_or(State::Running),
+        restart: Restart {
+            policy: draft.restart_policy.unwrap_or(rules.default_policy),
+            backoff: BackoffRange {
+                initial,
+                max: draft.backoff_max.unwrap_or(Span::seconds(300).max(initial)),
+            },
+            max_failures: draft.max_failures.unwrap_or(0),
+        },
+        stop: Stop {
+            signal: draft.stop_signal.clone().unwrap_or_else(|| "SIGTERM".to_owned()),
+            grace: draft.stop_grace.unwrap_or(Span::seconds(10)),
+        },
+        tty: draft.tty.unwrap_or(false),
+        network: draft.network.unwrap_or(Network::None),
+        limits,
+        strict: draft.strict.unwrap_or(false),
+        files: draft.files.clone(),
+    }
+}
+
+fn check(
+    draft: &Draft,
+    spec: &Spec,
+    image: Option<&Image>,
+    rules: &Rules,
+    faults: &mut Vec<Violation>,
+) {
+    let mut fault = |path: &str, message: String| faults.push(Violation::new(path, message));
+    if !spec.isolation.satisfies(rules.floor) {
+        let (asked, floor) = (spec.isolation.as_str(), rules.floor.as_str());
+        fault(
+            "spec.isolation",
+            format!("{asked} is weaker than {floor}, the floor set by \"isolation_floor\" in config.json"),
+        );
+    }
+    if spec.command.is_empty() && draft.image.is_none() && spec.state == State::Running {
+        fault("spec.command", "is missing, and no image is named whose startup it could be".to_owned());
+    }
+    if spec.network == Network::Host && !rules.network_enabled {
+        fault("spec.network", "host needs \"network\": {\"enabled\": true} in config.json".to_owned());
+    }
+    if spec.restart.backoff.initial.0 == 0 {
+        fault("spec.restart.backoff.initial", "must be more than 0".to_owned());
+    }
+    if spec.restart.backoff.max < spec.restart.backoff.initial {
+        fault("spec.restart.backoff.max", "is shorter than initial".to_owned());
+    }
+    for variable in image.into_iter().flat_map(|image| &image.variables) {
+        let missing = spec.env.get(&variable.env).is_none_or(String::is_empty);
+        if variable.required && missing {
+            let path = format!("spec.env.{}", variable.env);
+            fault(&path, format!("is required by image {:?}", spec.image.as_deref().unwrap_or("")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::draft::read_spec;
+    use crate::model::tree::Faults;
+
+    fn rules() -> Rules {
+        let image = serde_json::json!({
+            "id": "javascript", "name": "JavaScript", "runtime": "node", "startup": "node {{MAIN_FILE}}",
+            "limits": {"timeout_seconds": 0, "memory_mb": 256},
+            "variables": [{"name": "Main", "env": "MAIN_FILE", "default": "index.js", "required": true}]
+        });
+        Rules {
+            default_isolation: Isolation::Bubblewrap,
+            floor: Isolation::Bubblewrap,
+            default_limits: Limits::DEFAULT,
+            network_enabled: false,
+            images: [("javascript".to_owned(), serde_json::from_value(image).unwrap())].into(),
+            default_policy: RestartPolicy::OnFailure,
+        }
+    }
+
+    fn admitted(json: serde_json::Value) -> Result<Spec, Vec<String>> {
+        let mut faults = Faults::default();
+        let draft = read_spec(&mut faults, "spec", &json.into());
+        assert!(faults.0.is_empty(), "{faults:?}");
+        admit(&draft, &rules())
+            .map_err(|violations| violations.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn the_images_defaults_stand_above_the_configurations_and_below_the_specs() {
+        let spec = admitted(serde_json::json!({
+            "image": "javascript", "limits": {"memory_mb": 64}, "env": {"A": "b"}
+        }))
+        .unwrap();
+        assert_eq!((spec.limits.memory_mb, spec.limits.timeout_seconds), (64, 0));
+        assert_eq!(spec.limits.max_files, 1024);
+        assert_eq!(spec.command, ["node", "{{MAIN_FILE}}"]);
+        assert_eq!(spec.resolved_command(), ["node", "index.js"]);
+        assert_eq!(spec.env.len(), 2);
+        // What was admitted stands alone: nothing in it is left to be filled in later.
+        let json = serde_json::to_value(&spec).unwrap();
+        assert_eq!(serde_json::from_value::<Spec>(json).unwrap(), spec);
+    }
+
+    #[test]
+    fn faults_of_the_whole_are_reported_together() {
+        let faults = admitted(serde_json::json!({
+            "isolation": "process", "network": "host",
+            "restart": {"backoff": {"initial": "2s", "max": "1s"}}
+        }))
+        .unwrap_err();
+        assert_eq!(faults, [
+            "spec.isolation: process is weaker than bubblewrap, the floor set by \"isolation_floor\" in config.json",
+            "spec.command: is missing, and no image is named whose startup it could be",
+            "spec.network: host needs \"network\": {\"enabled\": true} in config.json",
+            "spec.restart.backoff.max: is shorter than initial",
+        ]);
+        let faults = admitted(serde_json::json!({"image": "javascirpt"})).unwrap_err();
+        assert_eq!(
+            faults[0],
+            "spec.image: no image \"javascirpt\"; there are javascript; did you mean \"javascript\"?"
+        );
+        let faults = admitted(serde_json::json!({"image": "javascript", "env": {"MAIN_FILE": ""}}));
+        assert_eq!(faults.unwrap_err(), ["spec.env.MAIN_FILE: is required by image \"javascript\""]);
+    }
+}

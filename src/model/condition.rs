@@ -1,0 +1,54 @@
+//! Conditions: what is true of a sandbox, one statement each, with its reason.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::time::Time;
+
+/// What a condition is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ConditionType {
+    /// The sandbox is as its spec wants it.
+    Ready,
+    /// The workload's program runs.
+    Running,
+    /// The spec in force is the newest that was written.
+    SpecCurrent,
+    /// Every limit asked for is kept by the kernel.
+    LimitsEnforced,
+}
+
+/// True, false, or not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Truth {
+    True,
+    False,
+    Unknown,
+}
+
+/// One statement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    #[serde(rename = "type")]
+    pub kind: ConditionType,
+    pub status: Truth,
+    /// CamelCase, for programs.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+    pub last_transition_time: Time,
+    pub observed_generation: u64,
+}
+
+/// Puts `next` in place of the condition of its kind. The time of transition moves only with the
+/// status, so that saying the same again changes nothing.
+pub fn set(conditions: &mut Vec<Condition>, mut next: Condition) {
+    match conditions.iter_mut().find(|old| old.kind == next.kind) {
+        Some(old) => {
+            if old.status == next.status {
+                next.last_transition_time = old.last_transition_time;
+            }
+            *old = next;
+        }
+        None => conditions.push(next),
+    }
+}

@@ -1,0 +1,29 @@
+//! Events: what happened, in the order it was committed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::name::SandboxName;
+use crate::model::time::Time;
+
+/// Whether somebody should care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Normal,
+    Warning,
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// The number of the transaction it was part of; several may share one.
+    pub seq: u64,
+    pub time: Time,
+    /// The sandbox it concerns; a file's event may concern none.
+    pub name: Option<SandboxName>,
+    pub level: Level,
+    /// CamelCase, for programs.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}

@@ -1,0 +1,120 @@
+//! A runtime as `images/*.json` describes it: the defaults of whoever names it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::spec::Limits;
+
+/// One image file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    pub id: String,
+    pub name: String,
+    #[serde(default)]
+    pub description: String,
+    /// `node`, `python`, `bun`, `deno` or `bash`: what the seed's clients call it.
+    pub runtime: String,
+    #[serde(default)]
+    pub version: String,
+    #[serde(default)]
+    pub icon: String,
+    #[serde(default)]
+    pub color: String,
+    /// The default command, with `{{VARIABLES}}`.
+    pub startup: String,
+    #[serde(default)]
+    pub default_main: String,
+    /// Defaults of this image, above those of config.json.
+    #[serde(default)]
+    pub limits: BTreeMap<String, u64>,
+    #[serde(default)]
+    pub variables: Vec<Variable>,
+    #[serde(default)]
+    pub install: Option<Install>,
+    /// Laid into a new workspace, once.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+}
+
+/// Something a user of the image may set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variable {
+    pub name: String,
+    pub env: String,
+    #[serde(default)]
+    pub default: String,
+    #[serde(default)]
+    pub required: bool,
+    #[serde(default)]
+    pub description: String,
+}
+
+/// What runs once in a new workspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Install {
+    pub script: String,
+}
+
+impl Image {
+    /// The startup as words. Quotes group; variables are filled in later, inside their word.
+    pub fn command(&self) -> Vec<String> {
+        split_words(&self.startup)
+    }
+
+    /// Faults of the file, apart from its syntax.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for name in self.limits.keys().filter(|name| !Limits::NAMES.contains(&name.as_str())) {
+            faults.push(format!("limits.{name} is not a limit"));
+        }
+        for path in self.files.keys() {
+            if let Some(fault) = crate::model::draft::file_path_fault(path) {
+                faults.push(format!("files.{path} {fault}"));
+            }
+        }
+        if self.command().is_empty() {
+            faults.push("startup is empty".to_owned());
+        }
+        faults
+    }
+}
+
+fn split_words(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    for found in text.chars() {
+        match (quote, found) {
+            (Some(open), close) if open == close => quote = None,
+            (None, '"' | '\'') => {
+                quote = Some(found);
+                word.get_or_insert_default();
+            }
+            (None, space) if space.is_whitespace() => words.extend(word.take()),
+            (_, other) => word.get_or_insert_default().push(other),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, want: &[&str]) {
+        assert_eq!(split_words(text), want);
+    }
+
+    #[test]
+    fn startups_are_split_like_a_shell_would() {
+        check("node {{MAIN_FILE}}", &["node", "{{MAIN_FILE}}"]);
+        check("  bun   run 'a b.ts' \"\" ", &["bun", "run", "a b.ts", ""]);
+        check("", &[]);
+    }
+}

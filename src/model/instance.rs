@@ -1,0 +1,193 @@
+//! Instances: one start of a sandbox each, and how it ended.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::model::spec::Spec;
+use crate::model::time::Time;
+
+/// `<first 8 characters of uid>-<n>`, never reused. Names the run directory and the cgroup.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Iid(String);
+
+impl Iid {
+    /// UUIDv7 begins with the time, so two made close together share their first digits; the last
+    /// eight are random.
+    pub fn new(uid: Uuid, n: u64) -> Self {
+        let text = uid.simple().to_string();
+        Self(format!("{}-{n}", &text[text.len() - 8..]))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Iid {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Iid {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+/// How far an instance has come, as the store knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InstancePhase {
+    /// Intended: it may exist.
+    Starting,
+    Running,
+    Stopping,
+    /// Proved to be gone.
+    Dead,
+}
+
+/// Why an instance was asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// By a person, or a spec that says `stopped`.
+    Stopped,
+    /// By a person, at once.
+    Killed,
+    /// To run again, as asked.
+    Restarted,
+    /// To run with a changed spec.
+    SpecChanged,
+    Deleted,
+    Timeout,
+}
+
+impl StopReason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Killed => "killed",
+            Self::Restarted => "restarted",
+            Self::SpecChanged => "spec_changed",
+            Self::Deleted => "deleted",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// One start, as the store knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    pub iid: Iid,
+    pub n: u64,
+    /// The generation it runs; moves on with changes applied in place.
+    pub generation: u64,
+    /// The run request it answers.
+    pub request: u64,
+    /// What it was started with, to tell what a later spec changes.
+    pub spec: Spec,
+    pub phase: InstancePhase,
+    pub boot_id: String,
+    pub created_at: Time,
+    #[serde(default)]
+    pub started_at: Option<Time>,
+    #[serde(default)]
+    pub pid: Option<u32>,
+    #[serde(default)]
+    pub stop_reason: Option<StopReason>,
+    /// Whether the end was asked for without grace.
+    #[serde(default)]
+    pub forced: bool,
+    #[serde(default)]
+    pub exit: Option<ExitRecord>,
+    /// Whether everything of it on the host was removed.
+    #[serde(default)]
+    pub released: bool,
+}
+
+/// Why an instance ended. Never invented: what is not known is `Lost`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ExitKind {
+    Exited { code: i32 },
+    Signaled { signal: String },
+    Oom { code: Option<i32>, signal: Option<String> },
+    Timeout { code: Option<i32>, signal: Option<String> },
+    StartFailed { stage: String, message: String },
+    /// It is proved to be gone, and nobody saw how.
+    Lost { cause: LostCause },
+}
+
+/// How the evidence was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LostCause {
+    /// The machine was restarted. Nobody's failure.
+    Reboot,
+    /// The daemon died between the intent and the start. Nothing ran.
+    NeverStarted,
+    /// The shim was killed.
+    ShimGone,
+}
+
+/// The exit with its evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    pub iid: Iid,
+    #[serde(flatten)]
+    pub kind: ExitKind,
+    pub started_at: Option<Time>,
+    pub ended_at: Time,
+    /// Why it was asked to end, if it was.
+    pub reason: Option<String>,
+    pub oom_kills: u64,
+    pub memory_peak_bytes: u64,
+    pub cpu_usec: u64,
+    pub throttled_usec: u64,
+}
+
+impl ExitRecord {
+    /// Whether the workload ended well, by itself.
+    pub fn is_success(&self) -> bool {
+        matches!(self.kind, ExitKind::Exited { code: 0 })
+    }
+
+    /// Whether it is nobody's failure, so that it counts for no back-off.
+    pub fn is_innocent(&self) -> bool {
+        let lost = ExitKind::Lost { cause: LostCause::Reboot };
+        let never = ExitKind::Lost { cause: LostCause::NeverStarted };
+        self.kind == lost || self.kind == never || self.was_asked()
+    }
+
+    /// Whether somebody asked for the end; running out of time is nobody's wish.
+    pub fn was_asked(&self) -> bool {
+        self.reason.as_deref().is_some_and(|reason| reason != StopReason::Timeout.as_str())
+    }
+
+    /// One line for people: `exited with code 3`.
+    pub fn summary(&self) -> String {
+        let how = |code: &Option<i32>, signal: &Option<String>| match (code, signal) {
+            (Some(code), _) => format!("code {code}"),
+            (None, Some(signal)) => signal.clone(),
+            (None, None) => "no code".to_owned(),
+        };
+        match &self.kind {
+            ExitKind::Exited { code } => format!("exited with code {code}"),
+            ExitKind::Signaled { signal } => format!("killed by {signal}"),
+            ExitKind::Oom { code, signal } => format!("out of memory ({})", how(code, signal)),
+            ExitKind::Timeout { code, signal } => {
+                format!("time limit reached ({})", how(code, signal))
+            }
+            ExitKind::StartFailed { stage, message } => format!("could not start ({stage}): {message}"),
+            ExitKind::Lost { cause: LostCause::Reboot } => "ended with a restart of the machine".to_owned(),
+            ExitKind::Lost { cause: LostCause::NeverStarted } => "never started".to_owned(),
+            ExitKind::Lost { cause: LostCause::ShimGone } => {
+                "ended unseen: its shim was killed".to_owned()
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! A sandbox: everything that is durable about it, as one immutable value.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::model::instance::{ExitRecord, Instance, InstancePhase};
+use crate::model::name::SandboxName;
+use crate::model::spec::{Spec, State};
+use crate::model::status::Status;
+use crate::model::time::Time;
+
+/// Who may edit the spec.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Owner {
+    Api,
+    /// A file, by its path relative to the directory of specs.
+    File(String),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Api => out.write_str("api"),
+            Self::File(path) => write!(out, "file:{path}"),
+        }
+    }
+}
+
+impl From<Owner> for String {
+    fn from(owner: Owner) -> Self {
+        owner.to_string()
+    }
+}
+
+impl TryFrom<String> for Owner {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.strip_prefix("file:") {
+            Some(path) => Ok(Self::File(path.to_owned())),
+            None if text == "api" => Ok(Self::Api),
+            None => Err(format!("{text:?} is neither \"api\" nor \"file:PATH\"")),
+        }
+    }
+}
+
+/// An operator's word above the spec's `state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hold {
+    /// Stay stopped, whatever any source says.
+    Stopped,
+    /// Stay stopped, and end at once what runs.
+    Killed,
+    /// Run, though the spec says stopped.
+    Started,
+}
+
+/// What operators asked for. Durable, and not an edit of the spec.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Power {
+    pub hold: Option<Hold>,
+    /// Counts requests to run. An instance that answers an older one is replaced.
+    pub request: u64,
+}
+
+/// That the sandbox is to go. Never taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deletion {
+    pub at: Time,
+    /// Whether the workspace is put aside instead of removed.
+    pub keep_workspace: bool,
+    /// Whether the workload is killed instead of asked.
+    pub force: bool,
+}
+
+/// What is remembered from one instance to the next.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct History {
+    /// The number of the newest instance.
+    pub instances: u64,
+    /// Failures in a row, for the back-off.
+    pub failures: u64,
+    pub restarts: u64,
+    /// The pause after the last failure, its jitter included.
+    pub delay_ms: u64,
+    /// No start before this.
+    pub not_before: Option<Time>,
+}
+
+/// One sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sandbox {
+    pub name: SandboxName,
+    pub uid: Uuid,
+    pub owner: Owner,
+    pub labels: BTreeMap<String, String>,
+    pub generation: u64,
+    pub spec: Arc<Spec>,
+    pub created_at: Time,
+    /// The uid on the host that this sandbox alone has.
+    pub host_uid: u32,
+    pub power: Power,
+    pub deletion: Option<Deletion>,
+    pub history: History,
+    /// The newest instance, dead or not.
+    pub instance: Option<Arc<Instance>>,
+    pub status: Status,
+    /// The number of the transaction that last changed it.
+    pub rv: u64,
+}
+
+impl Sandbox {
+    /// Whether it should run, restart policy aside.
+    pub fn wants_to_run(&self) -> bool {
+        match (self.deletion, self.power.hold) {
+            (Some(_), _) | (None, Some(Hold::Stopped | Hold::Killed)) => false,
+            (None, Some(Hold::Started)) => true,
+            (None, None) => self.spec.state == State::Running,
+        }
+    }
+
+    /// The instance that is not proved dead, if there is one.
+    pub fn live(&self) -> Option<&Arc<Instance>> {
+        self.instance.as_ref().filter(|instance| instance.phase != InstancePhase::Dead)
+    }
+
+    /// How the newest instance ended, if it did.
+    pub fn last_exit(&self) -> Option<&ExitRecord> {
+        self.instance.as_ref().and_then(|instance| instance.exit.as_ref())
+    }
+}

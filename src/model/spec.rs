@@ -1,0 +1,229 @@
+//! What a user wants of a sandbox, whole: every default is filled in, so that a later release's
+//! defaults change nothing that is already declared.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::time::Span;
+
+/// How strongly a workload is kept apart, strongest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    Gvisor,
+    Bubblewrap,
+    Process,
+}
+
+impl Isolation {
+    pub const WORDS: &[(&str, Self)] =
+        &[("gvisor", Self::Gvisor), ("bubblewrap", Self::Bubblewrap), ("process", Self::Process)];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gvisor => "gvisor",
+            Self::Bubblewrap => "bubblewrap",
+            Self::Process => "process",
+        }
+    }
+
+    /// Whether this is at least as strong as `floor`.
+    pub fn satisfies(self, floor: Self) -> bool {
+        self <= floor
+    }
+}
+
+/// Whether the sandbox should run at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Running,
+    Stopped,
+}
+
+impl State {
+    pub const WORDS: &[(&str, Self)] = &[("running", Self::Running), ("stopped", Self::Stopped)];
+}
+
+/// When an ended workload is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    Always,
+    /// Unless it ended by itself with code 0.
+    OnFailure,
+    Never,
+}
+
+impl RestartPolicy {
+    pub const WORDS: &[(&str, Self)] =
+        &[("always", Self::Always), ("on-failure", Self::OnFailure), ("never", Self::Never)];
+}
+
+/// Which network the workload sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// A loopback of its own and nothing else.
+    None,
+    /// The host's. Only where config.json enables it too.
+    Host,
+}
+
+impl Network {
+    pub const WORDS: &[(&str, Self)] = &[("none", Self::None), ("host", Self::Host)];
+}
+
+/// See [`RestartPolicy`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    pub policy: RestartPolicy,
+    pub backoff: BackoffRange,
+    /// Failures in a row after which it stays down; 0 never gives up.
+    pub max_failures: u64,
+}
+
+/// The first and the longest pause before a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackoffRange {
+    pub initial: Span,
+    pub max: Span,
+}
+
+/// How a workload is asked to end, and how long it has for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// A name such as SIGTERM.
+    pub signal: String,
+    pub grace: Span,
+}
+
+/// The six limits; 0 is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    pub memory_mb: u64,
+    pub cpu_percent: u64,
+    pub disk_mb: u64,
+    pub timeout_seconds: u64,
+    pub max_processes: u64,
+    pub max_files: u64,
+}
+
+impl Limits {
+    pub const NAMES: [&str; 6] =
+        ["memory_mb", "cpu_percent", "disk_mb", "timeout_seconds", "max_processes", "max_files"];
+
+    /// The limits nobody asked to be otherwise.
+    pub const DEFAULT: Self = Self {
+        memory_mb: 512,
+        cpu_percent: 100,
+        disk_mb: 1024,
+        timeout_seconds: 300,
+        max_processes: 64,
+        max_files: 1024,
+    };
+
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut u64> {
+        match name {
+            "memory_mb" => Some(&mut self.memory_mb),
+            "cpu_percent" => Some(&mut self.cpu_percent),
+            "disk_mb" => Some(&mut self.disk_mb),
+            "timeout_seconds" => Some(&mut self.timeout_seconds),
+            "max_processes" => Some(&mut self.max_processes),
+            "max_files" => Some(&mut self.max_files),
+            _ => None,
+        }
+    }
+
+    pub fn get(mut self, name: &str) -> Option<u64> {
+        self.get_mut(name).map(|value| *value)
+    }
+
+    /// The largest value that makes sense, to catch a slip of the unit.
+    pub fn max_of(name: &str) -> u64 {
+        match name {
+            "memory_mb" => 16 << 20,
+            "cpu_percent" => 100 * 1024,
+            "disk_mb" => 64 << 20,
+            "timeout_seconds" => 10 * 365 * 86_400,
+            "max_processes" => 4 << 20,
+            _ => 1 << 30,
+        }
+    }
+}
+
+/// The spec of one sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// The id of an image, or none: then `command` must be given.
+    #[serde(default)]
+    pub image: Option<String>,
+    pub isolation: Isolation,
+    /// Program and arguments; `{{NAME}}` stands for the variable of that name in `env`.
+    pub command: Vec<String>,
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    pub state: State,
+    pub restart: Restart,
+    pub stop: Stop,
+    pub tty: bool,
+    pub network: Network,
+    pub limits: Limits,
+    pub strict: bool,
+    /// Written into the workspace before each start: path and content.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+}
+
+impl Spec {
+    /// The command with its variables replaced. Words are never split again, so that a value
+    /// cannot become two arguments.
+    pub fn resolved_command(&self) -> Vec<String> {
+        self.command.iter().map(|word| substitute(word, &self.env)).collect()
+    }
+}
+
+fn substitute(word: &str, env: &BTreeMap<String, String>) -> String {
+    let mut out = String::new();
+    let mut rest = word;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let Some((name, behind)) = after.split_once("}}") else { break };
+        out.push_str(before);
+        match env.get(name.trim()) {
+            Some(value) => out.push_str(value),
+            // Not ours: templates of other languages look the same.
+            None => out.push_str(&format!("{{{{{name}}}}}")),
+        }
+        rest = behind;
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(word: &str, want: &str) {
+        let env = [("MAIN".to_owned(), "a b.js".to_owned())].into();
+        assert_eq!(substitute(word, &env), want);
+    }
+
+    #[test]
+    fn variables_are_replaced_once_and_unknown_ones_left() {
+        check("{{MAIN}}", "a b.js");
+        check("x{{ MAIN }}y", "xa b.jsy");
+        check("{{OTHER}}", "{{OTHER}}");
+        check("{{MAIN", "{{MAIN");
+        check("plain", "plain");
+    }
+
+    #[test]
+    fn isolation_is_ordered_by_strength() {
+        assert!(Isolation::Gvisor.satisfies(Isolation::Bubblewrap));
+        assert!(Isolation::Bubblewrap.satisfies(Isolation::Bubblewrap));
+        assert!(!Isolation::Process.satisfies(Isolation::Bubblewrap));
+    }
+}

@@ -1,0 +1,69 @@
+//! The user's faults, as values. A document has all of its faults reported together.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A place in a text, counted from one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    pub line: u64,
+    pub column: u64,
+}
+
+/// One thing wrong with what somebody wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Violation {
+    /// Where in the document: `spec.limits.memory_mb`; empty for the document itself.
+    pub path: String,
+    pub message: String,
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Position>,
+}
+
+impl Violation {
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into(), at: None }
+    }
+
+    pub fn at(mut self, position: Option<Position>) -> Self {
+        self.at = position;
+        self
+    }
+}
+
+/// `12:3: spec.tty: expected true or false`, without what is not known.
+impl fmt::Display for Violation {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Position { line, column }) = self.at {
+            write!(out, "{line}:{column}: ")?;
+        }
+        if !self.path.is_empty() {
+            write!(out, "{}: ", self.path)?;
+        }
+        out.write_str(&self.message)
+    }
+}
+
+/// `; did you mean "x"?`, if one of `known` is near enough to be what was meant.
+pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let near = known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= candidate.len().max(3) / 3)
+        .min();
+    near.map_or_else(String::new, |(_, candidate)| format!("; did you mean \"{candidate}\"?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_words_are_suggested_and_far_ones_are_not() {
+        let known = ["memory_mb", "cpu_percent", "tty"];
+        assert_eq!(suggestion("memroy_mb", known), "; did you mean \"memory_mb\"?");
+        assert_eq!(suggestion("ttty", known), "; did you mean \"tty\"?");
+        assert_eq!(suggestion("color", known), "");
+    }
+}

@@ -1,0 +1,287 @@
+//! Decides what to do; does nothing.
+//!
+//! Everything that can be decided is decided here, from values, so that every decision can be
+//! tested without a host: the loop, dry runs, the command line and the simulation all call
+//! [`plan`]. [`crate::reconcile`] only carries out.
+//!
+//! ```text
+//!   Sandbox (wanted, remembered) + Observed (seen) + now + Policy
+//!        --> one Step | wait until | settled      and the Status that says so
+//! ```
+
+pub mod backoff;
+pub mod diff;
+pub mod report;
+pub mod step;
+
+pub use report::report;
+pub use step::{Next, Plan, Step, Stopping};
+
+use crate::model::{
+    ExitKind, ExitRecord, Hold, Instance, InstancePhase, Observed, RestartPolicy, Sandbox, Span,
+    StopReason, Time,
+};
+use crate::model::instance::LostCause;
+use diff::Effect;
+
+/// A shim that holds its lock and does not answer is given this long, then it is killed.
+pub const UNKNOWN_MAX: Span = Span::seconds(60);
+/// How soon to look again at something that cannot be seen.
+const LOOK_AGAIN: Span = Span::seconds(1);
+
+/// What this host allows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Limits that nothing here can keep, and why.
+    pub unenforced: Vec<(&'static str, String)>,
+    /// Which boot of the machine this is.
+    pub boot_id: String,
+    /// What is wrong with the newest text of the spec, if its source is at fault.
+    pub source_fault: Option<(String, String)>,
+}
+
+/// Everything a decision depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    pub sandbox: &'a Sandbox,
+    pub observed: &'a Observed,
+    pub now: Time,
+    pub policy: &'a Policy,
+}
+
+/// The one thing to do next, why, and what to tell people meanwhile.
+pub fn plan(view: &View<'_>) -> Plan {
+    let (next, why) = decide(view);
+    let status = report(view, &next, &why);
+    Plan { next, why, status }
+}
+
+fn decide(view: &View<'_>) -> (Next, String) {
+    match &view.sandbox.instance {
+        Some(instance) if instance.phase != InstancePhase::Dead => with_live(view, instance),
+        Some(instance) if !instance.released => clean_up(view, instance),
+        Some(_) | None => without(view),
+    }
+}
+
+/// An instance exists, or may.
+fn with_live(view: &View<'_>, instance: &Instance) -> (Next, String) {
+    match view.observed {
+        Observed::Exited { exit } | Observed::Gone { exit: Some(exit), .. } => {
+            record(exit.clone())
+        }
+        Observed::Gone { exit: None, residue } => record(lost(view, instance, *residue)),
+        Observed::Orphan => {
+            (Next::Do(Step::KillOrphan), "its shim is gone, so it cannot be watched".to_owned())
+        }
+        Observed::Unknown => unknown(view),
+        Observed::Launching | Observed::Running { .. } | Observed::Stopping { .. } => {
+            with_answering(view, instance)
+        }
+    }
+}
+
+fn with_answering(view: &View<'_>, instance: &Instance) -> (Next, String) {
+    let wanted = must_end(view.sandbox, instance);
+    if instance.phase == InstancePhase::Stopping {
+        return go_on_stopping(view, instance, wanted);
+    }
+    if let Some(stopping) = wanted {
+        let why = stopping.why.clone();
+        return (Next::Do(Step::Stop(stopping)), why);
+    }
+    if let Observed::Running { pid, started_at } = view.observed
+        && instance.phase == InstancePhase::Starting
+    {
+        let step = Step::MarkRunning { pid: *pid, started_at: *started_at };
+        return (Next::Do(step), "its program runs".to_owned());
+    }
+    if instance.generation != view.sandbox.generation {
+        let change = diff::classify(&instance.spec, &view.sandbox.spec);
+        return (Next::Do(Step::Adjust), format!("changed in place: {}", change.fields.join(", ")));
+    }
+    match backoff::healthy_at(view.sandbox, instance) {
+        Some(at) if at <= view.now => {
+            (Next::Do(Step::MarkHealthy), "it ran long enough to be called healthy".to_owned())
+        }
+        Some(at) => (Next::Wait(at), "it runs".to_owned()),
+        None => (Next::Settled, "it runs".to_owned()),
+    }
+}
+
+/// A stop is never taken back: what was asked to end has begun to.
+fn go_on_stopping(view: &View<'_>, instance: &Instance, wanted: Option<Stopping>) -> (Next, String) {
+    let reason = instance.stop_reason.unwrap_or(StopReason::Stopped);
+    let force = wanted.is_some_and(|stopping| stopping.force);
+    let again = |force, why: &str| {
+        let why = why.to_owned();
+        (Next::Do(Step::Stop(Stopping { reason, force, why: why.clone() })), why)
+    };
+    if force && !instance.forced {
+        return again(true, "it is to end at once");
+    }
+    match view.observed {
+        // The daemon died between deciding and telling.
+        Observed::Running { .. } | Observed::Launching => {
+            again(instance.forced, "it has not been told to stop yet")
+        }
+        _ => (Next::Settled, format!("stopping: {}", reason.as_str())),
+    }
+}
+
+/// Why the instance must end, if it must.
+fn must_end(sandbox: &Sandbox, instance: &Instance) -> Option<Stopping> {
+    let stopping = |reason, force, why: &str| Some(Stopping { reason, force, why: why.to_owned() });
+    if let Some(deletion) = sandbox.deletion {
+        return stopping(StopReason::Deleted, deletion.force, "it is being deleted");
+    }
+    if !sandbox.wants_to_run() {
+        return match sandbox.power.hold {
+            Some(Hold::Killed) => stopping(StopReason::Killed, true, "an operator killed it"),
+            Some(Hold::Stopped) => stopping(StopReason::Stopped, false, "an operator stopped it"),
+            Some(Hold::Started) | None => {
+                stopping(StopReason::Stopped, false, "its spec says stopped")
+            }
+        };
+    }
+    if instance.request < sandbox.power.request {
+        return stopping(StopReason::Restarted, false, "an operator asked for a restart");
+    }
+    if instance.generation == sandbox.generation {
+        return None;
+    }
+    let change = diff::classify(&instance.spec, &sandbox.spec);
+    match change.effect {
+        Effect::Same | Effect::InPlace => None,
+        Effect::Restart | Effect::Recreate => {
+            let why = format!("its spec changed: {}", change.fields.join(", "));
+            stopping(StopReason::SpecChanged, false, &why)
+        }
+    }
+}
+
+fn unknown(view: &View<'_>) -> (Next, String) {
+    let since = report::unknown_since(view.sandbox).unwrap_or(view.now);
+    if since.after(UNKNOWN_MAX) <= view.now {
+        let why = format!("its shim has not answered for {UNKNOWN_MAX}");
+        return (Next::Do(Step::KillShim), why);
+    }
+    let why = "its shim holds the lock and does not answer; that proves nothing".to_owned();
+    (Next::Wait(view.now.after(LOOK_AGAIN)), why)
+}
+
+fn record(exit: ExitRecord) -> (Next, String) {
+    let why = exit.summary();
+    (Next::Do(Step::RecordExit(Box::new(exit))), why)
+}
+
+/// It is proved to be gone and left no word.
+fn lost(view: &View<'_>, instance: &Instance, residue: bool) -> ExitRecord {
+    let cause = if instance.boot_id != view.policy.boot_id {
+        LostCause::Reboot
+    } else if instance.phase == InstancePhase::Starting && !residue {
+        LostCause::NeverStarted
+    } else {
+        LostCause::ShimGone
+    };
+    ExitRecord {
+        iid: instance.iid.clone(),
+        kind: ExitKind::Lost { cause },
+        started_at: instance.started_at,
+        ended_at: view.now,
+        reason: instance.stop_reason.map(|reason| reason.as_str().to_owned()),
+        oom_kills: 0,
+        memory_peak_bytes: 0,
+        cpu_usec: 0,
+        throttled_usec: 0,
+    }
+}
+
+/// The instance is recorded dead; what it left on the host is not removed yet.
+fn clean_up(view: &View<'_>, instance: &Instance) -> (Next, String) {
+    match view.observed {
+        Observed::Gone { .. } | Observed::Exited { .. } => {
+            (Next::Do(Step::CleanUp), format!("{} has ended", instance.iid))
+        }
+        Observed::Orphan => (Next::Do(Step::KillOrphan), "something of it still runs".to_owned()),
+        Observed::Unknown => unknown(view),
+        // A dead row whose shim goes on can only come from a database older than the machine.
+        Observed::Launching | Observed::Running { .. } | Observed::Stopping { .. } => {
+            (Next::Do(Step::KillOrphan), "it is recorded dead and runs".to_owned())
+        }
+    }
+}
+
+/// Nothing of it exists.
+fn without(view: &View<'_>) -> (Next, String) {
+    let sandbox = view.sandbox;
+    if sandbox.deletion.is_some() {
+        return (Next::Do(Step::Forget), "it is being deleted".to_owned());
+    }
+    if !sandbox.wants_to_run() {
+        let why = if sandbox.power.hold.is_some() { "held by an operator" } else { "its spec says stopped" };
+        return (Next::Settled, why.to_owned());
+    }
+    if let Some(refusal) = refusal(view) {
+        return (Next::Settled, refusal);
+    }
+    match sandbox.instance.as_deref() {
+        Some(instance)
+            if instance.generation == sandbox.generation
+                && instance.request == sandbox.power.request =>
+        {
+            after_exit(view, instance)
+        }
+        Some(_) => start("asked to run"),
+        None => start("it has never run"),
+    }
+}
+
+fn start(why: &str) -> (Next, String) {
+    (Next::Do(Step::Start), why.to_owned())
+}
+
+/// Why it may not start, whatever anybody wants.
+fn refusal(view: &View<'_>) -> Option<String> {
+    let spec = &view.sandbox.spec;
+    if spec.command.is_empty() {
+        return Some("no command: give spec.command or an image with a startup".to_owned());
+    }
+    let broken = report::unenforced(spec, view.policy);
+    if spec.strict && !broken.is_empty() {
+        let names: Vec<&str> = broken.iter().map(|(name, _)| *name).collect();
+        return Some(format!("strict: {} not enforced here", names.join(", ")));
+    }
+    None
+}
+
+/// The last run answered the present spec and request: the restart policy decides.
+fn after_exit(view: &View<'_>, instance: &Instance) -> (Next, String) {
+    let sandbox = view.sandbox;
+    let Some(exit) = &instance.exit else { return start("its last end is not known") };
+    let restart = &sandbox.spec.restart;
+    if exit.kind == (ExitKind::Lost { cause: LostCause::NeverStarted }) || exit.was_asked() {
+        return start("its last start came to nothing");
+    }
+    let ended = exit.summary();
+    match restart.policy {
+        RestartPolicy::Never => return (Next::Settled, ended),
+        RestartPolicy::OnFailure if exit.is_success() => return (Next::Settled, ended),
+        RestartPolicy::OnFailure | RestartPolicy::Always => (),
+    }
+    if restart.max_failures > 0 && sandbox.history.failures >= restart.max_failures {
+        let failures = sandbox.history.failures;
+        return (Next::Settled, format!("{ended}; gave up after {failures} failures in a row"));
+    }
+    match sandbox.history.not_before {
+        Some(at) if at > view.now => {
+            // A clock that jumped back must not strand it.
+            let latest = view.now.after(restart.backoff.max.max(Span(sandbox.history.delay_ms)));
+            (Next::Wait(at.min(latest)), ended)
+        }
+        Some(_) | None => start(&ended),
+    }
+}
+
+#[cfg(test)]
+mod tests;

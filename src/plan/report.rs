@@ -1,0 +1,160 @@
+//! What to tell people: conditions first, and the one-word phase from them.
+
+use crate::model::condition::{self, Condition};
+use crate::model::{
+    ConditionType, ExitKind, InstancePhase, LimitStatus, Limits, Observed, Phase, Sandbox, Spec,
+    Status, Time, Truth,
+};
+use crate::plan::{Next, Policy, Step, View};
+
+/// Limits the spec asks for and nothing here keeps, and why.
+pub fn unenforced<'p>(spec: &Spec, policy: &'p Policy) -> Vec<(&'static str, &'p str)> {
+    policy
+        .unenforced
+        .iter()
+        .filter(|(name, _)| spec.limits.get(name).is_some_and(|value| value > 0))
+        .map(|(name, reason)| (*name, reason.as_str()))
+        .collect()
+}
+
+/// Since when nothing is known of what runs.
+pub fn unknown_since(sandbox: &Sandbox) -> Option<Time> {
+    let running = sandbox.status.conditions.iter().find(|one| one.kind == ConditionType::Running)?;
+    (running.status == Truth::Unknown).then_some(running.last_transition_time)
+}
+
+/// The status that goes with a decision.
+pub fn report(view: &View<'_>, next: &Next, why: &str) -> Status {
+    let sandbox = view.sandbox;
+    let mut status = sandbox.status.clone();
+    status.phase = phase(view, next);
+    status.next_start_at = match next {
+        Next::Wait(at) if status.phase == Phase::BackingOff => Some(*at),
+        Next::Do(_) | Next::Wait(_) | Next::Settled => None,
+    };
+    let starting = sandbox.live().is_some_and(|one| one.phase == InstancePhase::Starting);
+    if !matches!(next, Next::Do(_)) && !starting {
+        status.observed_generation = sandbox.generation;
+        status.observed_request = sandbox.power.request;
+    }
+    if sandbox.live().is_none() {
+        status.limits = predicted_limits(&sandbox.spec, view.policy);
+    }
+    let limits = unkept(&status.limits);
+    let mut set = |kind, truth, reason: &str, message: &str| {
+        let observed_generation = sandbox.generation;
+        let (reason, message) = (reason.to_owned(), message.to_owned());
+        let next = Condition {
+            kind,
+            status: truth,
+            reason,
+            message,
+            last_transition_time: view.now,
+            observed_generation,
+        };
+        condition::set(&mut status.conditions, next);
+    };
+    let (truth, reason) = running(view);
+    set(ConditionType::Running, truth, reason, why);
+    let (truth, reason) = ready(view, next);
+    set(ConditionType::Ready, truth, reason, why);
+    match &view.policy.source_fault {
+        Some((reason, message)) => set(ConditionType::SpecCurrent, Truth::False, reason, message),
+        None => set(ConditionType::SpecCurrent, Truth::True, "Accepted", ""),
+    }
+    if limits.is_empty() {
+        set(ConditionType::LimitsEnforced, Truth::True, "AllEnforced", "");
+    } else {
+        set(ConditionType::LimitsEnforced, Truth::False, "NotEnforced", &limits);
+    }
+    status
+}
+
+/// `disk_mb: not enforced (reason), …`.
+fn unkept(limits: &[LimitStatus]) -> String {
+    let broken = limits.iter().filter(|limit| limit.requested > 0 && !limit.enforced);
+    let texts: Vec<String> =
+        broken.map(|limit| format!("{}: not enforced ({})", limit.limit, limit.reason)).collect();
+    texts.join("; ")
+}
+
+/// What a start would make of the limits, as far as is known before it.
+fn predicted_limits(spec: &Spec, policy: &Policy) -> Vec<LimitStatus> {
+    let broken = unenforced(spec, policy);
+    let predict = |name: &'static str| {
+        let reason = broken.iter().find(|(broken, _)| *broken == name).map(|(_, reason)| *reason);
+        LimitStatus {
+            limit: name.to_owned(),
+            requested: spec.limits.get(name).unwrap_or(0),
+            mechanism: String::new(),
+            read_back: None,
+            enforced: reason.is_none(),
+            reason: reason.unwrap_or("not running").to_owned(),
+        }
+    };
+    Limits::NAMES.into_iter().map(predict).collect()
+}
+
+fn running(view: &View<'_>) -> (Truth, &'static str) {
+    if view.sandbox.live().is_none() {
+        return (Truth::False, "NoInstance");
+    }
+    match view.observed {
+        Observed::Running { .. } => (Truth::True, "ProgramRuns"),
+        Observed::Stopping { .. } => (Truth::True, "Stopping"),
+        Observed::Launching => (Truth::False, "Launching"),
+        Observed::Exited { .. } | Observed::Gone { .. } => (Truth::False, "Ended"),
+        Observed::Orphan => (Truth::Unknown, "ShimGone"),
+        Observed::Unknown => (Truth::Unknown, "ShimSilent"),
+    }
+}
+
+fn ready(view: &View<'_>, next: &Next) -> (Truth, &'static str) {
+    let sandbox = view.sandbox;
+    let current = |generation| generation == sandbox.generation;
+    if let Some(live) = sandbox.live() {
+        return match view.observed {
+            Observed::Running { .. } if current(live.generation) && live.stop_reason.is_none() => {
+                (Truth::True, "Running")
+            }
+            Observed::Unknown => (Truth::Unknown, "ShimSilent"),
+            _ => (Truth::False, "Progressing"),
+        };
+    }
+    match next {
+        Next::Do(_) => (Truth::False, "Progressing"),
+        Next::Wait(_) => (Truth::False, "BackingOff"),
+        Next::Settled if !sandbox.wants_to_run() => (Truth::True, "Stopped"),
+        Next::Settled => match sandbox.last_exit() {
+            Some(exit) if exit.is_success() => (Truth::True, "Completed"),
+            Some(_) => (Truth::False, "Failed"),
+            None => (Truth::False, "CannotStart"),
+        },
+    }
+}
+
+fn phase(view: &View<'_>, next: &Next) -> Phase {
+    let sandbox = view.sandbox;
+    if sandbox.deletion.is_some() {
+        return Phase::Deleting;
+    }
+    if let Some(live) = sandbox.live() {
+        return match (view.observed, live.phase) {
+            (Observed::Unknown | Observed::Orphan, _) => Phase::Unknown,
+            (_, InstancePhase::Stopping) => Phase::Stopping,
+            (_, InstancePhase::Starting) => Phase::Starting,
+            (_, InstancePhase::Running | InstancePhase::Dead) => Phase::Running,
+        };
+    }
+    match next {
+        Next::Do(Step::Start) => Phase::Pending,
+        Next::Wait(_) => Phase::BackingOff,
+        Next::Do(_) | Next::Settled if !sandbox.wants_to_run() => Phase::Stopped,
+        Next::Do(_) | Next::Settled => match sandbox.last_exit().map(|exit| &exit.kind) {
+            Some(ExitKind::Exited { code: 0 }) => Phase::Completed,
+            Some(_) => Phase::Failed,
+            None if sandbox.instance.is_some() => Phase::Stopped,
+            None => Phase::Failed,
+        },
+    }
+}

@@ -1,0 +1,311 @@
+//! The planner's decisions, as tables: every test goes through one `check`.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::model::spec::{BackoffRange, Stop};
+use crate::model::{
+    Deletion, History, Iid, Isolation, Limits, Network, Owner, Power, Restart, SandboxName, Spec,
+    State, Status,
+};
+
+const NOW: Time = Time(1_000_000);
+
+fn spec() -> Spec {
+    Spec {
+        image: None,
+        isolation: Isolation::Bubblewrap,
+        command: vec!["sh".to_owned()],
+        env: Default::default(),
+        state: State::Running,
+        restart: Restart {
+            policy: RestartPolicy::OnFailure,
+            backoff: BackoffRange { initial: Span::seconds(1), max: Span::seconds(300) },
+            max_failures: 0,
+        },
+        stop: Stop { signal: "SIGTERM".to_owned(), grace: Span::seconds(10) },
+        tty: false,
+        network: Network::None,
+        limits: Limits::DEFAULT,
+        strict: false,
+        files: Default::default(),
+    }
+}
+
+fn web() -> Sandbox {
+    Sandbox {
+        name: SandboxName::try_from("web").unwrap(),
+        uid: uuid::Uuid::nil(),
+        owner: Owner::Api,
+        labels: Default::default(),
+        generation: 1,
+        spec: Arc::new(spec()),
+        created_at: Time(0),
+        host_uid: 0,
+        power: Power::default(),
+        deletion: None,
+        history: History::default(),
+        instance: None,
+        status: Status::default(),
+        rv: 1,
+    }
+}
+
+fn instance(phase: InstancePhase) -> Instance {
+    Instance {
+        iid: Iid::new(uuid::Uuid::nil(), 1),
+        n: 1,
+        generation: 1,
+        request: 0,
+        spec: spec(),
+        phase,
+        boot_id: "boot".to_owned(),
+        created_at: Time(0),
+        started_at: Some(NOW),
+        pid: None,
+        stop_reason: None,
+        forced: false,
+        exit: None,
+        released: phase == InstancePhase::Dead,
+    }
+}
+
+fn with(phase: InstancePhase) -> Sandbox {
+    Sandbox { instance: Some(Arc::new(instance(phase))), ..web() }
+}
+
+fn exit(kind: ExitKind) -> ExitRecord {
+    ExitRecord {
+        iid: Iid::new(uuid::Uuid::nil(), 1),
+        kind,
+        started_at: Some(NOW),
+        ended_at: NOW,
+        reason: None,
+        oom_kills: 0,
+        memory_peak_bytes: 0,
+        cpu_usec: 0,
+        throttled_usec: 0,
+    }
+}
+
+/// It has run, ended like this, and nothing of it is left.
+fn ended(kind: ExitKind) -> Sandbox {
+    let record = exit(kind);
+    let mut sandbox = web();
+    sandbox.history = backoff::after_exit(&sandbox, &record);
+    sandbox.instance =
+        Some(Arc::new(Instance { exit: Some(record), ..instance(InstancePhase::Dead) }));
+    sandbox
+}
+
+const GONE: Observed = Observed::Gone { exit: None, residue: false };
+const RUNS: Observed = Observed::Running { pid: Some(7), started_at: NOW };
+const STOPS: Observed = Observed::Stopping { pid: Some(7), started_at: Some(NOW) };
+
+fn policy() -> Policy {
+    Policy {
+        unenforced: vec![("disk_mb", "no quota".to_owned())],
+        boot_id: "boot".to_owned(),
+        source_fault: None,
+    }
+}
+
+fn planned(sandbox: &Sandbox, observed: &Observed) -> Plan {
+    plan(&View { sandbox, observed, now: NOW, policy: &policy() })
+}
+
+/// The single place that knows the planner's signature.
+#[track_caller]
+fn check(sandbox: &Sandbox, observed: &Observed, want: &str) {
+    let plan = planned(sandbox, observed);
+    let next = match &plan.next {
+        Next::Settled => "settled".to_owned(),
+        Next::Wait(at) => format!("wait {}", NOW.until(*at)),
+        Next::Do(step) => step.word().to_owned(),
+    };
+    assert_eq!(format!("{next}: {} ({})", plan.why, plan.status.phase), want);
+}
+
+#[test]
+fn what_should_run_is_started_and_marked() {
+    check(&web(), &GONE, "start: it has never run (Pending)");
+    check(&with(InstancePhase::Starting), &Observed::Launching, "settled: it runs (Starting)");
+    check(&with(InstancePhase::Starting), &RUNS, "mark running: its program runs (Starting)");
+    check(&with(InstancePhase::Running), &RUNS, "settled: it runs (Running)");
+}
+
+#[test]
+fn what_should_not_run_is_stopped() {
+    let mut held = with(InstancePhase::Running);
+    held.power.hold = Some(Hold::Stopped);
+    check(&held, &RUNS, "stop: an operator stopped it (Running)");
+    held.power.hold = Some(Hold::Killed);
+    check(&held, &RUNS, "kill: an operator killed it (Running)");
+    let mut deleted = with(InstancePhase::Running);
+    deleted.deletion = Some(Deletion { at: NOW, keep_workspace: false, force: false });
+    check(&deleted, &RUNS, "stop: it is being deleted (Deleting)");
+    deleted.instance = None;
+    check(&deleted, &GONE, "forget: it is being deleted (Deleting)");
+    let mut stopped = web();
+    stopped.spec = Arc::new(Spec { state: State::Stopped, ..spec() });
+    check(&stopped, &GONE, "settled: its spec says stopped (Stopped)");
+    stopped.power.hold = Some(Hold::Started);
+    check(&stopped, &GONE, "start: it has never run (Pending)");
+}
+
+#[test]
+fn a_stop_is_repeated_until_it_was_heard_and_never_taken_back() {
+    let stopping = Instance {
+        stop_reason: Some(StopReason::SpecChanged),
+        ..instance(InstancePhase::Stopping)
+    };
+    let mut sandbox = Sandbox { instance: Some(Arc::new(stopping)), ..web() };
+    check(&sandbox, &RUNS, "stop: it has not been told to stop yet (Stopping)");
+    check(&sandbox, &STOPS, "settled: stopping: spec_changed (Stopping)");
+    sandbox.power.hold = Some(Hold::Killed);
+    check(&sandbox, &STOPS, "kill: it is to end at once (Stopping)");
+}
+
+#[test]
+fn a_changed_spec_reaches_as_far_as_it_must() {
+    let changed = |change: &dyn Fn(&mut Spec)| {
+        let mut new = spec();
+        change(&mut new);
+        Sandbox { generation: 2, spec: Arc::new(new), ..with(InstancePhase::Running) }
+    };
+    let memory = changed(&|spec| spec.limits.memory_mb = 64);
+    check(&memory, &RUNS, "adjust in place: changed in place: memory_mb (Running)");
+    let files = changed(&|spec| spec.limits.max_files = 9);
+    check(&files, &RUNS, "stop: its spec changed: max_files (Running)");
+    let command = changed(&|spec| spec.command.push("x".to_owned()));
+    check(&command, &RUNS, "stop: its spec changed: command (Running)");
+    let image = changed(&|spec| spec.image = Some("bash".to_owned()));
+    assert_eq!(diff::classify(&spec(), &image.spec).effect, Effect::Recreate);
+    // The end it came to under the old spec says nothing about the new one.
+    let mut fixed = ended(ExitKind::Exited { code: 1 });
+    fixed.generation = 2;
+    check(&fixed, &GONE, "start: asked to run (Pending)");
+}
+
+#[test]
+fn the_restart_policy_decides_after_an_end() {
+    let policy = |policy, kind| {
+        let mut sandbox = ended(kind);
+        let mut spec = spec();
+        spec.restart.policy = policy;
+        sandbox.spec = Arc::new(spec);
+        sandbox
+    };
+    let code = |code| ExitKind::Exited { code };
+    let never = RestartPolicy::Never;
+    check(&policy(never, code(0)), &GONE, "settled: exited with code 0 (Completed)");
+    check(&policy(never, code(3)), &GONE, "settled: exited with code 3 (Failed)");
+    let on_failure = RestartPolicy::OnFailure;
+    check(&policy(on_failure, code(0)), &GONE, "settled: exited with code 0 (Completed)");
+    check(&policy(on_failure, code(3)), &GONE, "wait 947ms: exited with code 3 (BackingOff)");
+    check(&policy(RestartPolicy::Always, code(0)), &GONE, "wait 947ms: exited with code 0 (BackingOff)");
+    let reboot = ExitKind::Lost { cause: LostCause::Reboot };
+    check(&policy(on_failure, reboot), &GONE, "start: ended with a restart of the machine (Pending)");
+}
+
+#[test]
+fn back_off_grows_is_bounded_and_ends_with_health() {
+    let mut sandbox = web();
+    let failure = exit(ExitKind::Exited { code: 1 });
+    let mut delays = Vec::new();
+    for _ in 0..12 {
+        sandbox.history = backoff::after_exit(&sandbox, &failure);
+        delays.push(sandbox.history.delay_ms);
+    }
+    let pauses = [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300];
+    for (delay, pause) in delays.into_iter().zip(pauses) {
+        assert!((pause * 900..=pause * 1100).contains(&delay), "{delay} ms is not about {pause} s");
+    }
+    let long = ExitRecord { started_at: Some(Time(0)), ..failure };
+    sandbox.history = backoff::after_exit(&sandbox, &long);
+    assert_eq!(sandbox.history.failures, 1);
+    sandbox.instance = Some(Arc::new(instance(InstancePhase::Running)));
+    check(&sandbox, &RUNS, "wait 1m: it runs (Running)");
+    let now = Time(NOW.0 + 60_000);
+    let later = plan(&View { sandbox: &sandbox, observed: &RUNS, now, policy: &policy() });
+    assert_eq!(later.next, Next::Do(Step::MarkHealthy));
+}
+
+#[test]
+fn giving_up_is_final_until_something_changes() {
+    let mut sandbox = ended(ExitKind::Exited { code: 1 });
+    let mut limited = spec();
+    limited.restart.max_failures = 1;
+    sandbox.spec = Arc::new(limited);
+    check(&sandbox, &GONE, "settled: exited with code 1; gave up after 1 failures in a row (Failed)");
+    sandbox.power.request = 1;
+    check(&sandbox, &GONE, "start: asked to run (Pending)");
+}
+
+#[test]
+fn unknown_is_not_dead() {
+    let sandbox = with(InstancePhase::Running);
+    let why = "its shim holds the lock and does not answer; that proves nothing";
+    check(&sandbox, &Observed::Unknown, &format!("wait 1s: {why} (Unknown)"));
+    let mut long = sandbox;
+    long.status = planned(&long, &Observed::Unknown).status;
+    long.status.conditions[0].last_transition_time = Time(NOW.0 - 60_000);
+    check(&long, &Observed::Unknown, "kill shim: its shim has not answered for 1m (Unknown)");
+    check(&long, &Observed::Orphan, "kill orphan: its shim is gone, so it cannot be watched (Unknown)");
+}
+
+#[test]
+fn an_end_that_nobody_saw_is_lost_and_never_invented() {
+    let cause = |sandbox: &Sandbox, observed: &Observed| match planned(sandbox, observed).next {
+        Next::Do(Step::RecordExit(exit)) => exit.kind,
+        other => panic!("{other:?}"),
+    };
+    let lost = |cause| ExitKind::Lost { cause };
+    let residue = Observed::Gone { exit: None, residue: true };
+    assert_eq!(cause(&with(InstancePhase::Starting), &GONE), lost(LostCause::NeverStarted));
+    // A shim that dies at once must not be started over and over without a pause.
+    assert_eq!(cause(&with(InstancePhase::Starting), &residue), lost(LostCause::ShimGone));
+    assert_eq!(cause(&with(InstancePhase::Running), &GONE), lost(LostCause::ShimGone));
+    let old = Instance { boot_id: "earlier".to_owned(), ..instance(InstancePhase::Running) };
+    let old = Sandbox { instance: Some(Arc::new(old)), ..web() };
+    assert_eq!(cause(&old, &GONE), lost(LostCause::Reboot));
+}
+
+#[test]
+fn a_dead_instance_is_cleaned_up_before_the_next_one_starts() {
+    let mut sandbox = ended(ExitKind::Exited { code: 0 });
+    sandbox.power.request = 1;
+    let dirty = Instance { released: false, ..instance(InstancePhase::Dead) };
+    sandbox.instance = Some(Arc::new(dirty));
+    let exited = Observed::Exited { exit: exit(ExitKind::Exited { code: 0 }) };
+    assert_eq!(planned(&sandbox, &exited).next, Next::Do(Step::CleanUp));
+    assert_eq!(planned(&sandbox, &RUNS).next, Next::Do(Step::KillOrphan));
+}
+
+#[test]
+fn limits_that_are_not_kept_are_said_and_strict_refuses() {
+    let plan = planned(&web(), &GONE);
+    let limits = plan.status.conditions.iter().find(|one| one.reason == "NotEnforced").unwrap();
+    assert_eq!(limits.message, "disk_mb: not enforced (no quota)");
+    let mut strict = web();
+    strict.spec = Arc::new(Spec { strict: true, ..spec() });
+    check(&strict, &GONE, "settled: strict: disk_mb not enforced here (Failed)");
+    let mut unlimited = Spec { strict: true, ..spec() };
+    unlimited.limits.disk_mb = 0;
+    strict.spec = Arc::new(unlimited);
+    check(&strict, &GONE, "start: it has never run (Pending)");
+}
+
+#[test]
+fn a_status_says_generation_only_when_its_consequences_are_stored() {
+    let mut sandbox = web();
+    sandbox.generation = 5;
+    assert_eq!(planned(&sandbox, &GONE).status.observed_generation, 0);
+    let running = Instance { generation: 5, ..instance(InstancePhase::Running) };
+    sandbox.instance = Some(Arc::new(running));
+    assert_eq!(planned(&sandbox, &RUNS).status.observed_generation, 5);
+    // Looking again at the same thing changes nothing.
+    let once = planned(&sandbox, &RUNS).status;
+    sandbox.status = once.clone();
+    assert_eq!(planned(&sandbox, &RUNS).status, once);
+}

@@ -1,0 +1,28 @@
+//! The small process beside each instance. It does what must go on while the daemon is dead: it owns
+//! the workload's terminal or pipes, keeps the console, reaps every descendant, runs the grace and
+//! the run timeout, and writes down how the workload ended.
+//!
+//! It has no policy: whether to start again is never its question. It has one thread, one poll, and
+//! no memory of clients; whoever connects is told the whole state. It links only [`crate::sys`].
+//!
+//! ```text
+//!   launch.json --> child (cgroup, uid, filters, exec) --> workload
+//!                                                            | stdout, stderr | stdin
+//!   daemon <-- state, console head, credit --  shim  <-------+                ^
+//!          --- stop, kill, resize, stdin --->    |----> spool (files) --> any number of readers
+//!                                                +----> exit.json
+//! ```
+
+pub mod client;
+pub mod exit;
+pub mod launch;
+pub mod protocol;
+pub mod spool;
+
+mod child;
+mod connection;
+mod main;
+mod stdin;
+mod workload;
+
+pub use main::run;

@@ -1,0 +1,170 @@
+//! Making the workload's process: fork into the cgroup, confine, become the program.
+//!
+//! Every step of the child either succeeds or is reported by name through a pipe that exec closes;
+//! so the shim knows that the program runs, or which step failed and why.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::error::chain;
+use crate::shim::launch::{Confinement, FILTER_FD, Launch, STATUS_FD};
+use crate::sys::spawn::{self, Fork, Limit};
+use crate::sys::{SysError, landlock, poll, pty, seccomp};
+
+/// The shim's ends of everything that leads to the workload.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub pid: u32,
+    /// Output; with a terminal there is only one.
+    pub stdout: OwnedFd,
+    pub stderr: Option<OwnedFd>,
+    /// Input, and for a terminal also where its size is set.
+    pub stdin: OwnedFd,
+    /// Reads to its end when the program runs, or the report of what failed.
+    pub failure: OwnedFd,
+    /// What bubblewrap says.
+    pub status: Option<OwnedFd>,
+    /// Our own hold on the terminal: without it, a workload that closes its last descriptor would
+    /// leave the master hung up, and poll spinning, while the workload lives.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// The child's ends.
+struct Ends {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    status: Option<OwnedFd>,
+    failure: OwnedFd,
+}
+
+/// Starts what `launch` orders. Returns in the shim only.
+pub(super) fn start(launch: &Launch) -> Result<Child, SysError> {
+    let (child, ends) = connect(launch)?;
+    let unified = launch.group.open_unified()?;
+    let parent = std::process::id();
+    match spawn::fork_into(unified.as_ref().map(AsFd::as_fd))? {
+        Fork::Parent { pid } => Ok(Child { pid, ..child }),
+        Fork::Child => {
+            let (stage, error) = become_workload(launch, &ends, parent);
+            let report = format!("{stage}\n{}", chain(&error));
+            // Nobody is left to be told if this fails; the shim then sees a bare end.
+            let _ = File::from(ends.failure).write_all(report.as_bytes());
+            spawn::exit_now(127)
+        }
+    }
+}
+
+/// What a child reported about its failure: the stage and the reason.
+pub(super) fn read_failure(pipe: OwnedFd) -> Option<(String, String)> {
+    let mut text = String::new();
+    File::from(pipe).read_to_string(&mut text).ok()?;
+    let (stage, message) = text.split_once('\n')?;
+    Some((stage.to_owned(), message.to_owned()))
+}
+
+fn connect(launch: &Launch) -> Result<(Child, Ends), SysError> {
+    let (failure_read, failure) = poll::pipe()?;
+    let (status_read, status) = match launch.confinement {
+        Confinement::Bubblewrap { .. } => poll::pipe().map(|(read, write)| (Some(read), Some(write)))?,
+        Confinement::Itself { .. } => (None, None),
+    };
+    let (ours, theirs) = match launch.tty {
+        Some((cols, rows)) => terminal(cols, rows)?,
+        None => pipes()?,
+    };
+    let terminal = launch.tty.is_some().then(|| copy(&theirs.2)).transpose()?;
+    let (stdin, stdout, stderr) = ours;
+    let (failure_end, status_end) = (failure_read, status_read);
+    let child =
+        Child { pid: 0, stdout, stderr, stdin, failure: failure_end, status: status_end, terminal };
+    for fd in [Some(&child.stdout), child.stderr.as_ref(), Some(&child.stdin), child.status.as_ref()]
+    {
+        fd.map_or(Ok(()), |fd| poll::set_nonblocking(fd.as_fd()))?;
+    }
+    let (stdin, stdout, stderr) = theirs;
+    // Out of the way of the numbers that place_descriptors() gives away.
+    let status = status.map(spawn::move_high).transpose()?;
+    let failure = spawn::move_high(failure)?;
+    Ok((child, Ends { stdin, stdout, stderr, status, failure }))
+}
+
+type Ours = (OwnedFd, OwnedFd, Option<OwnedFd>);
+type Theirs = (OwnedFd, OwnedFd, OwnedFd);
+
+fn terminal(cols: u16, rows: u16) -> Result<(Ours, Theirs), SysError> {
+    let pty = pty::open(cols, rows)?;
+    let ours = (copy(&pty.master)?, pty.master, None);
+    let theirs = (copy(&pty.slave)?, copy(&pty.slave)?, pty.slave);
+    Ok((ours, theirs))
+}
+
+fn copy(fd: &OwnedFd) -> Result<OwnedFd, SysError> {
+    fd.try_clone().map_err(|source| SysError { call: "dup".to_owned(), source })
+}
+
+fn pipes() -> Result<(Ours, Theirs), SysError> {
+    let (stdin, write) = poll::pipe()?;
+    let (out, stdout) = poll::pipe()?;
+    let (err, stderr) = poll::pipe()?;
+    Ok(((write, out, Some(err)), (stdin, stdout, stderr)))
+}
+
+/// Runs in the child. Returns only to say which step failed.
+fn become_workload(launch: &Launch, ends: &Ends, parent: u32) -> (&'static str, SysError) {
+    let steps = || -> Result<(), (&'static str, SysError)> {
+        launch.group.join_v1().map_err(|error| ("cgroup", error))?;
+        spawn::reset_signals().map_err(|error| ("signals", error))?;
+        spawn::new_session().map_err(|error| ("session", error))?;
+        if launch.tty.is_some() {
+            pty::make_controlling(ends.stdin.as_fd()).map_err(|error| ("terminal", error))?;
+        }
+        set_limits(launch).map_err(|error| ("limits", error))?;
+        place_descriptors(launch, ends).map_err(|error| ("descriptors", error))?;
+        std::env::set_current_dir(&launch.work_dir)
+            .map_err(|source| ("workspace", SysError::io("chdir", &launch.work_dir, source)))?;
+        if let Some((uid, gid)) = launch.user {
+            spawn::become_user(uid, gid).map_err(|error| ("user", error))?;
+        }
+        // After the change of user, which clears it.
+        spawn::die_with_parent(parent).map_err(|error| ("parent", error))?;
+        if let Confinement::Itself { read_only, writable } = &launch.confinement {
+            spawn::no_new_privileges().map_err(|error| ("privileges", error))?;
+            landlock::restrict(read_only, writable).map_err(|error| ("landlock", error))?;
+            seccomp::load_filter().map_err(|error| ("seccomp", error))?;
+        }
+        Ok(())
+    };
+    match steps() {
+        Err(failed) => failed,
+        Ok(()) => ("exec", spawn::exec(&launch.program, &launch.args, &launch.env)),
+    }
+}
+
+fn set_limits(launch: &Launch) -> Result<(), SysError> {
+    spawn::limit(Limit::CoreBytes, 0)?;
+    match launch.open_files_max {
+        Some(max) => spawn::limit(Limit::OpenFiles, max),
+        None => Ok(()),
+    }
+}
+
+/// Everything from 3 on is closed by the exec, but for what bubblewrap is handed.
+fn place_descriptors(launch: &Launch, ends: &Ends) -> Result<(), SysError> {
+    spawn::cloexec_from(3)?;
+    let standard: [(BorrowedFd<'_>, i32); 3] =
+        [(ends.stdin.as_fd(), 0), (ends.stdout.as_fd(), 1), (ends.stderr.as_fd(), 2)];
+    for (fd, number) in standard {
+        spawn::place_fd(fd, number)?;
+    }
+    if let Confinement::Bubblewrap { filter_path } = &launch.confinement {
+        let filter = File::open(filter_path)
+            .map_err(|source| SysError::io("open", filter_path, source))?;
+        let filter = spawn::move_high(filter.into())?;
+        let status = ends.status.as_ref().expect("connect() opens one for bubblewrap");
+        spawn::place_fd(filter.as_fd(), FILTER_FD)?;
+        spawn::place_fd(status.as_fd(), STATUS_FD)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! The order a shim is started with: `launch.json` in its run directory.
+//!
+//! It says everything the shim needs, so that a shim never reads the daemon's configuration, and it
+//! names the sandbox, so that a daemon that lost its database can tell what runs.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sys::cgroup::Group;
+
+/// The file's name in the run directory.
+pub const FILE: &str = "launch.json";
+/// The lock held for as long as the shim lives.
+pub const LOCK: &str = "lock";
+/// Where the shim listens.
+pub const SOCKET: &str = "sock";
+
+/// Everything about one start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    pub iid: String,
+    /// Name, uid and generation of the sandbox.
+    pub name: String,
+    pub uid: String,
+    pub generation: u64,
+    /// The daemon that ordered it; commands of an older one are refused.
+    pub epoch: u64,
+    /// The program on the host, and its arguments, the zeroth included.
+    pub program: String,
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub work_dir: PathBuf,
+    /// Host uid and gid to become; `None` stays as it is.
+    pub user: Option<(u32, u32)>,
+    pub group: Group,
+    pub open_files_max: Option<u64>,
+    /// Columns and rows of a terminal, or pipes.
+    pub tty: Option<(u16, u16)>,
+    pub confinement: Confinement,
+    pub spool_dir: PathBuf,
+    pub spool_bytes_max: u64,
+    pub timeout_ms: Option<u64>,
+    /// How the run timeout ends the workload.
+    pub stop_signal: i32,
+    pub stop_grace_ms: u64,
+    /// Where the exit goes.
+    pub exit_path: PathBuf,
+}
+
+/// Who confines the workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "snake_case")]
+pub enum Confinement {
+    /// `program` is bubblewrap. It loads the filter from descriptor [`FILTER_FD`] and reports on
+    /// [`STATUS_FD`].
+    Bubblewrap { filter_path: PathBuf },
+    /// `program` is the workload; the shim's child confines itself before it becomes that.
+    Itself { read_only: Vec<PathBuf>, writable: Vec<PathBuf> },
+}
+
+/// Where bubblewrap finds the system-call filter.
+pub const FILTER_FD: i32 = 10;
+/// Where bubblewrap writes what became of the workload.
+pub const STATUS_FD: i32 = 11;

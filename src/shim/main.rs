@@ -1,0 +1,331 @@
+//! The shim's loop: wait for something, take note of it, see what follows, tell whoever listens.
+
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::error::chain;
+use crate::shim::connection::{Connection, News};
+use crate::shim::launch::{LOCK, Launch, SOCKET};
+use crate::shim::protocol::{Frame, Phase, Reply, Request, State, VERSION};
+use crate::shim::spool::Stream;
+use crate::shim::workload::Workload;
+use crate::sys::lock::{self, Lock};
+use crate::sys::poll::{self, Interest, Ready, Signals, Timer};
+use crate::sys::{SysError, clock, process, pty, socket, spawn};
+
+
+/// Another shim has this instance: EX_TEMPFAIL.
+const EXIT_LOCKED: u8 = 75;
+/// The shim could not even begin: EX_OSERR.
+const EXIT_BROKEN: u8 = 71;
+/// Connections served at once. The daemon needs two; more is somebody lost.
+const CONNECTIONS_MAX: usize = 16;
+
+/// Runs the shim for the run directory named by the first argument, until it is released.
+pub fn run() -> ExitCode {
+    let Some(dir) = std::env::args_os().nth(1) else {
+        complain("usage: sodium-shim RUN_DIRECTORY (started by sodiumd, not by hand)");
+        return ExitCode::from(64);
+    };
+    match Shim::begin(Path::new(&dir)) {
+        Ok(Some(mut shim)) => shim.serve(),
+        Ok(None) => ExitCode::from(EXIT_LOCKED),
+        Err(error) => {
+            complain(&chain(&error));
+            ExitCode::from(EXIT_BROKEN)
+        }
+    }
+}
+
+struct Shim {
+    workload: Workload,
+    listener: UnixListener,
+    connections: Vec<Connection>,
+    signals: Signals,
+    timer: Timer,
+    /// The highest epoch that ever said hello.
+    epoch: u64,
+    released: bool,
+    _lock: Lock,
+}
+
+/// What a descriptor that became ready belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signals,
+    Timer,
+    Listener,
+    Connection(usize),
+    Output(Stream),
+    Stdin,
+    Failure,
+    Status,
+}
+
+impl Shim {
+    /// Takes the instance and starts its workload. `None`: another shim has it.
+    fn begin(dir: &Path) -> Result<Option<Self>, SysError> {
+        // Paths of sockets are short, so everything in the run directory is named from within.
+        std::env::set_current_dir(dir).map_err(|source| SysError::io("chdir", dir, source))?;
+        let Some(lock) = lock::try_take(Path::new(LOCK))? else { return Ok(None) };
+        let launch = read_launch()?;
+        // Fails only for a group leader, which then is a leader already.
+        let _ = spawn::new_session();
+        process::become_subreaper()?;
+        let signals = Signals::open()?;
+        let timer = Timer::open()?;
+        let listener = socket::listen(Path::new(SOCKET))?;
+        let connections = inherited_connection()?.into_iter().collect();
+        let epoch = launch.epoch;
+        spawn::cloexec_from(3)?;
+        let workload = Workload::start(launch)?;
+        Ok(Some(Self { workload, listener, connections, signals, timer, epoch, released: false, _lock: lock }))
+    }
+
+    fn serve(&mut self) -> ExitCode {
+        self.spread(News { state: true, ..News::default() });
+        while !self.released {
+            self.tell();
+            if let Err(error) = self.turn() {
+                // poll itself failed: out of memory. Waiting is all that is left to do.
+                complain(&chain(&error));
+                std::thread::sleep(std::time::Duration::from_secs(1));
+            }
+        }
+        self.tell();
+        ExitCode::SUCCESS
+    }
+
+    /// One wait and everything that follows from it.
+    fn turn(&mut self) -> Result<(), SysError> {
+        self.timer.set(self.workload.next_deadline())?;
+        let (sources, interests) = self.interests();
+        let ready = poll::wait(&interests)?;
+        drop(interests);
+        for (source, ready) in sources.into_iter().zip(ready) {
+            if ready != Ready::default() {
+                self.attend(source, ready);
+            }
+        }
+        self.connections.retain(|connection| !connection.is_gone());
+        let before = self.workload.phase();
+        self.workload.advance(clock::boot_ms());
+        if before != self.workload.phase() {
+            self.spread(News { state: true, ..News::default() });
+        }
+        Ok(())
+    }
+
+    fn interests(&self) -> (Vec<Source>, Vec<Interest<'_>>) {
+        let reading = |fd| Interest { fd, read: true, write: false };
+        let mut sources = vec![Source::Signals, Source::Timer, Source::Listener];
+        let mut interests =
+            vec![reading(self.signals.fd()), reading(self.timer.fd()), reading(self.listener.as_fd())];
+        for (index, connection) in self.connections.iter().enumerate() {
+            sources.push(Source::Connection(index));
+            let write = connection.wants_write();
+            interests.push(Interest { fd: connection.fd(), read: true, write });
+        }
+        let io = &self.workload;
+        let ends: [(Source, Option<BorrowedFd<'_>>); 5] = [
+            (Source::Output(Stream::Stdout), io.stdout.as_ref().map(AsFd::as_fd)),
+            (Source::Output(Stream::Stderr), io.stderr.as_ref().map(AsFd::as_fd)),
+            (Source::Stdin, io.stdin.wants_write()),
+            (Source::Failure, io.failure.as_ref().map(AsFd::as_fd)),
+            (Source::Status, io.status.as_ref().map(AsFd::as_fd)),
+        ];
+        for (source, fd) in ends {
+            let Some(fd) = fd else { continue };
+            let write = source == Source::Stdin;
+            sources.push(source);
+            interests.push(Interest { fd, read: !write, write });
+        }
+        (sources, interests)
+    }
+
+    fn attend(&mut self, source: Source, ready: Ready) {
+        match source {
+            Source::Signals => {
+                self.signals.drain();
+                self.workload.reap();
+            }
+            Source::Timer => self.timer.drain(),
+            Source::Listener => self.accept(),
+            Source::Connection(index) => self.converse(index, ready),
+            Source::Output(stream) => {
+                if self.workload.read_output(stream) {
+                    self.spread(News { console: true, ..News::default() });
+                }
+            }
+            Source::Stdin => {
+                if self.workload.stdin.drain() {
+                    self.spread(News { credit: true, ..News::default() });
+                }
+            }
+            Source::Failure => self.workload.read_failure(),
+            Source::Status => {
+                self.workload.read_status();
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        // A peer that hung up again, or descriptors running out: the next one may fare better.
+        let Ok((stream, _)) = self.listener.accept() else { return };
+        let welcome = socket::peer(&stream).is_ok_and(|peer| {
+            peer.uid == 0 || peer.uid == crate::sys::own_ids().0
+        });
+        if welcome && self.connections.len() < CONNECTIONS_MAX {
+            self.connections.push(Connection::new(stream));
+        }
+    }
+
+    fn converse(&mut self, index: usize, ready: Ready) {
+        if ready.write {
+            self.connections[index].flush();
+        }
+        if ready.read {
+            self.connections[index].receive();
+        }
+        while let Some(frame) = self.connections[index].next_frame() {
+            let reply = match frame {
+                Frame::Control(json) => match serde_json::from_slice(&json) {
+                    Ok(request) => self.answer(index, request),
+                    Err(_) => refuse("unsupported", "this shim does not know that request"),
+                },
+                Frame::Stdin { offset, bytes } => self.take_input(index, offset, &bytes),
+            };
+            self.connections[index].send(&reply);
+        }
+    }
+
+    fn take_input(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Reply {
+        if !self.has_authority(index) {
+            return refuse("stale_epoch", "a newer daemon has taken over");
+        }
+        match self.workload.stdin.accept(offset, bytes) {
+            Ok(()) => self.workload.credit(),
+            Err(refusal) => refuse("stdin", &refusal.to_string()),
+        }
+    }
+
+    fn answer(&mut self, index: usize, request: Request) -> Reply {
+        if let Request::Hello { epoch, subscribe, .. } = request {
+            if epoch < self.epoch {
+                return refuse("stale_epoch", "a newer daemon has taken over");
+            }
+            self.epoch = epoch;
+            self.connections[index].epoch = Some(epoch);
+            self.connections[index].subscribed = subscribe;
+            return Reply::State(self.state());
+        }
+        if !self.has_authority(index) {
+            return refuse("stale_epoch", "say hello first, with the newest epoch");
+        }
+        match request {
+            Request::Hello { .. } | Request::Status => return Reply::State(self.state()),
+            Request::Stop { signal, grace_ms, reason } => self.workload.stop(signal, grace_ms, &reason),
+            Request::Kill { reason } => self.workload.kill(&reason),
+            Request::Resize { cols, rows } => {
+                let resized = self.workload.master().map(|fd| pty::resize(fd, cols, rows));
+                if !matches!(resized, Some(Ok(()))) {
+                    return refuse("no_terminal", "the workload has no terminal");
+                }
+            }
+            Request::StdinEnd => {
+                self.workload.stdin.end();
+                self.spread(News { credit: true, ..News::default() });
+            }
+            Request::Deadline { timeout_ms } => self.workload.set_timeout(timeout_ms),
+            Request::Release if self.workload.phase() == Phase::Exited => self.released = true,
+            Request::Release => return refuse("running", "the workload has not ended"),
+        }
+        Reply::Done
+    }
+
+    fn has_authority(&self, index: usize) -> bool {
+        self.connections[index].epoch.is_some_and(|epoch| epoch >= self.epoch)
+    }
+
+    /// Marks what every subscriber has to be told.
+    fn spread(&mut self, news: News) {
+        for connection in &mut self.connections {
+            connection.news.state |= news.state;
+            connection.news.console |= news.console;
+            connection.news.credit |= news.credit;
+        }
+    }
+
+    /// Tells subscribers who have taken what came before.
+    fn tell(&mut self) {
+        let (state, credit) = (self.state(), self.workload.credit());
+        for connection in &mut self.connections {
+            if !connection.subscribed || !connection.is_idle() {
+                continue;
+            }
+            let news = std::mem::take(&mut connection.news);
+            if news.console && !news.state {
+                connection.send(&Reply::Console { next: state.console_next });
+            }
+            if news.credit {
+                connection.send(&credit);
+            }
+            if news.state {
+                connection.send(&Reply::State(state.clone()));
+            }
+        }
+    }
+
+    fn state(&self) -> State {
+        let work = &self.workload;
+        State {
+            version: VERSION,
+            iid: work.launch.iid.clone(),
+            phase: work.phase(),
+            pid: work.pid(),
+            started_at_ms: work.started_at_ms,
+            exit: work.exit.clone(),
+            console_next: work.spool_next(),
+            stdin_next: work.stdin.next(),
+            stdin_credit: work.stdin.credit() as u64,
+            stdin_open: work.stdin.is_open(),
+            tty: work.launch.tty.is_some(),
+        }
+    }
+}
+
+fn read_launch() -> Result<Launch, SysError> {
+    let path = Path::new(crate::shim::launch::FILE);
+    let failed = |source| SysError::io("read", path, source);
+    let bytes = std::fs::read(path).map_err(failed)?;
+    serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
+}
+
+/// Standard input is the daemon's end of a socket pair, if the daemon started us: it follows us
+/// from the first moment, without waiting for a socket to appear.
+fn inherited_connection() -> Result<Option<Connection>, SysError> {
+    let copied = std::io::stdin().as_fd().try_clone_to_owned();
+    let Ok(fd) = copied else { return Ok(None) };
+    let null = std::fs::File::open("/dev/null")
+        .map_err(|source| SysError::io("open", Path::new("/dev/null"), source))?;
+    spawn::place_fd(OwnedFd::from(null).as_fd(), 0)?;
+    let stream = UnixStream::from(fd);
+    if socket::peer(&stream).is_err() {
+        return Ok(None);
+    }
+    let mut connection = Connection::new(stream);
+    connection.subscribed = true;
+    Ok(Some(connection))
+}
+
+fn refuse(code: &str, message: &str) -> Reply {
+    Reply::Error { code: code.to_owned(), message: message.to_owned() }
+}
+
+/// Standard error is a file of the daemon's; nobody waits for it.
+fn complain(message: &str) {
+    let _ = writeln!(std::io::stderr(), "sodium-shim: {message}");
+}

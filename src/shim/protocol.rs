@@ -1,0 +1,224 @@
+//! Frames between daemon and shim.
+//!
+//! `u32 length | u8 kind | payload`, little endian, the length counting kind and payload. Control
+//! payloads are JSON objects whose unknown fields are ignored, because a shim outlives the daemon
+//! that started it. Data payloads are raw bytes behind an absolute u64 offset, so that sending the
+//! same bytes again changes nothing.
+
+use serde::{Deserialize, Serialize};
+
+use crate::shim::exit::Exit;
+
+/// The version this build speaks. Fields are added within a version; verbs are added with one.
+pub const VERSION: u32 = 1;
+/// Longest frame accepted. Larger ones are a broken peer.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024 + 16;
+/// Input bytes the shim holds for a workload that does not read.
+pub const STDIN_BYTES_MAX: usize = 32 * 1024;
+
+const KIND_CONTROL: u8 = 1;
+const KIND_STDIN: u8 = 2;
+const HEADER_BYTES: usize = 4;
+
+/// What the daemon asks. All are idempotent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Request {
+    /// Opens a connection. A lower epoch than the highest seen is refused: that daemon was replaced.
+    Hello {
+        version: u32,
+        epoch: u64,
+        /// Whether state, console head and credit are pushed from now on.
+        subscribe: bool,
+    },
+    Status,
+    /// Signals the workload's first process, and kills everything when the grace is over. A later
+    /// stop may shorten the grace, never extend it.
+    Stop {
+        signal: i32,
+        grace_ms: u64,
+        reason: String,
+    },
+    /// Kills everything now.
+    Kill {
+        reason: String,
+    },
+    Resize {
+        cols: u16,
+        rows: u16,
+    },
+    /// Closes stdin behind what was already sent.
+    StdinEnd,
+    /// Counts the run timeout from the start of the workload; `None` runs forever.
+    Deadline {
+        timeout_ms: Option<u64>,
+    },
+    /// Ends the shim. Only after the exit: before it, this is refused.
+    Release,
+}
+
+/// What the shim says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Reply {
+    /// Everything there is to know. Never a difference to an earlier one.
+    State(State),
+    /// The console now ends at this offset.
+    Console { next: u64 },
+    /// Stdin was accepted up to `next`, and this many bytes more may be sent.
+    Credit { next: u64, credit: u64, open: bool },
+    /// The request was carried out.
+    Done,
+    /// The request was refused.
+    Error { code: String, message: String },
+}
+
+/// The shim's whole state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub version: u32,
+    pub iid: String,
+    pub phase: Phase,
+    /// The workload's first process, as the host numbers it.
+    pub pid: Option<u32>,
+    pub started_at_ms: Option<u64>,
+    #[serde(default)]
+    pub exit: Option<Exit>,
+    pub console_next: u64,
+    pub stdin_next: u64,
+    pub stdin_credit: u64,
+    pub stdin_open: bool,
+    pub tty: bool,
+}
+
+/// How far the workload has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The runtime is at work; the workload's program does not run yet.
+    Launching,
+    Running,
+    /// Asked to end, or ended while what it left behind is being killed.
+    Stopping,
+    /// Nothing of it is left, and the exit is on disk.
+    Exited,
+}
+
+/// One frame, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// A JSON object.
+    Control(Vec<u8>),
+    Stdin {
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+}
+
+/// The peer does not speak this protocol.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    #[error("frame of {0} bytes, the limit is {FRAME_BYTES_MAX}")]
+    TooLong(usize),
+    #[error("frame of {0} bytes is too short for its kind")]
+    TooShort(usize),
+    #[error("frame of unknown kind {0}")]
+    Kind(u8),
+}
+
+/// Encodes a control message.
+pub fn control(message: &impl Serialize) -> Vec<u8> {
+    let json = serde_json::to_vec(message).expect("messages have string keys and no maps");
+    frame(KIND_CONTROL, &[&json])
+}
+
+/// Encodes input.
+pub fn stdin(offset: u64, bytes: &[u8]) -> Vec<u8> {
+    frame(KIND_STDIN, &[&offset.to_le_bytes(), bytes])
+}
+
+fn frame(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let length: usize = 1 + parts.iter().map(|part| part.len()).sum::<usize>();
+    let header = u32::try_from(length).expect("frames are far below 4 GiB").to_le_bytes();
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + length);
+    bytes.extend(header);
+    bytes.push(kind);
+    for part in parts {
+        bytes.extend_from_slice(part);
+    }
+    bytes
+}
+
+/// Takes one frame off the front of `buffer`, if a whole one is there.
+pub fn take_frame(buffer: &mut Vec<u8>) -> Result<Option<Frame>, FrameError> {
+    let Some((header, _)) = buffer.split_first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+    let length = usize::try_from(u32::from_le_bytes(*header)).unwrap_or(usize::MAX);
+    if length > FRAME_BYTES_MAX {
+        return Err(FrameError::TooLong(length));
+    }
+    if length == 0 {
+        return Err(FrameError::TooShort(length));
+    }
+    if buffer.len() < HEADER_BYTES + length {
+        return Ok(None);
+    }
+    let kind = buffer[HEADER_BYTES];
+    let payload = buffer[HEADER_BYTES + 1..HEADER_BYTES + length].to_vec();
+    buffer.drain(..HEADER_BYTES + length);
+    match kind {
+        KIND_CONTROL => Ok(Some(Frame::Control(payload))),
+        KIND_STDIN => {
+            let (offset, bytes) =
+                payload.split_first_chunk::<8>().ok_or(FrameError::TooShort(length))?;
+            Ok(Some(Frame::Stdin { offset: u64::from_le_bytes(*offset), bytes: bytes.to_vec() }))
+        }
+        other => Err(FrameError::Kind(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_out_as_they_went_in_however_they_are_cut() {
+        let mut wire = control(&Request::Status);
+        wire.extend(stdin(7, b"abc"));
+        let mut buffer = Vec::new();
+        let mut got = Vec::new();
+        for byte in wire {
+            buffer.push(byte);
+            got.extend(take_frame(&mut buffer).unwrap());
+        }
+        assert_eq!(got[0], Frame::Control(br#"{"type":"status"}"#.to_vec()));
+        assert_eq!(got[1], Frame::Stdin { offset: 7, bytes: b"abc".to_vec() });
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn a_broken_peer_is_refused() {
+        let take = |bytes: &[u8]| take_frame(&mut bytes.to_vec());
+        assert_eq!(take(&[0xFF; 8]), Err(FrameError::TooLong(0xFFFF_FFFF)));
+        assert_eq!(take(&[0, 0, 0, 0]), Err(FrameError::TooShort(0)));
+        assert_eq!(take(&[1, 0, 0, 0, 9]), Err(FrameError::Kind(9)));
+        assert_eq!(take(&[2, 0, 0, 0, 2, 0]), Err(FrameError::TooShort(2)));
+    }
+
+    /// Shims outlive daemons: these bytes were sent by a released one and must stay readable.
+    #[test]
+    fn control_messages_keep_their_spelling() {
+        let stop = Request::Stop { signal: 15, grace_ms: 10_000, reason: "stopped".to_owned() };
+        assert_eq!(
+            serde_json::to_string(&stop).unwrap(),
+            r#"{"type":"stop","signal":15,"grace_ms":10000,"reason":"stopped"}"#
+        );
+        let hello = r#"{"type":"hello","version":1,"epoch":3,"subscribe":true,"later":1}"#;
+        let want = Request::Hello { version: 1, epoch: 3, subscribe: true };
+        assert_eq!(serde_json::from_str::<Request>(hello).unwrap(), want);
+        let state = r#"{"type":"state","version":1,"iid":"a-1","phase":"running","pid":4,
+            "started_at_ms":9,"console_next":0,"stdin_next":0,"stdin_credit":32768,
+            "stdin_open":true,"tty":false,"later":[]}"#;
+        let Reply::State(state) = serde_json::from_str(state).unwrap() else { panic!("not a state") };
+        assert_eq!((state.phase, state.pid, state.exit), (Phase::Running, Some(4), None));
+    }
+}

@@ -1,0 +1,499 @@
+//! The workload from the shim's side: how far it has come, and what follows from what was seen.
+//!
+//! ```text
+//!   launching --program runs--> running --first process ended--> ending --nothing left--> exited
+//!        \--a step failed, or it ended at once------------------^
+//! ```
+//! `stop` and `kill` change no phase by themselves: only the death of the first process does.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use serde::Deserialize;
+
+use crate::error::chain;
+use crate::shim::child::{self, Child};
+use crate::shim::exit::{self, Cause, Evidence, Exit};
+use crate::shim::launch::{Confinement, Launch};
+use crate::shim::protocol::{Phase, Reply};
+use crate::shim::spool::{Stream, Writer};
+use crate::shim::stdin::Stdin;
+use crate::sys::process::{self, Ended};
+use crate::sys::{SysError, clock, poll};
+
+/// Read at once from an output before others get their turn.
+const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// A process outside the group may hold our pipe open after everything inside has ended; it is
+/// waited for this long, then its output is no longer ours.
+const DRAIN_MS: u64 = 2_000;
+/// How often the group is killed again while it is not empty.
+const KILL_AGAIN_MS: u64 = 2;
+/// How often a full or broken disk is asked again to take the exit.
+const STORE_AGAIN_MS: u64 = 1_000;
+/// Looks at whether bubblewrap has become the workload: soon, then less often, then it is believed.
+const PROBE_MS_MAX: u64 = 16;
+const PROBE_GIVE_UP_MS: u64 = 500;
+/// Kept of standard error, to say why bubblewrap failed.
+const STDERR_TAIL_BYTES: usize = 512;
+
+#[derive(Debug)]
+pub(super) struct Workload {
+    pub launch: Launch,
+    pub stdin: Stdin,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+    pub failure: Option<OwnedFd>,
+    pub status: Option<OwnedFd>,
+    pub started_at_ms: Option<u64>,
+    pub exit: Option<Exit>,
+    spool: Writer,
+    life: Life,
+    /// The process we forked: the workload itself, or bubblewrap around it.
+    child_pid: u32,
+    /// The workload's first process, once known.
+    main: Option<Main>,
+    terminal: Option<OwnedFd>,
+    launched_boot_ms: u64,
+    launched_at_ms: u64,
+    ending: Ending,
+    wrapper: Wrapper,
+    failed: Option<(String, String)>,
+    stderr_tail: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Main {
+    pid: u32,
+    pidfd: OwnedFd,
+}
+
+/// Where the workload is in its life. Later ones never go back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Launching,
+    Running,
+    /// The process we forked has ended like this; what it left behind is being killed.
+    Ending { ended: Ended, since_boot_ms: u64 },
+    /// The exit is known and waits for a disk that takes it.
+    Storing { again_boot_ms: u64 },
+    Exited,
+}
+
+/// That the workload is to end, and by when.
+#[derive(Debug, Default)]
+struct Ending {
+    reason: Option<String>,
+    /// Sent to the first process as soon as that is known.
+    signal_due: Option<i32>,
+    kill_at_boot_ms: Option<u64>,
+    timeout_at_boot_ms: Option<u64>,
+    timed_out: bool,
+    killed: bool,
+}
+
+/// What bubblewrap has told.
+#[derive(Debug, Default)]
+struct Wrapper {
+    text: String,
+    init_pid: Option<u32>,
+    /// Only told when the workload's program ran.
+    exit_code: Option<i32>,
+    probe_boot_ms: Option<u64>,
+}
+
+/// A line of bubblewrap's status.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct StatusLine {
+    child_pid: Option<u32>,
+    exit_code: Option<i32>,
+}
+
+impl Workload {
+    /// Starts it. A failure to start is an exit like any other, told and stored; an error means
+    /// that there is not even a console to tell it on.
+    pub(super) fn start(launch: Launch) -> Result<Self, SysError> {
+        let spool = Writer::open(&launch.spool_dir, launch.spool_bytes_max)
+            .map_err(|source| SysError::io("open spool", &launch.spool_dir, source))?;
+        let now = clock::boot_ms();
+        let mut ending = Ending::default();
+        ending.timeout_at_boot_ms = launch.timeout_ms.map(|timeout| now + timeout);
+        let started = child::start(&launch);
+        let is_tty = launch.tty.is_some();
+        let mut work = Self {
+            launch,
+            stdin: Stdin::new(None, is_tty),
+            stdout: None,
+            stderr: None,
+            failure: None,
+            status: None,
+            started_at_ms: None,
+            exit: None,
+            spool,
+            life: Life::Launching,
+            child_pid: 0,
+            main: None,
+            terminal: None,
+            launched_boot_ms: now,
+            launched_at_ms: clock::wall_ms(),
+            ending,
+            wrapper: Wrapper::default(),
+            failed: None,
+            stderr_tail: Vec::new(),
+            buffer: vec![0; OUTPUT_BYTES_MAX],
+        };
+        match started {
+            Ok(child) => work.connect(child, is_tty),
+            Err(error) => {
+                work.failed = Some(("fork".to_owned(), chain(&error)));
+                work.life = Life::Ending { ended: Ended::Exited(127), since_boot_ms: now };
+            }
+        }
+        Ok(work)
+    }
+
+    fn connect(&mut self, child: Child, is_tty: bool) {
+        self.child_pid = child.pid;
+        self.stdin = Stdin::new(Some(child.stdin), is_tty);
+        self.stdout = Some(child.stdout);
+        self.stderr = child.stderr;
+        self.failure = Some(child.failure);
+        self.status = child.status;
+        self.terminal = child.terminal;
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        match self.life {
+            Life::Launching => Phase::Launching,
+            Life::Running if self.ending.reason.is_some() => Phase::Stopping,
+            Life::Running => Phase::Running,
+            Life::Ending { .. } | Life::Storing { .. } => Phase::Stopping,
+            Life::Exited => Phase::Exited,
+        }
+    }
+
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.main.as_ref().map(|main| main.pid)
+    }
+
+    pub(super) fn spool_next(&self) -> u64 {
+        self.spool.next()
+    }
+
+    pub(super) fn credit(&self) -> Reply {
+        let (next, credit) = (self.stdin.next(), self.stdin.credit() as u64);
+        Reply::Credit { next, credit, open: self.stdin.is_open() }
+    }
+
+    /// The terminal, to set its size.
+    pub(super) fn master(&self) -> Option<BorrowedFd<'_>> {
+        self.stdout.as_ref().filter(|_| self.launch.tty.is_some()).map(AsFd::as_fd)
+    }
+
+    // What is asked of it.
+
+    pub(super) fn stop(&mut self, signal: i32, grace_ms: u64, reason: &str) {
+        let kill_at = clock::boot_ms().saturating_add(grace_ms);
+        // Shorten, never extend.
+        let earlier = self.ending.kill_at_boot_ms.map_or(kill_at, |at| at.min(kill_at));
+        self.ending.kill_at_boot_ms = Some(earlier);
+        if self.ending.reason.is_none() {
+            self.ending.reason = Some(reason.to_owned());
+            self.ending.signal_due = Some(signal);
+        }
+    }
+
+    pub(super) fn kill(&mut self, reason: &str) {
+        self.ending.reason.get_or_insert_with(|| reason.to_owned());
+        self.ending.kill_at_boot_ms = Some(0);
+    }
+
+    pub(super) fn set_timeout(&mut self, timeout_ms: Option<u64>) {
+        self.ending.timeout_at_boot_ms = timeout_ms.map(|timeout| self.launched_boot_ms + timeout);
+    }
+
+    // What is seen of it.
+
+    /// Reads one output. Returns whether there was anything.
+    pub(super) fn read_output(&mut self, stream: Stream) -> bool {
+        let source = if stream == Stream::Stderr { &self.stderr } else { &self.stdout };
+        let Some(fd) = source else { return false };
+        let count = match poll::read_some(fd.as_fd(), &mut self.buffer) {
+            Ok(Some(count @ 1..)) => count,
+            Ok(None) => return false,
+            Ok(Some(_)) | Err(_) => {
+                self.close_output(stream);
+                return false;
+            }
+        };
+        self.spool.write(stream, clock::wall_ms(), &self.buffer[..count]);
+        if stream == Stream::Stderr && self.life == Life::Launching {
+            self.stderr_tail.extend_from_slice(&self.buffer[..count]);
+            let excess = self.stderr_tail.len().saturating_sub(STDERR_TAIL_BYTES);
+            self.stderr_tail.drain(..excess);
+        }
+        true
+    }
+
+    fn close_output(&mut self, stream: Stream) {
+        if stream == Stream::Stderr { self.stderr = None } else { self.stdout = None }
+    }
+
+    /// The child said what failed, or exec closed the pipe.
+    pub(super) fn read_failure(&mut self) {
+        let Some(pipe) = self.failure.take() else { return };
+        self.failed = child::read_failure(pipe);
+        if self.failed.is_some() {
+            return;
+        }
+        if let Confinement::Itself { .. } = self.launch.confinement {
+            self.found_main(self.child_pid);
+            self.runs();
+        }
+    }
+
+    /// Reads what bubblewrap says. Returns whether there was anything.
+    pub(super) fn read_status(&mut self) -> bool {
+        let Some(fd) = &self.status else { return false };
+        let mut chunk = [0; 512];
+        match poll::read_some(fd.as_fd(), &mut chunk) {
+            Ok(Some(count @ 1..)) => {
+                self.wrapper.text.push_str(&String::from_utf8_lossy(&chunk[..count]));
+            }
+            Ok(None) => return false,
+            Ok(Some(_)) | Err(_) => {
+                self.status = None;
+                return false;
+            }
+        }
+        // It writes a line in several pieces.
+        while let Some((line, rest)) = self.wrapper.text.split_once('\n') {
+            if let Ok(line) = serde_json::from_str::<StatusLine>(line) {
+                self.wrapper.init_pid = line.child_pid.or(self.wrapper.init_pid);
+                self.wrapper.exit_code = line.exit_code.or(self.wrapper.exit_code);
+                self.wrapper.probe_boot_ms = Some(clock::boot_ms());
+            }
+            self.wrapper.text = rest.to_owned();
+        }
+        true
+    }
+
+    /// Reaps whatever has ended: ours, and what was left to us.
+    pub(super) fn reap(&mut self) {
+        while let Some((pid, ended)) = process::reap_any() {
+            let alive = matches!(self.life, Life::Launching | Life::Running);
+            if pid == self.child_pid && alive {
+                self.life = Life::Ending { ended, since_boot_ms: clock::boot_ms() };
+                // Whoever still holds the terminal is about to be killed.
+                self.terminal = None;
+            }
+        }
+    }
+
+    /// Draws the conclusions that time and events allow.
+    pub(super) fn advance(&mut self, now: u64) {
+        if self.ending.timeout_at_boot_ms.is_some_and(|at| at <= now) {
+            self.ending.timeout_at_boot_ms = None;
+            self.time_out();
+        }
+        if let Some(signal) = self.ending.signal_due
+            && let Some(main) = &self.main
+        {
+            self.ending.signal_due = None;
+            // An end that is already there is what was wanted.
+            let _ = process::signal(main.pidfd.as_fd(), signal);
+        }
+        match self.life {
+            Life::Launching => {
+                self.probe(now);
+                self.kill_when_due(now);
+            }
+            Life::Running => self.kill_when_due(now),
+            Life::Ending { ended, since_boot_ms } => self.end(ended, since_boot_ms, now),
+            Life::Storing { again_boot_ms } if again_boot_ms <= now => self.store(now),
+            Life::Storing { .. } | Life::Exited => (),
+        }
+    }
+
+    /// When [`Workload::advance`] has something to do even if nothing happens.
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        let now = clock::boot_ms();
+        let kill_at = self.ending.kill_at_boot_ms;
+        match self.life {
+            Life::Launching | Life::Running => {
+                let probe = self.wrapper.probe_boot_ms.filter(|_| self.life == Life::Launching);
+                [self.ending.timeout_at_boot_ms, kill_at, probe].into_iter().flatten().min()
+            }
+            Life::Ending { .. } => Some(now + KILL_AGAIN_MS),
+            Life::Storing { again_boot_ms } => Some(again_boot_ms),
+            Life::Exited => None,
+        }
+    }
+
+    fn time_out(&mut self) {
+        if !matches!(self.life, Life::Launching | Life::Running) {
+            return;
+        }
+        self.ending.timed_out = true;
+        let seconds = self.launch.timeout_ms.unwrap_or(0) / 1000;
+        self.announce(&format!("time limit of {seconds} s reached, stopping"));
+        self.stop(self.launch.stop_signal, self.launch.stop_grace_ms, "timeout");
+    }
+
+    /// Looks whether bubblewrap has become the workload. There is no event for that: an exec inside
+    /// a sandbox is invisible from outside, except in what /proc says the process runs.
+    fn probe(&mut self, now: u64) {
+        let Some(due) = self.wrapper.probe_boot_ms else { return };
+        if due > now {
+            return;
+        }
+        let waited = now.saturating_sub(self.launched_boot_ms);
+        self.wrapper.probe_boot_ms = Some(now + (waited / 4).clamp(1, PROBE_MS_MAX));
+        let Some(init) = self.wrapper.init_pid else { return };
+        let Some(main) = process::children(init).first().copied() else { return };
+        let wrapper = process::program(self.child_pid);
+        let became = process::program(main).is_some_and(|program| Some(program) != wrapper);
+        if became || waited > PROBE_GIVE_UP_MS {
+            self.found_main(main);
+            self.runs();
+        }
+    }
+
+    fn found_main(&mut self, pid: u32) {
+        // Gone already: then its end is on its way to us.
+        if let Ok(pidfd) = process::open_pidfd(pid) {
+            self.main = Some(Main { pid, pidfd });
+        }
+    }
+
+    fn runs(&mut self) {
+        self.wrapper.probe_boot_ms = None;
+        if self.life == Life::Launching {
+            self.life = Life::Running;
+            self.started_at_ms = Some(clock::wall_ms());
+        }
+    }
+
+    fn kill_when_due(&mut self, now: u64) {
+        if self.ending.kill_at_boot_ms.is_some_and(|at| at <= now) {
+            self.ending.kill_at_boot_ms = Some(now + KILL_AGAIN_MS);
+            self.ending.killed = true;
+            self.kill_all();
+        }
+    }
+
+    /// Kills everything that descends from us, group or no group.
+    fn kill_all(&self) {
+        // A group that cannot be killed leaves the children, and is tried again.
+        let _ = self.launch.group.kill();
+        for pid in process::children(std::process::id()) {
+            // Our own unreaped children: their ids cannot have been given to anybody else.
+            if let Ok(pidfd) = process::open_pidfd(pid) {
+                let _ = process::signal(pidfd.as_fd(), 9);
+            }
+        }
+    }
+
+    /// The first process is gone: nothing of it may be left, and nothing it said be lost.
+    fn end(&mut self, ended: Ended, since: u64, now: u64) {
+        self.reap();
+        let left = self.launch.group.is_populated()
+            || !process::children(std::process::id()).is_empty();
+        if left {
+            self.kill_all();
+            return;
+        }
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            while self.read_output(stream) {}
+        }
+        if self.failure.is_some() {
+            self.read_failure();
+        }
+        while self.read_status() {}
+        let silent = self.stdout.is_none() && self.stderr.is_none();
+        if silent || now.saturating_sub(since) > DRAIN_MS {
+            (self.stdout, self.stderr) = (None, None);
+            self.stdin.close();
+            self.conclude(ended);
+            self.store(now);
+        }
+    }
+
+    fn conclude(&mut self, ended: Ended) {
+        let usage = self.launch.group.usage();
+        let evidence = Evidence {
+            oom_kills: usage.oom_kills,
+            timed_out: self.ending.timed_out,
+            killed_by_us: self.ending.killed,
+        };
+        let cause = match self.start_failure() {
+            Some((stage, message)) => Cause::StartFailed { stage, message },
+            None => {
+                // Over before it was seen running.
+                self.started_at_ms.get_or_insert(self.launched_at_ms);
+                exit::classify(self.true_end(ended), evidence)
+            }
+        };
+        match &cause {
+            Cause::StartFailed { stage, message } if stage != "bubblewrap" => {
+                self.announce(&format!("could not start ({stage}): {message}"));
+            }
+            Cause::Oom { .. } => self.announce("killed: out of memory"),
+            Cause::StartFailed { .. }
+            | Cause::Exited { .. }
+            | Cause::Signaled { .. }
+            | Cause::Timeout { .. } => (),
+        }
+        self.exit = Some(Exit {
+            iid: self.launch.iid.clone(),
+            cause,
+            started_at_ms: self.started_at_ms,
+            ended_at_ms: clock::wall_ms(),
+            reason: self.ending.reason.clone(),
+            usage,
+        });
+    }
+
+    /// Why the program never ran, if it did not.
+    fn start_failure(&self) -> Option<(String, String)> {
+        if self.failed.is_some() {
+            return self.failed.clone();
+        }
+        let Confinement::Bubblewrap { .. } = self.launch.confinement else { return None };
+        // Killed before it could say anything: an end, not a failure to start.
+        if self.wrapper.exit_code.is_some() || self.main.is_some() || self.ending.killed {
+            return None;
+        }
+        let said = String::from_utf8_lossy(&self.stderr_tail);
+        let line = said.lines().rev().find(|line| line.starts_with("bwrap: "))?;
+        Some(("bubblewrap".to_owned(), line.trim_start_matches("bwrap: ").to_owned()))
+    }
+
+    /// How the workload's own first process ended. bubblewrap turns signals into codes; the kernel
+    /// remembers the truth behind the pidfd, and where it does not, 128 + n is taken for a signal.
+    fn true_end(&self, ended: Ended) -> Ended {
+        let Confinement::Bubblewrap { .. } = self.launch.confinement else { return ended };
+        let told = self.main.as_ref().and_then(|main| process::exit_status(main.pidfd.as_fd()));
+        match (told, ended) {
+            (Some(told), _) => told,
+            (None, Ended::Exited(code @ 129..=192)) => Ended::Signaled(code - 128),
+            (None, _) => ended,
+        }
+    }
+
+    fn store(&mut self, now: u64) {
+        let Some(exit) = &self.exit else { return };
+        match exit::store(exit, &self.launch.exit_path) {
+            Ok(()) => {
+                self.spool.sync();
+                self.life = Life::Exited;
+            }
+            Err(_) => self.life = Life::Storing { again_boot_ms: now + STORE_AGAIN_MS },
+        }
+    }
+
+    fn announce(&mut self, message: &str) {
+        let line = format!("[sodiumd] {message}\n");
+        self.spool.write(Stream::System, clock::wall_ms(), line.as_bytes());
+    }
+}

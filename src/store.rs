@@ -1,0 +1,201 @@
+//! What must survive, in SQLite.
+//!
+//! One thread owns the connection and everyone else holds a [`Store`] and sends it work, so that
+//! writes have one order. Jobs that wait together share one durable commit; each has a savepoint of
+//! its own and fails alone. After COMMIT, and only then, an immutable [`Snapshot`] is published, from
+//! which everyone reads, and the jobs are answered. Nothing that was answered can be lost.
+//!
+//! ```text
+//!   jobs --> [savepoint job]* --> COMMIT (WAL, fsync) --> snapshot, ring --> answers
+//! ```
+
+pub mod change;
+pub mod core;
+pub mod edit;
+pub mod files;
+mod rows;
+mod schema;
+pub mod snapshot;
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+
+use tokio::sync::{oneshot, watch};
+
+pub use change::{Change, ChangeKind, Ring};
+pub use core::Core;
+pub use snapshot::{FileRecord, Snapshot};
+
+/// More waiting jobs than this means the disk is in trouble: say so, do not queue.
+const QUEUE_LEN_MAX: usize = 1024;
+/// Jobs that share one commit.
+const BATCH_LEN_MAX: usize = 128;
+
+/// Runs in the store's thread, within the transaction, or is told why there is none.
+type Job = Box<dyn FnOnce(Result<&mut Core, StoreError>) -> Answer + Send>;
+/// Called with how the commit went.
+type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+/// A handle; clone it freely.
+#[derive(Debug, Clone)]
+pub struct Store {
+    jobs: SyncSender<Job>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    ring: Arc<Mutex<Ring>>,
+    path: Arc<Path>,
+    epoch: u64,
+}
+
+/// Why a job has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The queue is full.
+    #[error("the store is busy: {QUEUE_LEN_MAX} changes wait for the disk")]
+    Busy,
+    /// The thread is gone; only while shutting down.
+    #[error("the store is closed")]
+    Closed,
+    /// No space for what was to be written. Nothing was changed.
+    #[error("no space left for {}; free some space there and try again", path.display())]
+    Full { path: Arc<Path> },
+    /// The file is no longer where it was opened, so that nothing written would be found again.
+    #[error("{} was removed or replaced while in use; restart the daemon", path.display())]
+    Gone { path: Arc<Path> },
+    /// SQLite refused.
+    #[error("{op} in {}", path.display())]
+    Sqlite {
+        op: &'static str,
+        path: Arc<Path>,
+        #[source]
+        source: Arc<rusqlite::Error>,
+    },
+    /// A newer release has been here.
+    #[error("{} has schema {found}, this release knows {known}; use the newer release", path.display())]
+    Newer { path: Arc<Path>, found: u32, known: u32 },
+    /// A row does not read back as what was written.
+    #[error("{} holds a {what} that cannot be read: {message}", path.display())]
+    Corrupt { path: Arc<Path>, what: &'static str, message: String },
+}
+
+impl Store {
+    /// Opens, migrates, loads, and starts the thread.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut core = Core::open(path)?;
+        let epoch = core.epoch();
+        let (publish, snapshots) = watch::channel(core.published());
+        let ring = Arc::new(Mutex::new(Ring::new(core.published().rv)));
+        let (jobs, inbox) = sync_channel(QUEUE_LEN_MAX);
+        let their_ring = Arc::clone(&ring);
+        thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || serve(&mut core, &inbox, &publish, &their_ring))
+            .expect("a thread can be started at start-up");
+        Ok(Self { jobs, snapshots, ring, path: path.into(), epoch })
+    }
+
+    /// Everything as of the last commit.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshots.borrow().clone()
+    }
+
+    /// Wakes whenever a commit is published.
+    pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.clone()
+    }
+
+    /// The last changes, for watchers.
+    pub fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().expect("nobody panics while holding the ring")
+    }
+
+    /// How many daemons have had this store. Shims refuse all but the newest.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Does `work` in a transaction and waits until it is durable.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Core) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(work, move |result| drop(reply.send(result)))?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// The same, for threads that may block.
+    pub fn write_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Core) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = sync_channel(1);
+        self.submit(work, move |result| drop(reply.send(result)))?;
+        answer.recv().map_err(|_| StoreError::Closed)?
+    }
+
+    fn submit<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Core) -> Result<T, StoreError> + Send + 'static,
+        reply: impl FnOnce(Result<T, StoreError>) + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let job: Job = Box::new(move |core| {
+            let done = core.and_then(|core| core.within_savepoint(work));
+            Box::new(move |committed| reply(committed.and(done)))
+        });
+        self.jobs.try_send(job).map_err(|error| match error {
+            TrySendError::Full(_) => StoreError::Busy,
+            TrySendError::Disconnected(_) => StoreError::Closed,
+        })
+    }
+}
+
+/// Where the database lies in a state directory.
+pub fn database_path(state: &Path) -> PathBuf {
+    state.join("sodiumd.db")
+}
+
+fn serve(
+    core: &mut Core,
+    inbox: &Receiver<Job>,
+    publish: &watch::Sender<Arc<Snapshot>>,
+    ring: &Mutex<Ring>,
+) {
+    while let Ok(first) = inbox.recv() {
+        let mut answers: Vec<Answer> = Vec::new();
+        let result = match core.begin() {
+            Ok(()) => {
+                answers.push(first(Ok(core)));
+                while answers.len() < BATCH_LEN_MAX
+                    && let Ok(job) = inbox.try_recv()
+                {
+                    answers.push(job(Ok(core)));
+                }
+                core.commit()
+            }
+            Err(error) => {
+                answers.push(first(Err(error.clone())));
+                Err(error)
+            }
+        };
+        if result.is_ok() {
+            let changes = core.take_changes();
+            if !changes.is_empty() {
+                ring.lock().expect("nobody panics while holding the ring").extend(changes);
+            }
+            publish.send_replace(core.published());
+        }
+        for answer in answers {
+            answer(result.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

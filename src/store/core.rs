@@ -1,0 +1,306 @@
+//! The writing side: one connection, and the snapshot that the open transaction would publish.
+//!
+//! Synchronous and alone in its thread. Every change goes to SQLite and to the working snapshot
+//! together; a savepoint that fails takes both back.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::{Connection, ErrorCode};
+use uuid::Uuid;
+
+use crate::model::{Event, InstancePhase, Level, Sandbox, SandboxName, Time};
+use crate::store::change::{Change, ChangeKind};
+use crate::store::rows::{self, Unreadable};
+use crate::store::snapshot::{FileRecord, Snapshot};
+use crate::store::{StoreError, schema};
+
+/// Events held in memory.
+const EVENT_COUNT_MAX: usize = 1_000;
+/// Host uids given to sandboxes begin here, far above those of people and services.
+const HOST_UID_FIRST: u32 = 200_000;
+/// And this many may be given.
+const HOST_UID_COUNT: u32 = 1_000_000;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Core {
+    connection: Connection,
+    path: Arc<Path>,
+    /// The file that was opened, to notice when another takes its place.
+    inode: (u64, u64),
+    epoch: u64,
+    published: Arc<Snapshot>,
+    working: Snapshot,
+    changes: Vec<Change>,
+    /// Whether the running job has changed anything.
+    touched: bool,
+    host_uids: BTreeSet<u32>,
+    last_host_uid: u32,
+}
+
+impl Core {
+    /// Opens the database, notes that another daemon has it now, and loads everything.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let connection = schema::open(path)?;
+        let failed = |op| {
+            let path: Arc<Path> = path.into();
+            move |source| StoreError::Sqlite { op, path, source: Arc::new(source) }
+        };
+        let corrupt = |(what, message): Unreadable| StoreError::Corrupt { path: path.into(), what, message };
+        let meta = |key| rows::meta(&connection, key).map_err(failed("read"));
+        let number = |key| meta(key).map(|text| text.and_then(|text| text.parse().ok()).unwrap_or(0));
+        let epoch = number("daemon_epoch")? + 1;
+        let identity = meta("store_epoch")?.unwrap_or_else(|| {
+            Uuid::now_v7().simple().to_string().split_off(24)
+        });
+        let save = |key, value: &str| rows::set_meta(&connection, key, value).map_err(failed("write"));
+        save("daemon_epoch", &epoch.to_string())?;
+        save("store_epoch", &identity)?;
+        let mut working = Snapshot {
+            epoch: identity.into(),
+            rv: number("rv")?,
+            sandboxes: Default::default(),
+            names: Default::default(),
+            files: Default::default(),
+            events: Default::default(),
+            root: meta("root")?.and_then(|text| serde_json::from_str(&text).ok()),
+        };
+        let mut host_uids = BTreeSet::new();
+        let sandboxes = rows::sandboxes(&connection).map_err(failed("load"))?.map_err(corrupt)?;
+        for sandbox in sandboxes {
+            host_uids.insert(sandbox.host_uid);
+            working.names.insert(sandbox.uid, sandbox.name.clone());
+            working.sandboxes.insert(sandbox.name.clone(), Arc::new(sandbox));
+        }
+        for (path, record) in rows::files(&connection).map_err(failed("load"))?.map_err(corrupt)? {
+            working.files.insert(path, Arc::new(record));
+        }
+        let events = rows::events(&connection, EVENT_COUNT_MAX).map_err(failed("load"))?;
+        working.events.extend(events.into_iter().map(Arc::new));
+        let inode = inode(path).ok_or_else(|| StoreError::Gone { path: path.into() })?;
+        let last_host_uid = host_uids.last().copied().unwrap_or(HOST_UID_FIRST - 1);
+        let published = Arc::new(working.clone());
+        Ok(Self {
+            connection,
+            path: path.into(),
+            inode,
+            epoch,
+            published,
+            working,
+            changes: Vec::new(),
+            touched: false,
+            host_uids,
+            last_host_uid,
+        })
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// What was last committed.
+    pub fn published(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.published)
+    }
+
+    // The transaction.
+
+    pub(super) fn begin(&mut self) -> Result<(), StoreError> {
+        if inode(&self.path) != Some(self.inode) {
+            return Err(StoreError::Gone { path: Arc::clone(&self.path) });
+        }
+        // Immediate: a read that turns into a write later would be refused without waiting.
+        self.execute("begin", "BEGIN IMMEDIATE")
+    }
+
+    /// Commits; on failure everything since `begin` is as if it had never been.
+    pub(super) fn commit(&mut self) -> Result<(), StoreError> {
+        let rv = self.working.rv;
+        let done = if rv == self.published.rv {
+            self.execute("commit", "COMMIT")
+        } else {
+            rows::set_meta(&self.connection, "rv", &rv.to_string())
+                .map_err(|error| self.failed("write", error))
+                .and_then(|()| self.execute("commit", "COMMIT"))
+        };
+        if done.is_err() {
+            self.roll_back();
+            return done;
+        }
+        if rv != self.published.rv {
+            self.published = Arc::new(self.working.clone());
+        }
+        Ok(())
+    }
+
+    pub(super) fn roll_back(&mut self) {
+        // Fails when SQLite has rolled back by itself, which is just as well.
+        let _ = self.connection.execute_batch("ROLLBACK");
+        self.working = Snapshot::clone(&self.published);
+        self.changes.clear();
+        self.host_uids = self.working.sandboxes.values().map(|sandbox| sandbox.host_uid).collect();
+    }
+
+    pub(super) fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Runs one job so that its failure is its own.
+    pub(super) fn within_savepoint<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.execute("begin", "SAVEPOINT job")?;
+        let (working, change_count) = (self.working.clone(), self.changes.len());
+        self.working.rv += 1;
+        self.touched = false;
+        let result = work(self);
+        if result.is_err() {
+            self.execute("roll back", "ROLLBACK TO job")?;
+            self.working = working;
+            self.changes.truncate(change_count);
+        } else if !self.touched {
+            self.working.rv = working.rv;
+        }
+        self.execute("commit", "RELEASE job")?;
+        result
+    }
+
+    // Reading and changing, inside a job.
+
+    /// Everything as the open transaction has it.
+    pub fn now(&self) -> &Snapshot {
+        &self.working
+    }
+
+    pub fn get(&self, name: &str) -> Option<Arc<Sandbox>> {
+        self.working.sandboxes.get(name).cloned()
+    }
+
+    /// Stores a sandbox, new or changed. One that is as it was changes nothing.
+    pub fn put(&mut self, mut sandbox: Sandbox) -> Result<Arc<Sandbox>, StoreError> {
+        let old = self.get(sandbox.name.as_str());
+        if let Some(old) = &old {
+            sandbox.rv = old.rv;
+            if **old == sandbox {
+                return Ok(Arc::clone(old));
+            }
+        }
+        sandbox.rv = self.working.rv;
+        self.touched = true;
+        self.put_instance(old.as_deref(), &sandbox)?;
+        rows::put_sandbox(&self.connection, &sandbox).map_err(|error| self.failed("write", error))?;
+        let sandbox = Arc::new(sandbox);
+        self.host_uids.insert(sandbox.host_uid);
+        self.working.names.insert(sandbox.uid, sandbox.name.clone());
+        self.working.sandboxes.insert(sandbox.name.clone(), Arc::clone(&sandbox));
+        let kind = if old.is_some() { ChangeKind::Modified } else { ChangeKind::Added };
+        self.changes.push(Change { rv: sandbox.rv, kind, sandbox: Arc::clone(&sandbox) });
+        Ok(sandbox)
+    }
+
+    fn put_instance(&self, old: Option<&Sandbox>, sandbox: &Sandbox) -> Result<(), StoreError> {
+        let Some(instance) = &sandbox.instance else { return Ok(()) };
+        if old.and_then(|old| old.instance.as_ref()) == Some(instance) {
+            return Ok(());
+        }
+        let store = || {
+            rows::put_instance(&self.connection, sandbox.uid, instance)?;
+            if instance.phase == InstancePhase::Dead {
+                rows::trim_instances(&self.connection, sandbox.uid, instance.n)?;
+            }
+            Ok(())
+        };
+        store().map_err(|error| self.failed("write", error))
+    }
+
+    /// Forgets a sandbox.
+    pub fn remove(&mut self, name: &SandboxName) -> Result<(), StoreError> {
+        let Some(sandbox) = self.working.sandboxes.remove(name) else { return Ok(()) };
+        self.touched = true;
+        rows::delete_sandbox(&self.connection, &sandbox).map_err(|error| self.failed("write", error))?;
+        self.working.names.remove(&sandbox.uid);
+        self.host_uids.remove(&sandbox.host_uid);
+        self.changes.push(Change { rv: self.working.rv, kind: ChangeKind::Deleted, sandbox });
+        Ok(())
+    }
+
+    /// Stores what is known of a file; `None` forgets it.
+    pub fn put_file(&mut self, path: &str, record: Option<FileRecord>) -> Result<(), StoreError> {
+        if self.working.files.get(path).map(|old| &**old) == record.as_ref() {
+            return Ok(());
+        }
+        self.touched = true;
+        rows::put_file(&self.connection, path, record.as_ref())
+            .map_err(|error| self.failed("write", error))?;
+        match record {
+            Some(record) => self.working.files.insert(path.to_owned(), Arc::new(record)),
+            None => self.working.files.remove(path),
+        };
+        Ok(())
+    }
+
+    /// Remembers which directory the files come from.
+    pub fn set_root(&mut self, root: (u64, u64)) -> Result<(), StoreError> {
+        if self.working.root != Some(root) {
+            let text = serde_json::to_string(&root).expect("two numbers");
+            rows::set_meta(&self.connection, "root", &text)
+                .map_err(|error| self.failed("write", error))?;
+            self.working.root = Some(root);
+            self.touched = true;
+        }
+        Ok(())
+    }
+
+    /// Notes that something happened.
+    pub fn event(
+        &mut self,
+        about: Option<&SandboxName>,
+        level: Level,
+        (reason, message): (&str, String),
+        time: Time,
+    ) -> Result<(), StoreError> {
+        self.touched = true;
+        let (name, reason) = (about.cloned(), reason.to_owned());
+        let event = Event { seq: self.working.rv, time, name, level, reason, message };
+        rows::put_event(&self.connection, &event).map_err(|error| self.failed("write", error))?;
+        self.working.events.push_back(Arc::new(event));
+        while self.working.events.len() > EVENT_COUNT_MAX {
+            self.working.events.pop_front();
+        }
+        Ok(())
+    }
+
+    /// A host uid that no sandbox has, and none had recently.
+    pub fn free_host_uid(&mut self) -> u32 {
+        let range = HOST_UID_FIRST..HOST_UID_FIRST + HOST_UID_COUNT;
+        for _ in range.clone() {
+            let next = self.last_host_uid + 1;
+            self.last_host_uid = if range.contains(&next) { next } else { range.start };
+            if !self.host_uids.contains(&self.last_host_uid) {
+                break;
+            }
+        }
+        self.last_host_uid
+    }
+
+    fn execute(&self, op: &'static str, sql: &str) -> Result<(), StoreError> {
+        self.connection.execute_batch(sql).map_err(|error| self.failed(op, error))
+    }
+
+    fn failed(&self, op: &'static str, source: rusqlite::Error) -> StoreError {
+        let path = Arc::clone(&self.path);
+        if source.sqlite_error_code() == Some(ErrorCode::DiskFull) {
+            return StoreError::Full { path };
+        }
+        StoreError::Sqlite { op, path, source: Arc::new(source) }
+    }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+}

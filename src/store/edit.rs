@@ -1,0 +1,276 @@
+//! Edits of desired state by people: create, change, power, delete. Each is one transaction, with
+//! the rules about who may; none of them touches a process.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::model::{
+    Deletion, History, Hold, Instance, InstancePhase, Level, Owner, Power, Sandbox, SandboxName,
+    Spec, State, Status, Time,
+};
+use crate::store::core::Core;
+use crate::store::{StoreError, snapshot};
+
+/// What a sandbox is to be.
+#[derive(Debug, Clone)]
+pub struct Put {
+    pub name: SandboxName,
+    pub labels: BTreeMap<String, String>,
+    pub spec: Spec,
+    pub owner: Owner,
+    /// A new sandbox has exactly this uid, if given.
+    pub uid: Option<Uuid>,
+    pub precondition: Precondition,
+}
+
+/// What must hold for an edit to be made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Precondition {
+    #[default]
+    None,
+    /// It must not exist.
+    Absent,
+    /// It must not have changed since this resource version.
+    Unchanged(String),
+    /// It must be this incarnation.
+    Uid(Uuid),
+}
+
+/// How an edit came out.
+#[derive(Debug, Clone)]
+pub enum Edited {
+    Created(Arc<Sandbox>),
+    Changed(Arc<Sandbox>),
+    Unchanged(Arc<Sandbox>),
+}
+
+impl Edited {
+    pub fn sandbox(&self) -> &Arc<Sandbox> {
+        match self {
+            Self::Created(sandbox) | Self::Changed(sandbox) | Self::Unchanged(sandbox) => sandbox,
+        }
+    }
+
+    /// `created`, `changed`, `unchanged`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Created(_) => "created",
+            Self::Changed(_) => "changed",
+            Self::Unchanged(_) => "unchanged",
+        }
+    }
+}
+
+/// Why an edit was not made. The user's fault, so a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("Not found")]
+    NotFound,
+    #[error("a sandbox named {name} exists already")]
+    Exists { name: SandboxName },
+    #[error("{name} is owned by {owner}; edit it there, or transfer it first")]
+    Owned { name: SandboxName, owner: Owner },
+    #[error("{name} was changed meanwhile; it is now at {current}")]
+    Stale { name: SandboxName, current: String },
+    #[error("{name} is being deleted; try again when it is gone")]
+    Terminating { name: SandboxName },
+    #[error("{name} is another incarnation than the one meant: its uid is {uid}")]
+    Uid { name: SandboxName, uid: Uuid },
+    #[error("{name} is already running")]
+    Running { name: SandboxName },
+    #[error("Command required: give a command, or an image with a startup")]
+    NoCommand,
+}
+
+/// The answer of an edit: made, refused, or the store is in trouble.
+pub type Outcome<T> = Result<Result<T, Refusal>, StoreError>;
+
+/// Creates or replaces the spec of a sandbox.
+pub fn put(core: &mut Core, put: Put, now: Time) -> Outcome<Edited> {
+    let Some(old) = core.get(put.name.as_str()) else {
+        return match put.precondition {
+            Precondition::Unchanged(_) | Precondition::Uid(_) => Ok(Err(Refusal::NotFound)),
+            Precondition::None | Precondition::Absent => create(core, put, now).map(Ok),
+        };
+    };
+    if let Some(refusal) = refused(core, &old, &put.precondition) {
+        return Ok(Err(refusal));
+    }
+    if old.owner != put.owner {
+        return Ok(Err(Refusal::Owned { name: old.name.clone(), owner: old.owner.clone() }));
+    }
+    change(core, &old, put.labels, put.spec, now).map(Ok)
+}
+
+fn refused(core: &Core, old: &Sandbox, precondition: &Precondition) -> Option<Refusal> {
+    let name = old.name.clone();
+    if old.deletion.is_some() {
+        return Some(Refusal::Terminating { name });
+    }
+    match precondition {
+        Precondition::None => None,
+        Precondition::Absent => Some(Refusal::Exists { name }),
+        Precondition::Unchanged(version) => {
+            let current = snapshot::version(&core.now().epoch, old.rv);
+            (*version != current).then_some(Refusal::Stale { name, current })
+        }
+        Precondition::Uid(uid) => (*uid != old.uid).then_some(Refusal::Uid { name, uid: old.uid }),
+    }
+}
+
+fn create(core: &mut Core, put: Put, now: Time) -> Result<Edited, StoreError> {
+    let host_uid = core.free_host_uid();
+    let sandbox = Sandbox {
+        name: put.name,
+        uid: put.uid.unwrap_or_else(Uuid::now_v7),
+        owner: put.owner,
+        labels: put.labels,
+        generation: 1,
+        spec: Arc::new(put.spec),
+        created_at: now,
+        host_uid,
+        power: Power::default(),
+        deletion: None,
+        history: History::default(),
+        instance: None,
+        status: Status::default(),
+        rv: 0,
+    };
+    let message = format!("declared by {}", sandbox.owner);
+    core.event(Some(&sandbox.name), Level::Normal, ("Created", message), now)?;
+    core.put(sandbox).map(Edited::Created)
+}
+
+/// Replaces labels and spec of a sandbox that the caller may edit.
+pub fn change(
+    core: &mut Core,
+    old: &Arc<Sandbox>,
+    labels: BTreeMap<String, String>,
+    spec: Spec,
+    now: Time,
+) -> Result<Edited, StoreError> {
+    let mut new = Sandbox::clone(old);
+    new.labels = labels;
+    if *new.spec != spec {
+        new.generation += 1;
+        // A new generation is judged by its own failures.
+        new.history.failures = 0;
+        new.history.not_before = None;
+        if new.spec.state != spec.state && new.power.hold == Some(Hold::Started) {
+            new.power.hold = None;
+        }
+        new.spec = Arc::new(spec);
+        let message = format!("generation {} by {}", new.generation, new.owner);
+        core.event(Some(&new.name), Level::Normal, ("Changed", message), now)?;
+    }
+    let new = core.put(new)?;
+    Ok(if Arc::ptr_eq(&new, old) { Edited::Unchanged(new) } else { Edited::Changed(new) })
+}
+
+/// A power verb.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    Start,
+    Stop,
+    Kill,
+    Restart,
+}
+
+impl Verb {
+    pub const WORDS: &[(&str, Self)] = &[
+        ("start", Self::Start),
+        ("stop", Self::Stop),
+        ("kill", Self::Kill),
+        ("restart", Self::Restart),
+    ];
+}
+
+/// Carries a power verb into the durable wish. Works whoever owns the sandbox.
+pub fn power(core: &mut Core, name: &str, verb: Verb, now: Time) -> Outcome<Arc<Sandbox>> {
+    let Some(old) = core.get(name) else { return Ok(Err(Refusal::NotFound)) };
+    if old.deletion.is_some() {
+        return Ok(Err(Refusal::Terminating { name: old.name.clone() }));
+    }
+    let mut new = Sandbox::clone(&old);
+    let running = old.wants_to_run() && old.live().is_some_and(|one| is_up(one, &old));
+    let (reason, message) = match verb {
+        Verb::Start | Verb::Restart if new.spec.command.is_empty() => {
+            return Ok(Err(Refusal::NoCommand));
+        }
+        Verb::Start if running => return Ok(Ok(old)),
+        Verb::Start | Verb::Restart => {
+            new.power.hold = (new.spec.state == State::Stopped).then_some(Hold::Started);
+            new.power.request += 1;
+            new.history.failures = 0;
+            new.history.not_before = None;
+            let restart = verb == Verb::Restart;
+            (if restart { "RestartRequested" } else { "StartRequested" }, "by an operator")
+        }
+        Verb::Stop => {
+            // A kill is not softened by a stop that follows it.
+            if new.power.hold != Some(Hold::Killed) {
+                new.power.hold = Some(Hold::Stopped);
+            }
+            ("StopRequested", "by an operator; it stays stopped until it is started")
+        }
+        Verb::Kill => {
+            new.power.hold = Some(Hold::Killed);
+            ("KillRequested", "by an operator; it stays stopped until it is started")
+        }
+    };
+    if new == *old {
+        return Ok(Ok(old));
+    }
+    core.event(Some(&new.name), Level::Normal, (reason, message.to_owned()), now)?;
+    core.put(new).map(Ok)
+}
+
+/// Whether this instance answers the present wish already.
+fn is_up(instance: &Instance, sandbox: &Sandbox) -> bool {
+    instance.phase != InstancePhase::Stopping && instance.request == sandbox.power.request
+}
+
+/// How a sandbox is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delete {
+    pub uid: Option<Uuid>,
+    pub keep_workspace: bool,
+    pub force: bool,
+}
+
+/// Marks a sandbox as going. Deleting one that is going already is a success.
+pub fn delete(core: &mut Core, name: &str, how: Delete, now: Time) -> Outcome<Arc<Sandbox>> {
+    let Some(old) = core.get(name) else { return Ok(Err(Refusal::NotFound)) };
+    if let Some(uid) = how.uid
+        && uid != old.uid
+    {
+        return Ok(Err(Refusal::Uid { name: old.name.clone(), uid: old.uid }));
+    }
+    let mut new = Sandbox::clone(&old);
+    let deletion = Deletion { at: now, keep_workspace: how.keep_workspace, force: how.force };
+    match &mut new.deletion {
+        Some(earlier) => earlier.force |= how.force,
+        None => {
+            new.deletion = Some(deletion);
+            let message = format!("it was owned by {}", old.owner);
+            core.event(Some(&old.name), Level::Normal, ("DeletionRequested", message), now)?;
+        }
+    }
+    core.put(new).map(Ok)
+}
+
+/// Gives a sandbox another owner. Nothing that runs is touched.
+pub fn transfer(core: &mut Core, name: &str, owner: Owner, now: Time) -> Outcome<Arc<Sandbox>> {
+    let Some(old) = core.get(name) else { return Ok(Err(Refusal::NotFound)) };
+    if old.deletion.is_some() {
+        return Ok(Err(Refusal::Terminating { name: old.name.clone() }));
+    }
+    if old.owner == owner {
+        return Ok(Ok(old));
+    }
+    let message = format!("from {} to {owner}", old.owner);
+    core.event(Some(&old.name), Level::Normal, ("Transferred", message), now)?;
+    core.put(Sandbox { owner, ..Sandbox::clone(&old) }).map(Ok)
+}

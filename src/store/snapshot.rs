@@ -1,0 +1,73 @@
+//! Everything as of one commit: immutable, shared, and cheap to replace.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use imbl::{OrdMap, Vector};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::model::{Event, Sandbox, SandboxName, Time, Violation};
+
+/// One commit.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Identifies this database; a new one never continues the numbers of another.
+    pub epoch: Arc<str>,
+    /// The number of the last transaction.
+    pub rv: u64,
+    pub sandboxes: OrdMap<SandboxName, Arc<Sandbox>>,
+    pub names: OrdMap<Uuid, SandboxName>,
+    pub files: OrdMap<String, Arc<FileRecord>>,
+    /// The newest events, oldest first.
+    pub events: Vector<Arc<Event>>,
+    /// Which directory the files were last read from: device and inode.
+    pub root: Option<(u64, u64)>,
+}
+
+/// What is known of one file of specs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FileRecord {
+    /// SHA-256 of the text last looked at.
+    pub digest: String,
+    /// Faults of that text. While there are any, the sandboxes stay as they were.
+    pub faults: Vec<Violation>,
+    /// Sandboxes it names and does not own, and who does.
+    pub conflicts: BTreeMap<SandboxName, String>,
+    /// Sandboxes it owns.
+    pub names: Vec<SandboxName>,
+    /// Those of them that were missing, since when.
+    pub missing: BTreeMap<SandboxName, Time>,
+    /// Whether removing those waits for somebody to confirm, and why.
+    pub held: Option<String>,
+    /// Somebody confirmed that those may go.
+    pub confirmed: bool,
+}
+
+impl Snapshot {
+    /// By name or by uid, as the seed's clients and ours may write it.
+    pub fn find(&self, id: &str) -> Option<&Arc<Sandbox>> {
+        if let Some(found) = self.sandboxes.get(id) {
+            return Some(found);
+        }
+        let uid = Uuid::try_parse(id).ok()?;
+        self.sandboxes.get(self.names.get(&uid)?)
+    }
+
+    /// `EPOCH-N`.
+    pub fn resource_version(&self) -> String {
+        version(&self.epoch, self.rv)
+    }
+}
+
+/// `EPOCH-N`, opaque to clients.
+pub fn version(epoch: &str, rv: u64) -> String {
+    format!("{epoch}-{rv}")
+}
+
+/// The number in a resource version of this database.
+pub fn number(epoch: &str, text: &str) -> Option<u64> {
+    let (found, rv) = text.rsplit_once('-')?;
+    (found == epoch).then(|| rv.parse().ok())?
+}

@@ -1,0 +1,140 @@
+//! The store's promises: durable before answered, alone in failure, and readable by the next daemon.
+
+use serde_json::json;
+
+use super::edit::{Delete, Edited, Precondition, Put, Refusal, Verb};
+use super::*;
+use crate::model::draft::read_spec;
+use crate::model::tree::Faults;
+use crate::model::{Hold, Owner, SandboxName, Spec, Time};
+
+fn spec(command: &str) -> Spec {
+    let rules = crate::model::admission::Rules {
+        default_isolation: crate::model::Isolation::Process,
+        floor: crate::model::Isolation::Process,
+        default_limits: crate::model::Limits::DEFAULT,
+        network_enabled: false,
+        images: Default::default(),
+        default_policy: crate::model::RestartPolicy::Never,
+    };
+    let draft = read_spec(&mut Faults::default(), "", &json!({"command": [command]}).into());
+    crate::model::admission::admit(&draft, &rules).unwrap()
+}
+
+fn declare(name: &str, command: &str, owner: Owner) -> Put {
+    Put {
+        name: SandboxName::try_from(name).unwrap(),
+        labels: Default::default(),
+        spec: spec(command),
+        owner,
+        uid: None,
+        precondition: Precondition::None,
+    }
+}
+
+fn put(store: &Store, what: Put) -> Result<Edited, Refusal> {
+    store.write_blocking(|core| edit::put(core, what, Time(5))).unwrap()
+}
+
+#[test]
+fn what_was_answered_is_there_for_the_next_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = database_path(dir.path());
+    let store = Store::open(&path).unwrap();
+    put(&store, declare("web", "a", Owner::Api)).unwrap();
+    put(&store, declare("web", "b", Owner::Api)).unwrap();
+    let power = store.write_blocking(|core| edit::power(core, "web", Verb::Stop, Time(6)));
+    power.unwrap().unwrap();
+    let before = store.snapshot();
+    let next = Store::open(&path).unwrap();
+    let after = next.snapshot();
+    assert_eq!(before.sandboxes["web"], after.sandboxes["web"]);
+    assert_eq!(after.sandboxes["web"].generation, 2);
+    assert_eq!(after.sandboxes["web"].power.hold, Some(Hold::Stopped));
+    assert_eq!((before.rv, before.epoch.clone()), (after.rv, after.epoch.clone()));
+    assert_eq!(after.events.len(), 3);
+    assert_eq!((store.epoch(), next.epoch()), (1, 2));
+}
+
+#[test]
+fn a_name_has_one_owner_and_an_edit_its_preconditions() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&database_path(dir.path())).unwrap();
+    let file = Owner::File("web.yaml".to_owned());
+    let Edited::Created(created) = put(&store, declare("web", "a", file.clone())).unwrap() else {
+        panic!("not created")
+    };
+    let name = created.name.clone();
+    let owned = Refusal::Owned { name: name.clone(), owner: file.clone() };
+    assert_eq!(put(&store, declare("web", "b", Owner::Api)).unwrap_err(), owned);
+    let mut again = declare("web", "a", file);
+    again.precondition = Precondition::Unchanged(format!("{}-{}", store.snapshot().epoch, created.rv));
+    assert!(matches!(put(&store, again.clone()).unwrap(), Edited::Unchanged(_)));
+    again.spec = spec("b");
+    put(&store, again.clone()).unwrap();
+    assert!(matches!(put(&store, again.clone()).unwrap_err(), Refusal::Stale { .. }));
+    again.precondition = Precondition::Absent;
+    assert_eq!(put(&store, again.clone()).unwrap_err(), Refusal::Exists { name });
+    let how = Delete { uid: Some(uuid::Uuid::nil()), keep_workspace: false, force: true };
+    let refused = store.write_blocking(move |core| edit::delete(core, "web", how, Time(7)));
+    assert!(matches!(refused.unwrap().unwrap_err(), Refusal::Uid { .. }));
+    let how = Delete { uid: Some(created.uid), ..how };
+    store.write_blocking(move |core| edit::delete(core, "web", how, Time(7))).unwrap().unwrap();
+    again.precondition = Precondition::None;
+    assert!(matches!(put(&store, again).unwrap_err(), Refusal::Terminating { .. }));
+}
+
+#[test]
+fn a_job_that_fails_takes_back_all_of_itself_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&database_path(dir.path())).unwrap();
+    put(&store, declare("a", "x", Owner::Api)).unwrap();
+    let rv = store.snapshot().rv;
+    let failed = store.write_blocking(|core| {
+        edit::put(core, declare("b", "x", Owner::Api), Time(1))?.unwrap();
+        Err::<(), _>(StoreError::Busy)
+    });
+    assert!(failed.is_err());
+    let snapshot = store.snapshot();
+    assert_eq!((snapshot.sandboxes.len(), snapshot.rv, snapshot.events.len()), (1, rv, 1));
+    // A job that changes nothing is no transaction.
+    put(&store, declare("a", "x", Owner::Api)).unwrap();
+    assert_eq!(store.snapshot().rv, rv);
+}
+
+#[test]
+fn watchers_get_every_change_once_or_are_told_to_start_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&database_path(dir.path())).unwrap();
+    let start = store.snapshot().rv;
+    for index in 0..20 {
+        put(&store, declare(&format!("s{index}"), "x", Owner::Api)).unwrap();
+    }
+    let changes = store.ring().since(start).unwrap();
+    assert_eq!(changes.len(), 20);
+    assert!(changes.is_sorted_by(|one, next| one.rv < next.rv));
+    assert_eq!(store.ring().since(changes[18].rv).unwrap().len(), 1);
+    let reopened = Store::open(store.path()).unwrap();
+    assert!(reopened.ring().since(start).is_none());
+}
+
+#[test]
+fn a_database_that_was_taken_away_accepts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = database_path(dir.path());
+    let store = Store::open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let refused = store.write_blocking(|core| edit::put(core, declare("a", "x", Owner::Api), Time(1)));
+    assert!(matches!(refused, Err(StoreError::Gone { .. })), "{refused:?}");
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = database_path(dir.path());
+    drop(Store::open(&path).unwrap());
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.pragma_update(None, "user_version", 99).unwrap();
+    let error = Store::open(&path).unwrap_err();
+    assert!(matches!(error, StoreError::Newer { found: 99, .. }), "{error:?}");
+}
