@@ -10,3 +10,4 @@ pub mod store;
 pub mod config;
 pub mod desired;
 pub mod image;
+pub mod driver;

@@ -21,6 +21,13 @@ impl Iid {
         Self(format!("{}-{n}", &text[text.len() - 8..]))
     }
 
+    /// Reads one back from the name of a directory.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (prefix, n) = text.split_once('-')?;
+        let hex = prefix.len() == 8 && prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
+        (hex && n.parse::<u64>().is_ok()).then(|| Self(text.to_owned()))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::error::chain;
-use crate::shim::launch::{Confinement, FILTER_FD, Launch, STATUS_FD};
+use crate::shim::launch::{Confinement, Launch, STATUS_FD};
 use crate::sys::spawn::{self, Fork, Limit};
 use crate::sys::{SysError, landlock, poll, pty, seccomp};
 
@@ -158,13 +158,13 @@ fn place_descriptors(launch: &Launch, ends: &Ends) -> Result<(), SysError> {
     for (fd, number) in standard {
         spawn::place_fd(fd, number)?;
     }
-    if let Confinement::Bubblewrap { filter_path } = &launch.confinement {
-        let filter = File::open(filter_path)
-            .map_err(|source| SysError::io("open", filter_path, source))?;
-        let filter = spawn::move_high(filter.into())?;
+    if let Confinement::Bubblewrap { inherited } = &launch.confinement {
         let status = ends.status.as_ref().expect("connect() opens one for bubblewrap");
-        spawn::place_fd(filter.as_fd(), FILTER_FD)?;
         spawn::place_fd(status.as_fd(), STATUS_FD)?;
+        for (number, path) in inherited {
+            let file = File::open(path).map_err(|source| SysError::io("open", path, source))?;
+            spawn::place_fd(spawn::move_high(file.into())?.as_fd(), *number)?;
+        }
     }
     Ok(())
 }

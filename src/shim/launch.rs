@@ -52,14 +52,12 @@ pub struct Launch {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum Confinement {
-    /// `program` is bubblewrap. It loads the filter from descriptor [`FILTER_FD`] and reports on
-    /// [`STATUS_FD`].
-    Bubblewrap { filter_path: PathBuf },
+    /// `program` is bubblewrap. It finds these files and directories open at these numbers, so that
+    /// it needs no right to walk to them, and reports on [`STATUS_FD`].
+    Bubblewrap { inherited: Vec<(i32, PathBuf)> },
     /// `program` is the workload; the shim's child confines itself before it becomes that.
     Itself { read_only: Vec<PathBuf>, writable: Vec<PathBuf> },
 }
 
-/// Where bubblewrap finds the system-call filter.
-pub const FILTER_FD: i32 = 10;
 /// Where bubblewrap writes what became of the workload.
 pub const STATUS_FD: i32 = 11;

@@ -1,7 +1,7 @@
 //! The shim's loop: wait for something, take note of it, see what follows, tell whoever listens.
 
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
@@ -70,7 +70,11 @@ impl Shim {
     fn begin(dir: &Path) -> Result<Option<Self>, SysError> {
         // Paths of sockets are short, so everything in the run directory is named from within.
         std::env::set_current_dir(dir).map_err(|source| SysError::io("chdir", dir, source))?;
-        let Some(lock) = lock::try_take(Path::new(LOCK))? else { return Ok(None) };
+        let inherited = lock::inherit(std::io::stdout().as_fd(), Path::new(LOCK))?;
+        let Some(lock) = inherited.map_or_else(|| lock::try_take(Path::new(LOCK)), |lock| Ok(Some(lock)))?
+        else {
+            return Ok(None);
+        };
         let launch = read_launch()?;
         // Fails only for a group leader, which then is a leader already.
         let _ = spawn::new_session();
@@ -309,9 +313,12 @@ fn read_launch() -> Result<Launch, SysError> {
 fn inherited_connection() -> Result<Option<Connection>, SysError> {
     let copied = std::io::stdin().as_fd().try_clone_to_owned();
     let Ok(fd) = copied else { return Ok(None) };
-    let null = std::fs::File::open("/dev/null")
-        .map_err(|source| SysError::io("open", Path::new("/dev/null"), source))?;
-    spawn::place_fd(OwnedFd::from(null).as_fd(), 0)?;
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|source| SysError::io("open", Path::new("/dev/null"), source))?;
+    // The lock came in as standard output and has been copied by now.
+    for number in [0, 1] {
+        spawn::place_fd(null.as_fd(), number)?;
+    }
     let stream = UnixStream::from(fd);
     if socket::peer(&stream).is_err() {
         return Ok(None);

@@ -167,6 +167,11 @@ impl Root {
         self.unified.is_none() && self.v1.is_empty()
     }
 
+    /// Whether anything here can govern this resource.
+    pub fn governs(&self, controller: Controller) -> bool {
+        self.unified_controllers.contains(&controller) || self.v1.contains_key(&controller)
+    }
+
     /// The group of this name, made or not.
     pub fn group(&self, name: &str) -> Group {
         Group {

@@ -5,7 +5,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -15,20 +16,54 @@ use crate::sys::SysError;
 
 /// Held until dropped, or until this process is gone.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held for its Drop")] Flock<File>);
+pub struct Lock(Flock<File>);
 
 /// Takes the lock on `path`, making the file if need be. `None`: somebody else holds it.
 pub fn try_take(path: &Path) -> Result<Option<Lock>, SysError> {
     let file = open(path)?;
-    let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(file) => file,
         Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
         Err((_, errno)) => return Err(SysError::nix(format!("flock({})", path.display()), errno)),
     };
-    // Who holds it, for people; nothing reads it back to act on it.
+    note_holder(&file);
+    Ok(Some(Lock(file)))
+}
+
+/// Makes a lock that this process inherited at `fd` its own. `None`: `fd` is not the file at `path`,
+/// or somebody else holds it.
+///
+/// A lock that is handed to a child at its birth leaves no moment in which the child lives and
+/// nobody can tell.
+pub fn inherit(fd: BorrowedFd<'_>, path: &Path) -> Result<Option<Lock>, SysError> {
+    let copy = fd.try_clone_to_owned().map_err(|source| SysError::io("dup", path, source))?;
+    let file = File::from(copy);
+    let same = match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(ours), Ok(theirs)) => ours.dev() == theirs.dev() && ours.ino() == theirs.ino(),
+        _ => false,
+    };
+    if !same {
+        return Ok(None);
+    }
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => {
+            note_holder(&file);
+            Ok(Some(Lock(file)))
+        }
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(SysError::nix(format!("flock({})", path.display()), errno)),
+    }
+}
+
+/// Turns a lock into a descriptor to hand to a child. The lock lasts while either has it open.
+pub fn hand_over(lock: Lock) -> Result<OwnedFd, SysError> {
+    lock.0.as_fd().try_clone_to_owned().map_err(|source| SysError { call: "dup(lock)".to_owned(), source })
+}
+
+/// Who holds it, for people and for finding a shim that does not answer.
+fn note_holder(mut file: &File) {
     let noted = file.set_len(0).and_then(|()| file.rewind());
     let _ = noted.and_then(|()| writeln!(file, "{}", std::process::id()));
-    Ok(Some(Lock(file)))
 }
 
 /// Whether somebody holds the lock on `path`. A file that is not there is held by nobody.

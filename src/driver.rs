@@ -1,0 +1,141 @@
+//! One way of running a sandbox: runsc, bwrap, or a plain process.
+//!
+//! Drivers are synchronous and hold no policy. They are asked one thing at a time about one
+//! instance and say what happened; when, and whether to try again, is not theirs. The contract that
+//! all of them keep is a test, run against each.
+//!
+//! ```text
+//!   Order --bundle (process | bwrap)--> Launch --host--> cgroup, run directory, shim
+//!                                                 <-- observe, stop, adjust, clean up
+//! ```
+
+pub mod bwrap;
+pub mod fake;
+pub mod host;
+pub mod process;
+pub mod workspace;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
+use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, SandboxName, Spec};
+use crate::shim::client::ClientError;
+use crate::sys::SysError;
+use crate::sys::cgroup::Usage;
+
+/// What every driver can do.
+pub trait Driver: Send + Sync {
+    /// What it is.
+    fn isolation(&self) -> Isolation;
+
+    /// Limits that it cannot keep on this host, and why.
+    fn unenforced(&self) -> Vec<(&'static str, String)>;
+
+    /// Looks at the host. Never answers from memory.
+    fn observe(&self, iid: &Iid) -> Result<Observed, DriverError>;
+
+    /// Starts an instance of which nothing exists. On failure nothing of it runs.
+    fn start(&self, order: &Order<'_>) -> Result<Started, DriverError>;
+
+    /// Asks an instance to end, or ends it. Asking again is harmless.
+    fn stop(&self, iid: &Iid, how: &StopOrder<'_>) -> Result<(), DriverError>;
+
+    /// Applies new limits to a running instance, and says what the kernel made of them.
+    fn adjust(&self, iid: &Iid, limits: &Limits) -> Result<Vec<LimitStatus>, DriverError>;
+
+    /// Kills everything of an instance whose shim is gone.
+    fn kill_orphan(&self, iid: &Iid) -> Result<(), DriverError>;
+
+    /// Kills a shim that does not answer, and all it watched.
+    fn kill_shim(&self, iid: &Iid) -> Result<(), DriverError>;
+
+    /// Releases the shim and removes all traces. Repeating it is harmless.
+    fn clean_up(&self, iid: &Iid) -> Result<(), DriverError>;
+
+    /// What an instance has used. Zeros when it is not there.
+    fn usage(&self, iid: &Iid) -> Usage;
+
+    /// Opens a connection to follow an instance on. `None` where there is nothing to connect to.
+    fn connect(&self, iid: &Iid) -> Option<UnixStream>;
+}
+
+/// Everything about one start.
+#[derive(Debug, Clone)]
+pub struct Order<'a> {
+    pub iid: &'a Iid,
+    pub name: &'a SandboxName,
+    pub uid: Uuid,
+    pub generation: u64,
+    pub epoch: u64,
+    pub spec: &'a Spec,
+    pub host_uid: u32,
+    /// Laid into a workspace that is new: path and content.
+    pub image_files: &'a std::collections::BTreeMap<String, String>,
+}
+
+/// What a start came to.
+#[derive(Debug)]
+pub struct Started {
+    /// Follows the instance from its first moment.
+    pub link: Option<UnixStream>,
+    pub limits: Vec<LimitStatus>,
+}
+
+/// How to end an instance.
+#[derive(Debug, Clone, Copy)]
+pub struct StopOrder<'a> {
+    pub signal: &'a str,
+    pub grace_ms: u64,
+    /// Without grace.
+    pub force: bool,
+    pub reason: &'a str,
+}
+
+/// Why a driver could not.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The runtime's own program is not on this host.
+    #[error("{program} is not installed; hint: {hint}")]
+    Missing { program: &'static str, hint: &'static str },
+    /// A program of ours could not be run.
+    #[error("run {}", program.display())]
+    Spawn {
+        program: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The host refused a step of preparing, ending or removing.
+    #[error("{stage}")]
+    Host {
+        stage: &'static str,
+        #[source]
+        source: SysError,
+    },
+    #[error("{stage}")]
+    Shim {
+        stage: &'static str,
+        #[source]
+        source: ClientError,
+    },
+    /// What is there is not what it should be, so that nothing was done.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl DriverError {
+    /// Would the same request fare better later, with nothing changed?
+    pub fn is_transient(&self) -> bool {
+        match self {
+            // Memory, descriptors, a directory still in use.
+            Self::Host { .. } | Self::Spawn { .. } => true,
+            // A shim that is busy, or dying: the next look tells.
+            Self::Shim { .. } => true,
+            // Needs somebody to install it.
+            Self::Missing { .. } => false,
+            Self::Refused(_) => false,
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! What bubblewrap and plain processes have in common: cgroup, run directory, shim.
+//!
+//! ```text
+//!   RUN/i/IID/   launch.json  lock  sock      boot-scoped: gone after a reboot, like what it is about
+//!   STATE/instances/IID.json                  the exit, durable
+//!   STATE/console/UID/                        the spool
+//! ```
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard};
+
+use uuid::Uuid;
+
+use crate::driver::bwrap::{self, Bubblewrap};
+use crate::driver::workspace::Workspaces;
+use crate::driver::{Driver, DriverError, Order, Started, StopOrder, process};
+use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, Time};
+use crate::shim::client::{Client, ClientError};
+use crate::shim::exit;
+use crate::shim::launch::{Confinement, FILE, LOCK, Launch, SOCKET};
+use crate::shim::protocol::{Phase, Request, State};
+use crate::sys::cgroup::{self, Usage};
+use crate::sys::{SysError, clock, lock};
+
+mod convert;
+mod ledger;
+
+/// What the workload's PATH is, inside and, for plain processes, outside.
+const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
+/// How long a released shim may take to be gone.
+const RELEASE_MS_MAX: u64 = 2_000;
+
+/// Where things are.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    pub run: PathBuf,
+    pub state: PathBuf,
+    pub shim: PathBuf,
+}
+
+/// What the drivers of this daemon share.
+#[derive(Debug)]
+pub struct Host {
+    pub paths: Paths,
+    pub cgroups: cgroup::Root,
+    pub workspaces: Workspaces,
+    pub console_bytes: u64,
+    /// Highest so far: shims refuse an older daemon.
+    pub epoch: u64,
+    /// Shims that are our children, to be reaped when they are gone.
+    children: Mutex<HashMap<Iid, Child>>,
+}
+
+/// How a workload is confined.
+#[derive(Debug)]
+enum Bundle {
+    Bubblewrap(Bubblewrap),
+    Process,
+}
+
+/// A driver whose instances each have a shim.
+#[derive(Debug)]
+pub struct Shimmed {
+    host: std::sync::Arc<Host>,
+    bundle: Bundle,
+}
+
+impl Host {
+    /// Makes the directories and finds the cgroups.
+    pub fn open(paths: Paths, workspaces: Workspaces, console_bytes: u64, epoch: u64) -> Result<Self, SysError> {
+        for dir in [paths.run.join("i"), paths.state.join("instances"), paths.state.join("console")] {
+            fs::create_dir_all(&dir).map_err(|source| SysError::io("mkdir", &dir, source))?;
+        }
+        let cgroups = cgroup::Root::detect(&cgroup_name(&paths.run));
+        let children = Mutex::new(HashMap::new());
+        Ok(Self { paths, cgroups, workspaces, console_bytes, epoch, children })
+    }
+
+    /// Where a sandbox's console is.
+    pub fn console(&self, uid: Uuid) -> PathBuf {
+        console_path(&self.paths.state, uid)
+    }
+
+    /// Instances of which anything is on this host.
+    pub fn residues(&self) -> Vec<Iid> {
+        let dirs = fs::read_dir(self.paths.run.join("i")).into_iter().flatten().flatten();
+        let names = dirs.filter_map(|entry| entry.file_name().into_string().ok());
+        let names = names.chain(self.cgroups.names()).filter(|name| !name.starts_with('.'));
+        let mut iids: Vec<Iid> = names.filter_map(|name| Iid::parse(&name)).collect();
+        iids.sort_unstable();
+        iids.dedup();
+        iids
+    }
+
+    /// Removes everything a sandbox ever had here.
+    pub fn forget(&self, uid: Uuid) -> Result<(), SysError> {
+        let dir = self.console(uid);
+        match fs::remove_dir_all(&dir) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(SysError::io("remove", &dir, source)),
+        }
+    }
+
+    fn run_dir(&self, iid: &Iid) -> PathBuf {
+        self.paths.run.join("i").join(iid.as_str())
+    }
+
+    fn exit_path(&self, iid: &Iid) -> PathBuf {
+        self.paths.state.join("instances").join(format!("{iid}.json"))
+    }
+
+    fn socket(&self, iid: &Iid) -> PathBuf {
+        self.run_dir(iid).join(SOCKET)
+    }
+
+    fn children(&self) -> MutexGuard<'_, HashMap<Iid, Child>> {
+        self.children.lock().expect("nobody panics while holding the children")
+    }
+
+    /// Reaps our shim if it has ended.
+    fn reap(&self, iid: &Iid) {
+        let mut children = self.children();
+        if children.get_mut(iid).is_some_and(|child| !matches!(child.try_wait(), Ok(None))) {
+            children.remove(iid);
+        }
+    }
+}
+
+/// Where the console of a sandbox is, below the state directory.
+pub fn console_path(state: &Path, uid: Uuid) -> PathBuf {
+    state.join("console").join(uid.to_string())
+}
+
+/// One subtree per run directory, so that two daemons on one machine do not meet.
+fn cgroup_name(run: &Path) -> String {
+    let hash = run.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("sodiumd-{hash:08x}")
+}
+
+impl Shimmed {
+    pub fn bubblewrap(host: std::sync::Arc<Host>) -> Result<Self, DriverError> {
+        let bundle = Bundle::Bubblewrap(Bubblewrap::detect(&host.paths.run)?);
+        Ok(Self { host, bundle })
+    }
+
+    pub fn process(host: std::sync::Arc<Host>) -> Self {
+        Self { host, bundle: Bundle::Process }
+    }
+
+    /// Everything the shim is told. Pure but for the search for a program.
+    fn launch(&self, order: &Order<'_>, workspace: &Path) -> Launch {
+        let host = &self.host;
+        let spec = order.spec;
+        let (program, args, confinement, work_dir, home) = match &self.bundle {
+            Bundle::Bubblewrap(bwrap) => (
+                bwrap.program.to_string_lossy().into_owned(),
+                bwrap.args(order),
+                Confinement::Bubblewrap { inherited: bwrap.inherited(workspace) },
+                PathBuf::from("/"),
+                bwrap::HOME.to_owned(),
+            ),
+            Bundle::Process => (
+                process::program(order, SEARCH_PATH),
+                spec.resolved_command(),
+                Confinement::Itself {
+                    read_only: process::read_only(),
+                    writable: process::writable(workspace),
+                },
+                workspace.to_owned(),
+                workspace.to_string_lossy().into_owned(),
+            ),
+        };
+        Launch {
+            iid: order.iid.to_string(),
+            name: order.name.to_string(),
+            uid: order.uid.to_string(),
+            generation: order.generation,
+            epoch: order.epoch,
+            program,
+            args,
+            env: environment(order, &home),
+            work_dir,
+            user: crate::sys::is_root().then_some((order.host_uid, order.host_uid)),
+            group: host.cgroups.group(order.iid.as_str()),
+            open_files_max: ledger::open_files(&spec.limits).map(|(value, _)| value),
+            tty: spec.tty.then_some((80, 24)),
+            confinement,
+            spool_dir: host.console(order.uid),
+            spool_bytes_max: host.console_bytes,
+            timeout_ms: (spec.limits.timeout_seconds > 0).then_some(spec.limits.timeout_seconds * 1000),
+            stop_signal: convert::signal_number(&spec.stop.signal),
+            stop_grace_ms: spec.stop.grace.0,
+            exit_path: host.exit_path(order.iid),
+        }
+    }
+
+    /// Made under a temporary name: a run directory that is there is whole.
+    fn make_run_dir(&self, launch: &Launch, iid: &Iid) -> Result<(), SysError> {
+        let dir = self.host.run_dir(iid);
+        let unfinished = dir.with_file_name(format!(".{iid}"));
+        let failed = |source| SysError::io("make", &dir, source);
+        let _ = fs::remove_dir_all(&unfinished);
+        let json = serde_json::to_vec(launch).expect("a launch has string keys");
+        fs::create_dir(&unfinished)
+            .and_then(|()| fs::write(unfinished.join(FILE), json))
+            .and_then(|()| fs::rename(&unfinished, &dir))
+            .map_err(failed)
+    }
+
+    /// Spawns the shim with our lock as its standard output and our end of a socket pair as its
+    /// standard input: it holds the lock from birth and is followed from birth.
+    fn spawn_shim(&self, iid: &Iid) -> Result<UnixStream, DriverError> {
+        let host = |source| DriverError::Host { stage: "start shim", source };
+        let dir = self.host.run_dir(iid);
+        let held = lock::try_take(&dir.join(LOCK)).map_err(host)?;
+        let held = held.ok_or_else(|| DriverError::Refused(format!("{iid} has a shim already")))?;
+        let lock_fd = lock::hand_over(held).map_err(host)?;
+        let spawn = || -> io::Result<(Child, UnixStream)> {
+            let (ours, theirs) = UnixStream::pair()?;
+            let log = fs::File::options().append(true).create(true).open(self.host.paths.run.join("shims.log"))?;
+            let child = Command::new(&self.host.paths.shim)
+                .arg(&dir)
+                .env_clear()
+                .stdin(OwnedFd::from(theirs))
+                .stdout(Stdio::from(lock_fd))
+                .stderr(log)
+                .spawn()?;
+            Ok((child, ours))
+        };
+        let program = self.host.paths.shim.clone();
+        let (child, ours) = spawn().map_err(|source| DriverError::Spawn { program, source })?;
+        self.host.children().insert(iid.clone(), child);
+        Ok(ours)
+    }
+
+    fn prepare(&self, order: &Order<'_>) -> Result<Vec<LimitStatus>, DriverError> {
+        let host = |stage| move |source| DriverError::Host { stage, source };
+        let spaces = &self.host.workspaces;
+        let workspace = spaces
+            .take_back(order.uid, order.host_uid, order.name)
+            .and_then(|_| spaces.prepare(order.uid, order.host_uid, order.image_files, &order.spec.files))
+            .map_err(host("prepare workspace"))?;
+        let group = self.host.cgroups.group(order.iid.as_str());
+        group.create().map_err(host("make cgroup"))?;
+        let applied = group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;
+        self.make_run_dir(&self.launch(order, &workspace), order.iid).map_err(host("make run directory"))?;
+        Ok(ledger::statuses(&order.spec.limits, &applied, self.own_processes()))
+    }
+
+    fn wanted(&self, limits: &Limits) -> cgroup::Limits {
+        ledger::to_cgroup(limits, self.own_processes())
+    }
+
+    fn own_processes(&self) -> u64 {
+        match self.bundle {
+            Bundle::Bubblewrap(_) => bwrap::OWN_PROCESSES,
+            Bundle::Process => 0,
+        }
+    }
+
+    fn client(&self, iid: &Iid) -> Result<(Client, State), ClientError> {
+        Client::connect(&self.host.socket(iid), self.host.epoch)
+    }
+
+    fn ask(&self, iid: &Iid, stage: &'static str, request: &Request) -> Result<(), DriverError> {
+        let shim = |source| DriverError::Shim { stage, source };
+        let (mut client, _) = self.client(iid).map_err(shim)?;
+        client.ask(request).map_err(shim)
+    }
+
+    /// Nobody answers: the lock and the cgroup tell whether that is an end.
+    fn observe_silent(&self, iid: &Iid) -> Result<Observed, DriverError> {
+        let host = |source| DriverError::Host { stage: "look", source };
+        self.host.reap(iid);
+        let group = self.host.cgroups.group(iid.as_str());
+        if lock::is_held(&self.host.run_dir(iid).join(LOCK)).map_err(host)? {
+            // Ours and just born: its socket is not there yet.
+            let young = self.host.children().contains_key(iid) && !self.host.socket(iid).exists();
+            return Ok(if young { Observed::Launching } else { Observed::Unknown });
+        }
+        if group.is_populated() {
+            return Ok(Observed::Orphan);
+        }
+        let exit = exit::load(&self.host.exit_path(iid)).map(|exit| convert::exit(exit, iid));
+        let residue = self.host.run_dir(iid).exists() || group.exists() || exit.is_some();
+        Ok(Observed::Gone { exit, residue })
+    }
+
+    fn wait_released(&self, iid: &Iid) -> Result<(), DriverError> {
+        let deadline = clock::boot_ms() + RELEASE_MS_MAX;
+        let path = self.host.run_dir(iid).join(LOCK);
+        let host = |source| DriverError::Host { stage: "release shim", source };
+        while lock::is_held(&path).map_err(host)? {
+            if clock::boot_ms() > deadline {
+                return Err(DriverError::Refused(format!("the shim of {iid} was released and stays")));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        if let Some(mut child) = self.host.children().remove(iid) {
+            // The lock is free, so it is exiting; an error means that somebody else has reaped it.
+            let _ = child.wait();
+        }
+        Ok(())
+    }
+}
+
+/// Built from empty: nothing of the daemon's own environment is in it.
+fn environment(order: &Order<'_>, home: &str) -> Vec<(String, String)> {
+    let mut env: std::collections::BTreeMap<String, String> = [
+        ("HOME", home),
+        ("PATH", SEARCH_PATH),
+        ("TERM", "xterm-256color"),
+        ("LANG", "C.UTF-8"),
+        ("USER", "container"),
+        ("SODIUM_SANDBOX", order.name.as_str()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect();
+    env.extend(order.spec.env.clone());
+    env.into_iter().collect()
+}
+
+impl Driver for Shimmed {
+    fn isolation(&self) -> Isolation {
+        match self.bundle {
+            Bundle::Bubblewrap(_) => Isolation::Bubblewrap,
+            Bundle::Process => Isolation::Process,
+        }
+    }
+
+    fn unenforced(&self) -> Vec<(&'static str, String)> {
+        ledger::unenforced(&self.host.cgroups)
+    }
+
+    fn observe(&self, iid: &Iid) -> Result<Observed, DriverError> {
+        match self.client(iid) {
+            Ok((_, state)) => Ok(observed(state, iid)),
+            Err(_) => self.observe_silent(iid),
+        }
+    }
+
+    fn start(&self, order: &Order<'_>) -> Result<Started, DriverError> {
+        let limits = self.prepare(order)?;
+        let link = self.spawn_shim(order.iid)?;
+        Ok(Started { link: Some(link), limits })
+    }
+
+    fn stop(&self, iid: &Iid, how: &StopOrder<'_>) -> Result<(), DriverError> {
+        let reason = how.reason.to_owned();
+        let request = if how.force {
+            Request::Kill { reason }
+        } else {
+            let signal = convert::signal_number(how.signal);
+            Request::Stop { signal, grace_ms: how.grace_ms, reason }
+        };
+        self.ask(iid, "stop", &request)
+    }
+
+    fn adjust(&self, iid: &Iid, limits: &Limits) -> Result<Vec<LimitStatus>, DriverError> {
+        let host = |source| DriverError::Host { stage: "set limits", source };
+        let group = self.host.cgroups.group(iid.as_str());
+        let applied = group.apply(&self.wanted(limits)).map_err(host)?;
+        let timeout_ms = (limits.timeout_seconds > 0).then_some(limits.timeout_seconds * 1000);
+        self.ask(iid, "set time limit", &Request::Deadline { timeout_ms })?;
+        Ok(ledger::statuses(limits, &applied, self.own_processes()))
+    }
+
+    fn kill_orphan(&self, iid: &Iid) -> Result<(), DriverError> {
+        let host = |source| DriverError::Host { stage: "kill orphan", source };
+        self.host.cgroups.group(iid.as_str()).kill().map_err(host)
+    }
+
+    fn kill_shim(&self, iid: &Iid) -> Result<(), DriverError> {
+        let host = |source| DriverError::Host { stage: "kill shim", source };
+        let dir = self.host.run_dir(iid);
+        convert::kill_holder(&dir.join(LOCK), &dir).map_err(host)?;
+        self.kill_orphan(iid)
+    }
+
+    fn clean_up(&self, iid: &Iid) -> Result<(), DriverError> {
+        let host = |source| DriverError::Host { stage: "clean up", source };
+        match self.client(iid) {
+            Ok((mut client, _)) => {
+                let released = client.ask(&Request::Release);
+                released.map_err(|source| DriverError::Shim { stage: "release shim", source })?;
+                self.wait_released(iid)?;
+            }
+            Err(_) if lock::is_held(&self.host.run_dir(iid).join(LOCK)).map_err(host)? => {
+                return Err(DriverError::Refused(format!("the shim of {iid} does not answer")));
+            }
+            Err(_) => self.host.reap(iid),
+        }
+        self.host.cgroups.group(iid.as_str()).remove().map_err(host)?;
+        for path in [self.host.run_dir(iid), self.host.exit_path(iid)] {
+            let removed =
+                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            match removed {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(host(SysError::io("remove", &path, source)));
+                }
+                Ok(()) | Err(_) => (),
+            }
+        }
+        Ok(())
+    }
+
+    fn usage(&self, iid: &Iid) -> Usage {
+        self.host.cgroups.group(iid.as_str()).usage()
+    }
+
+    fn connect(&self, iid: &Iid) -> Option<UnixStream> {
+        UnixStream::connect(self.host.socket(iid)).ok()
+    }
+}
+
+fn observed(state: State, iid: &Iid) -> Observed {
+    let started_at = state.started_at_ms.map(Time);
+    match (state.phase, state.exit) {
+        (Phase::Exited, Some(exit)) => Observed::Exited { exit: convert::exit(exit, iid) },
+        (Phase::Launching, _) => Observed::Launching,
+        (Phase::Running, _) => Observed::Running {
+            pid: state.pid,
+            started_at: started_at.unwrap_or_default(),
+        },
+        (Phase::Stopping | Phase::Exited, _) => Observed::Stopping { pid: state.pid, started_at },
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

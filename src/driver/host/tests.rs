@@ -1,0 +1,54 @@
+//! What the drivers are given in tests.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::model::{SandboxName, Spec};
+
+/// An order for `sh -c id`, for tests of command lines.
+pub(crate) fn order(check: impl FnOnce(&Order<'_>)) {
+    let uid = Uuid::nil();
+    let spec: Spec = serde_json::from_value(serde_json::json!({
+        "isolation": "bubblewrap", "command": ["sh", "-c", "id"], "state": "running",
+        "restart": {"policy": "never", "backoff": {"initial": "1s", "max": "5m"}, "max_failures": 0},
+        "stop": {"signal": "SIGTERM", "grace": "10s"}, "tty": false, "network": "none",
+        "limits": {"memory_mb": 64, "cpu_percent": 100, "disk_mb": 0, "timeout_seconds": 0,
+                   "max_processes": 16, "max_files": 256},
+        "strict": false
+    }))
+    .unwrap();
+    check(&Order {
+        iid: &Iid::new(uid, 1),
+        name: &SandboxName::try_from("web").unwrap(),
+        uid,
+        generation: 1,
+        epoch: 1,
+        spec: &spec,
+        host_uid: 200_000,
+        image_files: &BTreeMap::new(),
+    });
+}
+
+#[test]
+fn the_environment_is_built_from_empty_and_the_spec_has_the_last_word() {
+    order(|order| {
+        let spec = Spec {
+            env: [("TERM".to_owned(), "dumb".to_owned()), ("A".to_owned(), "b".to_owned())].into(),
+            ..order.spec.clone()
+        };
+        let env = environment(&Order { spec: &spec, ..order.clone() }, "/home/container");
+        let names: Vec<&str> = env.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["A", "HOME", "LANG", "PATH", "SODIUM_SANDBOX", "TERM", "USER"]);
+        assert!(env.contains(&("TERM".to_owned(), "dumb".to_owned())));
+    });
+}
+
+#[test]
+fn a_limit_beyond_the_daemons_own_says_so() {
+    let limits = Limits { max_files: 1 << 30, ..Limits::DEFAULT };
+    let statuses = ledger::statuses(&limits, &[], 0);
+    let files = statuses.iter().find(|status| status.limit == "max_files").unwrap();
+    assert!(!files.enforced && files.reason.contains("cannot give more"), "{files:?}");
+    let disk = statuses.iter().find(|status| status.limit == "disk_mb").unwrap();
+    assert!(!disk.enforced && disk.mechanism.is_empty());
+}

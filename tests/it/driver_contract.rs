@@ -1,0 +1,336 @@
+//! What every driver promises, put to each of them: the fake, plain processes and bubblewrap, on the
+//! real kernel. A runtime that is missing fails these tests; it does not skip them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sodiumd::driver::fake::FakeDriver;
+use sodiumd::driver::host::{Host, Paths, Shimmed};
+use sodiumd::driver::workspace::Workspaces;
+use sodiumd::driver::{Driver, Order, StopOrder};
+use sodiumd::model::{ExitKind, ExitRecord, Iid, Observed, SandboxName, Spec};
+use sodiumd::shim::spool::{Chunk, Reader};
+use uuid::Uuid;
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A driver and where it keeps things; cleans up behind itself even when a test fails.
+struct Bench {
+    driver: Box<dyn Driver>,
+    host: Option<Arc<Host>>,
+    uid: Uuid,
+    started: Vec<Iid>,
+    _dir: tempfile::TempDir,
+}
+
+fn benches() -> Vec<Bench> {
+    let fake = Bench {
+        driver: Box::new(FakeDriver::default()),
+        host: None,
+        uid: Uuid::now_v7(),
+        started: Vec::new(),
+        _dir: tempfile::tempdir().unwrap(),
+    };
+    let mut benches = vec![fake];
+    benches.extend(real());
+    benches
+}
+
+fn real() -> Vec<Bench> {
+    let process = bench(|host| Box::new(Shimmed::process(host)));
+    let bubblewrap = bench(|host| Box::new(Shimmed::bubblewrap(host).expect("bubblewrap is installed")));
+    vec![process, bubblewrap]
+}
+
+fn bench(make: impl Fn(Arc<Host>) -> Box<dyn Driver>) -> Bench {
+    // Not below a directory that only root may walk, so that plain processes reach their workspace.
+    let dir = tempfile::Builder::new().prefix("sodium-it-").tempdir().unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), mode).unwrap();
+    let paths = Paths {
+        run: dir.path().join("run"),
+        state: dir.path().join("state"),
+        shim: env!("CARGO_BIN_EXE_sodium-shim").into(),
+    };
+    std::fs::create_dir(&paths.run).unwrap();
+    let workspaces = Workspaces::open(&dir.path().join("sandboxes"), true).unwrap();
+    let host = Arc::new(Host::open(paths, workspaces, 1 << 20, 1).unwrap());
+    let driver = make(Arc::clone(&host));
+    Bench { driver, host: Some(host), uid: Uuid::now_v7(), started: Vec::new(), _dir: dir }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        for iid in &self.started {
+            let _ = self.driver.kill_orphan(iid);
+            let deadline = Instant::now() + PATIENCE;
+            while self.driver.clean_up(iid).is_err() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        if let Some(host) = &self.host {
+            host.cgroups.remove();
+        }
+    }
+}
+
+fn spec(command: &[&str]) -> Spec {
+    serde_json::from_value(json!({
+        "isolation": "process", "command": command, "state": "running",
+        "restart": {"policy": "never", "backoff": {"initial": "1s", "max": "5m"}, "max_failures": 0},
+        "stop": {"signal": "SIGTERM", "grace": "10s"}, "tty": false, "network": "none",
+        "limits": {"memory_mb": 64, "cpu_percent": 100, "disk_mb": 0, "timeout_seconds": 0,
+                   "max_processes": 16, "max_files": 256},
+        "strict": false
+    }))
+    .unwrap()
+}
+
+impl Bench {
+    fn label(&self) -> String {
+        let kind = if self.host.is_none() { "fake" } else { self.driver.isolation().as_str() };
+        format!("driver {kind}")
+    }
+
+    fn start(&mut self, spec: &Spec) -> Iid {
+        let n = self.started.len() as u64 + 1;
+        let iid = Iid::new(self.uid, n);
+        let order = Order {
+            iid: &iid,
+            name: &SandboxName::try_from("web").unwrap(),
+            uid: self.uid,
+            generation: 1,
+            epoch: 1,
+            spec,
+            host_uid: 234_567,
+            image_files: &BTreeMap::new(),
+        };
+        self.driver.start(&order).unwrap_or_else(|error| panic!("{}: {error:?}", self.label()));
+        self.started.push(iid.clone());
+        iid
+    }
+
+    #[track_caller]
+    fn wait(&self, iid: &Iid, what: &str, done: impl Fn(&Observed) -> bool) -> Observed {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let seen = self.driver.observe(iid).unwrap();
+            if done(&seen) {
+                return seen;
+            }
+            let console = self.console();
+            assert!(Instant::now() < deadline, "{}: {what}: {seen:?}\n{console}", self.label());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[track_caller]
+    fn wait_running(&self, iid: &Iid) -> Option<u32> {
+        let runs = |seen: &Observed| matches!(seen, Observed::Running { .. });
+        match self.wait(iid, "running", runs) {
+            Observed::Running { pid, .. } => pid,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn wait_exit(&self, iid: &Iid) -> ExitRecord {
+        let ended = |seen: &Observed| matches!(seen, Observed::Exited { .. });
+        match self.wait(iid, "exited", ended) {
+            Observed::Exited { exit } => exit,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Starts, waits for the end, and returns it with what was printed.
+    #[track_caller]
+    fn run(&mut self, spec: &Spec) -> (ExitRecord, String) {
+        let iid = self.start(spec);
+        let exit = self.wait_exit(&iid);
+        let console = self.console();
+        self.driver.clean_up(&iid).unwrap();
+        (exit, console)
+    }
+
+    fn console(&self) -> String {
+        let Some(host) = &self.host else { return String::new() };
+        let mut reader = Reader::new(&host.console(self.uid), 0);
+        let (mut buffer, mut all) = (vec![0; 65536], Vec::new());
+        while let Chunk::Bytes { count, .. } = reader.read(&mut buffer).unwrap() {
+            all.extend_from_slice(&buffer[..count]);
+        }
+        String::from_utf8_lossy(&all).into_owned()
+    }
+}
+
+fn stop(force: bool, grace_ms: u64) -> StopOrder<'static> {
+    StopOrder { signal: "SIGTERM", grace_ms, force, reason: "stopped" }
+}
+
+#[test]
+fn codes_of_ends_are_told_as_they_were() {
+    for mut bench in benches() {
+        for code in [0, 1, 42, 143] {
+            let (exit, _) = bench.run(&spec(&["sh", "-c", &format!("exit {code}")]));
+            assert_eq!(exit.kind, ExitKind::Exited { code }, "{}", bench.label());
+            assert_eq!(exit.reason, None);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_after_clean_up_and_it_can_be_repeated() {
+    for mut bench in benches() {
+        let iid = bench.start(&spec(&["sleep", "1000"]));
+        bench.wait_running(&iid);
+        assert!(bench.driver.clean_up(&iid).is_err(), "{}: cleaned up what runs", bench.label());
+        bench.driver.stop(&iid, &stop(true, 0)).unwrap();
+        bench.wait_exit(&iid);
+        bench.driver.clean_up(&iid).unwrap();
+        bench.driver.clean_up(&iid).unwrap();
+        let gone = Observed::Gone { exit: None, residue: false };
+        assert_eq!(bench.driver.observe(&iid).unwrap(), gone, "{}", bench.label());
+        if let Some(host) = &bench.host {
+            assert_eq!(host.residues(), [], "{}", bench.label());
+        }
+    }
+}
+
+#[test]
+fn a_stop_asks_first_and_a_kill_does_not() {
+    for mut bench in benches() {
+        let iid = bench.start(&spec(&["sleep", "1000"]));
+        bench.wait_running(&iid);
+        bench.driver.stop(&iid, &stop(false, 60_000)).unwrap();
+        let exit = bench.wait_exit(&iid);
+        assert_eq!(exit.kind, ExitKind::Signaled { signal: "SIGTERM".to_owned() }, "{}", bench.label());
+        assert_eq!(exit.reason.as_deref(), Some("stopped"));
+        bench.driver.clean_up(&iid).unwrap();
+    }
+}
+
+#[test]
+fn one_that_ignores_being_asked_is_killed_after_the_grace() {
+    for mut bench in real() {
+        let script = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
+        let iid = bench.start(&spec(&["bash", "-c", script]));
+        bench.wait(&iid, "ready", |_| bench.console().contains("ready"));
+        let began = Instant::now();
+        bench.driver.stop(&iid, &stop(false, 300)).unwrap();
+        let exit = bench.wait_exit(&iid);
+        assert_eq!(exit.kind, ExitKind::Signaled { signal: "SIGKILL".to_owned() }, "{}", bench.label());
+        assert!(began.elapsed() >= Duration::from_millis(300), "killed within the grace");
+    }
+}
+
+#[test]
+fn a_command_that_does_not_exist_says_so_on_the_console_too() {
+    for mut bench in benches() {
+        let (exit, console) = bench.run(&spec(&["no-such-program"]));
+        let ExitKind::StartFailed { message, .. } = &exit.kind else {
+            panic!("{}: {exit:?}", bench.label())
+        };
+        assert!(message.contains("no-such-program"), "{}: {message}", bench.label());
+        assert!(bench.host.is_none() || console.contains("no-such-program"), "{console}");
+    }
+}
+
+#[test]
+fn what_forked_away_ends_with_the_first_process() {
+    for mut bench in real() {
+        let script = "setsid sleep 1000 >/dev/null 2>&1 & (setsid sh -c 'sleep 1000' &) ; echo done";
+        let (exit, _) = bench.run(&spec(&["bash", "-c", script]));
+        assert_eq!(exit.kind, ExitKind::Exited { code: 0 }, "{}", bench.label());
+    }
+}
+
+#[test]
+fn output_is_whole_whether_closed_or_enormous() {
+    for mut bench in real() {
+        let (exit, console) = bench.run(&spec(&["bash", "-c", "echo a; exec >&- 2>&-; sleep 0.1"]));
+        assert_eq!((exit.kind, console.as_str()), (ExitKind::Exited { code: 0 }, "a\n"));
+        let (exit, _) = bench.run(&spec(&["head", "-c", "50000000", "/dev/zero"]));
+        assert_eq!(exit.kind, ExitKind::Exited { code: 0 });
+        let bounds = Reader::bounds(&bench.host.as_ref().unwrap().console(bench.uid)).unwrap();
+        assert_eq!(bounds.end, 50_000_002, "{}", bench.label());
+        assert!(bounds.end - bounds.start <= 1 << 20, "the spool is bounded");
+    }
+}
+
+#[test]
+fn each_sandbox_has_a_user_a_home_and_an_environment_of_its_own() {
+    for mut bench in real() {
+        let script = "id -u; pwd; echo $HOME; env | sort | cut -d= -f1 | tr '\\n' ' '; touch here";
+        let (exit, console) = bench.run(&spec(&["bash", "-c", script]));
+        assert_eq!(exit.kind, ExitKind::Exited { code: 0 }, "{console}");
+        let bubblewrap = bench.driver.isolation() == sodiumd::model::Isolation::Bubblewrap;
+        let lines: Vec<&str> = console.lines().collect();
+        assert_eq!(lines[0], if bubblewrap { "1000" } else { "234567" });
+        assert_eq!(lines[1], lines[2]);
+        assert_eq!(bubblewrap, lines[1] == "/home/container");
+        assert_eq!(lines[3], "HOME LANG PATH PWD SHLVL SODIUM_SANDBOX TERM USER _ ");
+    }
+}
+
+#[test]
+fn three_descriptors_go_in_and_no_more() {
+    for mut bench in real() {
+        let (_, console) = bench.run(&spec(&["bash", "-c", "ls /proc/self/fd | tr '\\n' ' '"]));
+        // The fourth is the directory that ls reads.
+        assert_eq!(console, "0 1 2 3 ", "{}", bench.label());
+    }
+}
+
+#[test]
+fn limits_hold_before_the_first_instruction_and_are_read_back() {
+    for mut bench in real() {
+        let mut limited = spec(&["bash", "-c", "ulimit -n; for i in $(seq 40); do sleep 5 & done; wait"]);
+        limited.limits.max_processes = 8;
+        let (_, console) = bench.run(&limited);
+        assert!(console.starts_with("256\n"), "{console}");
+        assert!(console.contains("Resource temporarily unavailable"), "{}: {console}", bench.label());
+        let mut eater = spec(&["python3", "-c", "b = bytearray(200 << 20); print('survived')"]);
+        eater.limits.memory_mb = 32;
+        let (exit, console) = bench.run(&eater);
+        assert!(matches!(exit.kind, ExitKind::Oom { .. }), "{}: {exit:?} {console}", bench.label());
+        assert!(exit.oom_kills >= 1 && exit.memory_peak_bytes > 16 << 20, "{exit:?}");
+    }
+}
+
+#[test]
+fn time_runs_out_without_the_daemon() {
+    for mut bench in real() {
+        let mut brief = spec(&["bash", "-c", "echo up; sleep 1000"]);
+        brief.limits.timeout_seconds = 1;
+        let (exit, console) = bench.run(&brief);
+        assert!(matches!(exit.kind, ExitKind::Timeout { .. }), "{}: {exit:?}", bench.label());
+        assert!(console.contains("time limit of 1 s reached"), "{console}");
+    }
+}
+
+#[test]
+fn a_dead_shim_takes_its_workload_along_and_the_end_is_not_invented() {
+    for mut bench in real() {
+        let iid = bench.start(&spec(&["bash", "-c", "sleep 1000 & sleep 1000"]));
+        bench.wait_running(&iid);
+        bench.driver.kill_shim(&iid).unwrap();
+        let silent = |seen: &Observed| matches!(seen, Observed::Gone { .. });
+        let seen = bench.wait(&iid, "gone", silent);
+        assert_eq!(seen, Observed::Gone { exit: None, residue: true }, "{}", bench.label());
+        bench.driver.clean_up(&iid).unwrap();
+    }
+}
+
+#[test]
+fn a_terminal_is_one_and_has_a_session() {
+    for mut bench in real() {
+        let script = "tty >/dev/null && echo is a tty; stty size; ps -o tty= -p $$";
+        let terminal = Spec { tty: true, ..spec(&["bash", "-c", script]) };
+        let (exit, console) = bench.run(&terminal);
+        assert_eq!(exit.kind, ExitKind::Exited { code: 0 }, "{console}");
+        assert!(console.starts_with("is a tty\r\n24 80\r\n"), "{}: {console:?}", bench.label());
+    }
+}
