@@ -74,6 +74,8 @@ pub struct Order<'a> {
     pub host_uid: u32,
     /// Laid into a workspace that is new: path and content.
     pub image_files: &'a std::collections::BTreeMap<String, String>,
+    /// Whether a workspace that was put aside under this name is its own, to be taken back.
+    pub take_back: bool,
 }
 
 /// What a start came to.

@@ -11,3 +11,4 @@ pub mod config;
 pub mod desired;
 pub mod image;
 pub mod driver;
+pub mod reconcile;

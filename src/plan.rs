@@ -34,6 +34,8 @@ const LOOK_AGAIN: Span = Span::seconds(1);
 pub struct Policy {
     /// Limits that nothing here can keep, and why.
     pub unenforced: Vec<(&'static str, String)>,
+    /// Why the isolation asked for is not to be had here at all.
+    pub unavailable: Option<String>,
     /// Which boot of the machine this is.
     pub boot_id: String,
     /// What is wrong with the newest text of the spec, if its source is at fault.
@@ -246,6 +248,9 @@ fn refusal(view: &View<'_>) -> Option<String> {
     let spec = &view.sandbox.spec;
     if spec.command.is_empty() {
         return Some("no command: give spec.command or an image with a startup".to_owned());
+    }
+    if let Some(unavailable) = &view.policy.unavailable {
+        return Some(unavailable.clone());
     }
     let broken = report::unenforced(spec, view.policy);
     if spec.strict && !broken.is_empty() {

@@ -245,10 +245,13 @@ impl Shimmed {
     fn prepare(&self, order: &Order<'_>) -> Result<Vec<LimitStatus>, DriverError> {
         let host = |stage| move |source| DriverError::Host { stage, source };
         let spaces = &self.host.workspaces;
-        let workspace = spaces
-            .take_back(order.uid, order.host_uid, order.name)
-            .and_then(|_| spaces.prepare(order.uid, order.host_uid, order.image_files, &order.spec.files))
-            .map_err(host("prepare workspace"))?;
+        let prepare = || {
+            if order.take_back {
+                spaces.take_back(order.uid, order.host_uid, order.name)?;
+            }
+            spaces.prepare(order.uid, order.host_uid, order.image_files, &order.spec.files)
+        };
+        let workspace = prepare().map_err(host("prepare workspace"))?;
         let group = self.host.cgroups.group(order.iid.as_str());
         group.create().map_err(host("make cgroup"))?;
         let applied = group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;

@@ -105,6 +105,7 @@ const STOPS: Observed = Observed::Stopping { pid: Some(7), started_at: Some(NOW)
 fn policy() -> Policy {
     Policy {
         unenforced: vec![("disk_mb", "no quota".to_owned())],
+        unavailable: None,
         boot_id: "boot".to_owned(),
         source_fault: None,
     }

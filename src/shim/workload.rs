@@ -473,8 +473,9 @@ impl Workload {
     /// remembers the truth behind the pidfd, and where it does not, 128 + n is taken for a signal.
     fn true_end(&self, ended: Ended) -> Ended {
         let Confinement::Bubblewrap { .. } = self.launch.confinement else { return ended };
-        let told = self.main.as_ref().and_then(|main| process::exit_status(main.pidfd.as_fd()));
-        match (told, ended) {
+        // Over before it was seen: no signal of ours can have reached it, so a code is a code.
+        let Some(main) = &self.main else { return ended };
+        match (process::exit_status(main.pidfd.as_fd()), ended) {
             (Some(told), _) => told,
             (None, Ended::Exited(code @ 129..=192)) => Ended::Signaled(code - 128),
             (None, _) => ended,

@@ -107,6 +107,7 @@ impl Bench {
             spec,
             host_uid: 234_567,
             image_files: &BTreeMap::new(),
+            take_back: false,
         };
         self.driver.start(&order).unwrap_or_else(|error| panic!("{}: {error:?}", self.label()));
         self.started.push(iid.clone());

@@ -1,0 +1,36 @@
+//! What is found on the host and in no record. Instances that the store knows need nothing special:
+//! the first pass of each looks at it and takes it from there.
+
+use tracing::warn;
+
+use crate::error::chain;
+use crate::model::{Iid, Observed};
+use crate::reconcile::pass::World;
+
+/// Looks at everything on the host that no sandbox accounts for. What is dead is removed; what runs
+/// is reported and left alone, since killing it would need a reason and nobody has given one.
+pub fn sweep_blocking(world: &World) {
+    let Some(host) = &world.host else { return };
+    let snapshot = world.store.snapshot();
+    let known = |iid: &Iid| {
+        snapshot
+            .sandboxes
+            .values()
+            .filter_map(|sandbox| sandbox.instance.as_ref())
+            .any(|instance| instance.iid == *iid)
+    };
+    let Some(driver) = world.drivers.values().next() else { return };
+    for iid in host.residues().into_iter().filter(|iid| !known(iid)) {
+        match driver.observe(&iid) {
+            Ok(Observed::Gone { .. } | Observed::Exited { .. }) => {
+                if let Err(error) = driver.clean_up(&iid) {
+                    warn!(instance = iid.as_str(), error = chain(&error), "remains not removed");
+                }
+            }
+            Ok(seen) => {
+                warn!(instance = iid.as_str(), ?seen, "runs, and no record explains it: left alone");
+            }
+            Err(error) => warn!(instance = iid.as_str(), error = chain(&error), "look failed"),
+        }
+    }
+}

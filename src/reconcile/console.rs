@@ -1,0 +1,152 @@
+//! Who is followed, and what those who watch consoles are told: one entry per sandbox, from its first
+//! start to its deletion, across instances.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+
+use crate::driver::Started;
+use crate::model::{Iid, LimitStatus, Observed, Sandbox, SandboxName};
+use crate::reconcile::link::{self, Command};
+use crate::reconcile::pass::World;
+use crate::reconcile::queue::Queue;
+use crate::shim::spool::Reader;
+
+/// Requests that wait for one shim. Beyond it, whoever asks is told to slow down.
+const COMMAND_COUNT_MAX: usize = 16;
+
+/// What the console of a sandbox has come to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Head {
+    /// The offset after the newest byte.
+    pub next: u64,
+    /// The instance that runs now.
+    pub running: Option<Iid>,
+}
+
+/// All consoles.
+#[derive(Debug)]
+pub struct Consoles {
+    entries: Mutex<HashMap<Uuid, Entry>>,
+    limits: Mutex<HashMap<Iid, Vec<LimitStatus>>>,
+    queue: Arc<Queue>,
+    runtime: tokio::runtime::Handle,
+}
+
+#[derive(Debug)]
+struct Entry {
+    head: watch::Sender<Head>,
+    link: Option<(Iid, mpsc::Sender<Command>)>,
+}
+
+impl Consoles {
+    pub fn new(queue: Arc<Queue>, runtime: tokio::runtime::Handle) -> Self {
+        Self { entries: Mutex::default(), limits: Mutex::default(), queue, runtime }
+    }
+
+    /// Follows a sandbox's console, running or not.
+    pub fn watch(&self, uid: Uuid, spool: impl FnOnce() -> Option<PathBuf>) -> watch::Receiver<Head> {
+        let mut entries = self.lock();
+        let entry = entries.entry(uid).or_insert_with(|| Entry::new(spool()));
+        entry.head.subscribe()
+    }
+
+    /// The way to the shim of a running sandbox.
+    pub fn commands(&self, uid: Uuid) -> Option<(Iid, mpsc::Sender<Command>)> {
+        self.lock().get(&uid)?.link.clone()
+    }
+
+    pub fn forget(&self, uid: Uuid) {
+        self.lock().remove(&uid);
+    }
+
+    /// A start succeeded: follow it from its first moment, and keep what its limits are until it is
+    /// seen running.
+    pub(super) fn started(&self, world: &World, sandbox: &Sandbox, iid: &Iid, started: Started) {
+        self.limits().insert(iid.clone(), started.limits);
+        if let Some(stream) = started.link {
+            self.attach(world, sandbox, iid, stream);
+        }
+    }
+
+    pub(super) fn take_limits(&self, iid: &Iid) -> Option<Vec<LimitStatus>> {
+        self.limits().remove(iid)
+    }
+
+    /// Follows an instance that runs and is not followed: adopted, or its connection broke.
+    pub(super) fn follow(&self, world: &World, sandbox: &Sandbox, observed: &Observed) {
+        let alive = matches!(
+            observed,
+            Observed::Launching | Observed::Running { .. } | Observed::Stopping { .. }
+        );
+        let Some(instance) = sandbox.live().filter(|_| alive) else { return };
+        let followed = self.commands(sandbox.uid).is_some_and(|(iid, _)| iid == instance.iid);
+        if followed {
+            return;
+        }
+        let driver = world.driver(instance.spec.isolation);
+        if let Some(stream) = driver.and_then(|driver| driver.connect(&instance.iid)) {
+            self.attach(world, sandbox, &instance.iid, stream);
+        }
+    }
+
+    fn attach(&self, world: &World, sandbox: &Sandbox, iid: &Iid, stream: UnixStream) {
+        let (commands, inbox) = mpsc::channel(COMMAND_COUNT_MAX);
+        let uid = sandbox.uid;
+        let head = {
+            let mut entries = self.lock();
+            let spool = world.host.as_ref().map(|host| host.console(uid));
+            let entry = entries.entry(uid).or_insert_with(|| Entry::new(spool));
+            entry.link = Some((iid.clone(), commands));
+            entry.head.clone()
+        };
+        let following = link::Following {
+            name: sandbox.name.clone(),
+            iid: iid.clone(),
+            epoch: world.store.epoch(),
+            head,
+            inbox,
+            queue: Arc::clone(&self.queue),
+        };
+        let consoles = Arc::clone(&world.consoles);
+        self.runtime.spawn(async move {
+            let (name, iid) = (following.name.clone(), following.iid.clone());
+            link::follow(stream, following).await;
+            consoles.lost(uid, &iid, &name);
+        });
+    }
+
+    /// The connection is gone; whether the instance is, a look will tell.
+    fn lost(&self, uid: Uuid, iid: &Iid, name: &SandboxName) {
+        if let Some(entry) = self.lock().get_mut(&uid)
+            && entry.link.as_ref().is_some_and(|(linked, _)| linked == iid)
+        {
+            entry.link = None;
+            entry.head.send_if_modified(|head| {
+                let was = head.running.take();
+                was.is_some()
+            });
+        }
+        self.queue.push(name);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Entry>> {
+        self.entries.lock().expect("nobody panics while holding the consoles")
+    }
+
+    fn limits(&self) -> MutexGuard<'_, HashMap<Iid, Vec<LimitStatus>>> {
+        self.limits.lock().expect("nobody panics while holding the limits")
+    }
+}
+
+impl Entry {
+    fn new(spool: Option<PathBuf>) -> Self {
+        let bounds = spool.and_then(|dir| Reader::bounds(&dir).ok());
+        let next = bounds.map_or(0, |bounds| bounds.end);
+        Self { head: watch::channel(Head { next, running: None }).0, link: None }
+    }
+}

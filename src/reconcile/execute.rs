@@ -1,0 +1,364 @@
+//! Carries out one step. If you are about to write an `if` about what should happen, it belongs in
+//! [`crate::plan`].
+//!
+//! Each transaction looks again at the row it changes: a wish that changed since the plan was made
+//! ends the step before it does anything.
+
+use std::sync::Arc;
+
+use crate::driver::{DriverError, Order, StopOrder};
+use crate::model::{
+    Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Observed,
+    Owner, Sandbox, Span, Time,
+};
+use crate::plan::{Next, Plan, Step, Stopping, View, backoff, report};
+use crate::reconcile::pass::{Again, World};
+use crate::store::{Core, StoreError};
+
+/// How soon to look at something that is expected to be over in a moment.
+const SOON: Span = Span(5);
+
+/// Why a step was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StepError {
+    #[error("the wish changed")]
+    Overtaken,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+}
+
+pub(super) fn execute(
+    world: &World,
+    sandbox: &Arc<Sandbox>,
+    plan: &Plan,
+    now: Time,
+) -> Result<Again, StepError> {
+    let Next::Do(step) = &plan.next else { return Ok(Again::Now) };
+    let act = Act { world, sandbox, plan, now };
+    match step {
+        Step::Start => act.start(),
+        Step::MarkRunning { pid, started_at } => act.mark_running(*pid, *started_at),
+        Step::MarkHealthy => act.mark_healthy(),
+        Step::Adjust => act.adjust(),
+        Step::Stop(stopping) => act.stop(stopping),
+        Step::KillOrphan => act.kill_orphan(),
+        Step::KillShim => act.kill_shim(),
+        Step::RecordExit(exit) => act.record_exit(exit),
+        Step::CleanUp => act.clean_up(),
+        Step::Forget => act.forget(),
+    }
+}
+
+/// Stores a status that says something new.
+pub(super) fn publish(world: &World, sandbox: &Sandbox, plan: &Plan) -> Result<(), StoreError> {
+    let (name, uid, status) = (sandbox.name.clone(), sandbox.uid, plan.status.clone());
+    let (generation, power) = (sandbox.generation, sandbox.power);
+    world.store.write_blocking(move |core| {
+        // Of an older wish: the next pass says something newer.
+        let current = core.get(name.as_str()).filter(|now| {
+            now.uid == uid && now.generation == generation && now.power == power
+        });
+        match current {
+            Some(now) => core.put(Sandbox { status, ..Sandbox::clone(&now) }).map(drop),
+            None => Ok(()),
+        }
+    })
+}
+
+/// What all steps need.
+struct Act<'a> {
+    world: &'a World,
+    sandbox: &'a Arc<Sandbox>,
+    plan: &'a Plan,
+    now: Time,
+}
+
+impl Act<'_> {
+    /// Changes the row if it is still the one that was planned for.
+    fn commit(
+        &self,
+        change: impl FnOnce(&mut Core, &mut Sandbox) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<Arc<Sandbox>, StepError> {
+        let planned = Arc::clone(self.sandbox);
+        let done = self.world.store.write_blocking(move |core| {
+            let current = core.get(planned.name.as_str()).filter(|now| same_wish(now, &planned));
+            let Some(current) = current else { return Ok(None) };
+            let mut next = Sandbox::clone(&current);
+            change(core, &mut next)?;
+            core.put(next).map(Some)
+        })?;
+        done.ok_or(StepError::Overtaken)
+    }
+
+    /// The same for the instance alone.
+    fn commit_instance(
+        &self,
+        change: impl FnOnce(&mut Core, &mut Sandbox, &mut Instance) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<Arc<Sandbox>, StepError> {
+        self.commit(move |core, sandbox| {
+            let Some(instance) = sandbox.instance.take() else { return Ok(()) };
+            let mut instance = Instance::clone(&instance);
+            change(core, sandbox, &mut instance)?;
+            sandbox.instance = Some(Arc::new(instance));
+            Ok(())
+        })
+    }
+
+    fn instance(&self) -> Result<&Arc<Instance>, StepError> {
+        self.sandbox.instance.as_ref().ok_or(StepError::Overtaken)
+    }
+
+    fn driver(&self, instance: &Instance) -> Result<&Arc<dyn crate::driver::Driver>, StepError> {
+        self.world.driver(instance.spec.isolation).ok_or(StepError::Overtaken)
+    }
+
+    fn start(&self) -> Result<Again, StepError> {
+        let sandbox = self.sandbox;
+        let Some(driver) = self.world.drivers.get(&sandbox.spec.isolation) else {
+            return Err(StepError::Overtaken);
+        };
+        let n = sandbox.history.instances + 1;
+        let iid = Iid::new(sandbox.uid, n);
+        let intent = self.intent(&iid, n);
+        let status = self.plan.status.clone();
+        let again = sandbox.instance.is_some();
+        // Intent first: from here on it may exist, and the store says so.
+        let committed = self.commit(move |_, sandbox| {
+            sandbox.history.instances = n;
+            sandbox.history.restarts += u64::from(again);
+            sandbox.instance = Some(Arc::new(intent));
+            sandbox.status = status;
+            Ok(())
+        })?;
+        let nothing = std::collections::BTreeMap::new();
+        let image = sandbox.spec.image.as_ref().and_then(|id| self.world.images.get(id));
+        let started = driver.start(&Order {
+            iid: &iid,
+            name: &sandbox.name,
+            uid: sandbox.uid,
+            generation: sandbox.generation,
+            epoch: self.world.store.epoch(),
+            spec: &sandbox.spec,
+            host_uid: sandbox.host_uid,
+            image_files: image.map_or(&nothing, |image| &image.files),
+            take_back: matches!(sandbox.owner, Owner::File(_)),
+        });
+        match started {
+            Ok(started) => {
+                self.world.consoles.started(self.world, &committed, &iid, started);
+                // Its events will say when it runs; this only catches what they miss.
+                Ok(Again::In(Span::seconds(1)))
+            }
+            Err(error) => {
+                let exit = not_started(&iid, &error, self.now);
+                let failed = Act { sandbox: &committed, ..*self };
+                failed.record_exit(&exit)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    fn intent(&self, iid: &Iid, n: u64) -> Instance {
+        let sandbox = self.sandbox;
+        Instance {
+            iid: iid.clone(),
+            n,
+            generation: sandbox.generation,
+            request: sandbox.power.request,
+            spec: crate::model::Spec::clone(&sandbox.spec),
+            phase: InstancePhase::Starting,
+            boot_id: self.world.boot_id.clone(),
+            created_at: self.now,
+            started_at: None,
+            pid: None,
+            stop_reason: None,
+            forced: false,
+            exit: None,
+            released: false,
+        }
+    }
+
+    fn mark_running(&self, pid: Option<u32>, started_at: Time) -> Result<Again, StepError> {
+        let instance = self.instance()?;
+        let limits = match self.world.consoles.take_limits(&instance.iid) {
+            Some(limits) => limits,
+            // Another daemon started it: the kernel says what its limits are.
+            None => self.driver(instance)?.adjust(&instance.iid, &instance.spec.limits)?,
+        };
+        let (plan, now, iid) = (self.plan.clone(), self.now, instance.iid.clone());
+        self.commit_instance(move |core, sandbox, instance| {
+            instance.phase = InstancePhase::Running;
+            instance.pid = pid;
+            instance.started_at = Some(started_at);
+            sandbox.status = plan.status;
+            sandbox.status.phase = crate::model::Phase::Running;
+            set_limits(sandbox, limits);
+            let message = format!("{iid}, generation {}", instance.generation);
+            core.event(Some(&sandbox.name), Level::Normal, ("Started", message), now)
+        })?;
+        Ok(Again::Now)
+    }
+
+    fn mark_healthy(&self) -> Result<Again, StepError> {
+        self.commit(|_, sandbox| {
+            sandbox.history.failures = 0;
+            sandbox.history.delay_ms = 0;
+            Ok(())
+        })?;
+        Ok(Again::Now)
+    }
+
+    fn adjust(&self) -> Result<Again, StepError> {
+        let instance = self.instance()?;
+        let limits = self.driver(instance)?.adjust(&instance.iid, &self.sandbox.spec.limits)?;
+        let (why, now) = (self.plan.why.clone(), self.now);
+        self.commit_instance(move |core, sandbox, instance| {
+            instance.generation = sandbox.generation;
+            instance.spec = crate::model::Spec::clone(&sandbox.spec);
+            set_limits(sandbox, limits);
+            core.event(Some(&sandbox.name), Level::Normal, ("Adjusted", why), now)
+        })?;
+        Ok(Again::Now)
+    }
+
+    fn stop(&self, stopping: &Stopping) -> Result<Again, StepError> {
+        let instance = self.instance()?;
+        let stop = &self.sandbox.spec.stop;
+        let (wanted, plan, now) = (stopping.clone(), self.plan.clone(), self.now);
+        let reason = instance.stop_reason.unwrap_or(stopping.reason);
+        self.commit_instance(move |core, sandbox, instance| {
+            let news = instance.phase != InstancePhase::Stopping || instance.forced != wanted.force;
+            instance.phase = InstancePhase::Stopping;
+            instance.stop_reason = Some(reason);
+            instance.forced |= wanted.force;
+            sandbox.status = plan.status;
+            sandbox.status.phase = crate::model::Phase::Stopping;
+            if !news {
+                return Ok(());
+            }
+            let word = if wanted.force { "Killing" } else { "Stopping" };
+            core.event(Some(&sandbox.name), Level::Normal, (word, wanted.why), now)
+        })?;
+        self.driver(instance)?.stop(
+            &instance.iid,
+            &StopOrder {
+                signal: &stop.signal,
+                grace_ms: stop.grace.0,
+                force: stopping.force,
+                reason: reason.as_str(),
+            },
+        )?;
+        Ok(Again::In(stop.grace.max(Span::seconds(1))))
+    }
+
+    fn kill_orphan(&self) -> Result<Again, StepError> {
+        let instance = self.instance()?;
+        self.driver(instance)?.kill_orphan(&instance.iid)?;
+        Ok(Again::In(SOON))
+    }
+
+    fn kill_shim(&self) -> Result<Again, StepError> {
+        let instance = self.instance()?;
+        self.driver(instance)?.kill_shim(&instance.iid)?;
+        Ok(Again::In(SOON))
+    }
+
+    /// One transaction: dead, how, what is remembered of it, and the event.
+    fn record_exit(&self, exit: &ExitRecord) -> Result<Again, StepError> {
+        let (exit, now) = (exit.clone(), self.now);
+        let policy = crate::plan::Policy { boot_id: self.world.boot_id.clone(), ..Default::default() };
+        self.commit_instance(move |core, sandbox, instance| {
+            if instance.phase == InstancePhase::Dead {
+                return Ok(());
+            }
+            sandbox.history = backoff::after_exit(sandbox, &exit);
+            instance.phase = InstancePhase::Dead;
+            let bad = !exit.is_success() && !exit.is_innocent();
+            let level = if bad { Level::Warning } else { Level::Normal };
+            let message = format!("{}: {}", instance.iid, exit.summary());
+            instance.exit = Some(exit.clone());
+            core.event(Some(&sandbox.name), level, ("Ended", message), now)?;
+            let gone = Observed::Gone { exit: None, residue: true };
+            let after = Sandbox { instance: Some(Arc::new(instance.clone())), ..sandbox.clone() };
+            let view = View { sandbox: &after, observed: &gone, now, policy: &policy };
+            let limits = std::mem::take(&mut sandbox.status.limits);
+            sandbox.status = report(&view, &Next::Do(Step::CleanUp), &exit.summary());
+            sandbox.status.limits = limits;
+            Ok(())
+        })?;
+        Ok(Again::Now)
+    }
+
+    fn clean_up(&self) -> Result<Again, StepError> {
+        let instance = self.instance()?;
+        self.driver(instance)?.clean_up(&instance.iid)?;
+        self.commit_instance(|_, _, instance| {
+            instance.released = true;
+            Ok(())
+        })?;
+        Ok(Again::Now)
+    }
+
+    fn forget(&self) -> Result<Again, StepError> {
+        let sandbox = self.sandbox;
+        if let (Some(host), Some(deletion)) = (&self.world.host, sandbox.deletion) {
+            let spaces = &host.workspaces;
+            let Deletion { keep_workspace, .. } = deletion;
+            let cleared = if keep_workspace {
+                spaces.put_aside(sandbox.uid, &sandbox.name)
+            } else {
+                spaces.remove(sandbox.uid)
+            };
+            let failed = |source| DriverError::Host { stage: "remove workspace", source };
+            cleared.and_then(|()| host.forget(sandbox.uid)).map_err(failed)?;
+        }
+        let now = self.now;
+        let (name, uid) = (sandbox.name.clone(), sandbox.uid);
+        self.world.consoles.forget(uid);
+        self.world.store.write_blocking(move |core| {
+            if core.get(name.as_str()).is_some_and(|now| now.uid == uid) {
+                core.event(Some(&name), Level::Normal, ("Deleted", format!("uid {uid}")), now)?;
+                core.remove(&name)?;
+            }
+            Ok(())
+        })?;
+        Ok(Again::Now)
+    }
+}
+
+/// Whether nothing was wished for since: status and history may have moved on, the wish may not.
+fn same_wish(now: &Sandbox, planned: &Sandbox) -> bool {
+    let same_instance = match (&now.instance, &planned.instance) {
+        (Some(now), Some(planned)) => now.iid == planned.iid,
+        (None, None) => true,
+        _ => false,
+    };
+    now.uid == planned.uid
+        && now.generation == planned.generation
+        && now.power == planned.power
+        && now.deletion == planned.deletion
+        && same_instance
+}
+
+fn set_limits(sandbox: &mut Sandbox, limits: Vec<LimitStatus>) {
+    if !limits.is_empty() {
+        sandbox.status.limits = limits;
+    }
+}
+
+fn not_started(iid: &Iid, error: &DriverError, now: Time) -> ExitRecord {
+    let (stage, message) = ("prepare".to_owned(), crate::error::chain(error));
+    ExitRecord {
+        iid: iid.clone(),
+        kind: ExitKind::StartFailed { stage, message },
+        started_at: None,
+        ended_at: now,
+        reason: None,
+        oom_kills: 0,
+        memory_peak_bytes: 0,
+        cpu_usec: 0,
+        throttled_usec: 0,
+    }
+}

@@ -1,0 +1,87 @@
+//! What the API may ask of the loop: look sooner, tell what it would do, reach a console. It cannot
+//! make the loop do anything; wishes go through the store.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{oneshot, watch};
+use uuid::Uuid;
+
+use crate::model::{Sandbox, SandboxName, Time};
+use crate::plan::Plan;
+use crate::reconcile::blocking;
+use crate::reconcile::console::Head;
+use crate::reconcile::link::{Command, InputError};
+use crate::reconcile::pass::World;
+use crate::reconcile::queue::Queue;
+use crate::sys::cgroup::Usage;
+
+/// Clone it freely.
+#[derive(Clone)]
+pub struct Handle {
+    world: Arc<World>,
+    queue: Arc<Queue>,
+}
+
+impl Handle {
+    pub fn new(world: Arc<World>, queue: Arc<Queue>) -> Self {
+        Self { world, queue }
+    }
+
+    /// Asks for a look at a sandbox.
+    pub fn look_at(&self, name: &SandboxName) {
+        self.queue.push(name);
+    }
+
+    /// What the loop would do next, and why.
+    pub async fn explain(&self, name: SandboxName, now: Time) -> Option<Plan> {
+        let world = Arc::clone(&self.world);
+        blocking(move || world.explain(&name, now)).await
+    }
+
+    /// Where the console's bytes are.
+    pub fn spool(&self, uid: Uuid) -> Option<PathBuf> {
+        self.world.host.as_ref().map(|host| host.console(uid))
+    }
+
+    /// Follows a console from instance to instance.
+    pub fn watch_console(&self, uid: Uuid) -> watch::Receiver<Head> {
+        self.world.consoles.watch(uid, || self.spool(uid))
+    }
+
+    /// Hands input to what runs, and waits until it was taken.
+    pub async fn input(&self, uid: Uuid, bytes: Vec<u8>) -> Result<(), InputError> {
+        let (_, commands) = self.world.consoles.commands(uid).ok_or(InputError::NotRunning)?;
+        let (reply, answer) = oneshot::channel();
+        let sent = bytes.len();
+        commands
+            .try_send(Command::Input { bytes, reply })
+            .map_err(|_| InputError::Full { taken: 0, sent })?;
+        answer.await.unwrap_or(Err(InputError::NotRunning))
+    }
+
+    /// Closes stdin, or sets the size of the terminal.
+    pub fn command(&self, uid: Uuid, command: Command) -> Result<(), InputError> {
+        let (_, commands) = self.world.consoles.commands(uid).ok_or(InputError::NotRunning)?;
+        commands.try_send(command).map_err(|_| InputError::Full { taken: 0, sent: 0 })
+    }
+
+    /// What the running instance has used; zeros when none runs.
+    pub async fn usage(&self, sandbox: &Sandbox) -> Usage {
+        let Some(instance) = sandbox.live().cloned() else { return Usage::default() };
+        let world = Arc::clone(&self.world);
+        blocking(move || {
+            let driver = world.driver(instance.spec.isolation);
+            driver.map(|driver| driver.usage(&instance.iid)).unwrap_or_default()
+        })
+        .await
+    }
+
+    /// Isolations that are to be had, and why others are not.
+    pub fn isolations(&self) -> Vec<(&'static str, Option<String>)> {
+        let have = self.world.drivers.keys().map(|isolation| (isolation.as_str(), None));
+        let lack =
+            self.world.unavailable.iter().map(|(isolation, why)| (isolation.as_str(), Some(why.clone())));
+        have.chain(lack).collect()
+    }
+}

@@ -1,0 +1,130 @@
+//! The loop itself: takes names from the queue, hands each to the blocking pool, and puts it back
+//! with the time of its next look. The only place that waits.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::model::{Deletion, Owner, Power, Sandbox, SandboxName, Time};
+use crate::reconcile::blocking;
+use crate::reconcile::pass::{Again, World, pass_blocking};
+use crate::reconcile::queue::Queue;
+use crate::store::ChangeKind;
+
+/// Passes at once. They mostly wait for the disk and for shims; more would only crowd each other.
+const PASS_COUNT_MAX: usize = 16;
+/// Far enough away to mean that no timer is set.
+const NO_TIMER: Duration = Duration::from_secs(86_400);
+
+/// What people want of a sandbox: a change of anything else is our own doing.
+#[derive(Debug, PartialEq, Eq)]
+struct Wish {
+    uid: uuid::Uuid,
+    generation: u64,
+    power: Power,
+    deletion: Option<Deletion>,
+    owner: Owner,
+}
+
+impl Wish {
+    fn of(sandbox: &Sandbox) -> Self {
+        Self {
+            uid: sandbox.uid,
+            generation: sandbox.generation,
+            power: sandbox.power,
+            deletion: sandbox.deletion,
+            owner: sandbox.owner.clone(),
+        }
+    }
+}
+
+/// Runs until shut down, then lets the running passes end.
+pub async fn run(world: Arc<World>, queue: Arc<Queue>, shutdown: CancellationToken, clock: fn() -> u64) {
+    let mut commits = world.store.watch();
+    let mut wishes = HashMap::new();
+    let mut seen = enqueue_all(&world, &queue, &mut wishes);
+    let mut passes: JoinSet<(SandboxName, Again)> = JoinSet::new();
+    loop {
+        while passes.len() < PASS_COUNT_MAX
+            && let Some(name) = queue.take(Instant::now())
+        {
+            let world = Arc::clone(&world);
+            passes.spawn(async move {
+                let (world, looked_at) = (world, name.clone());
+                let again =
+                    blocking(move || pass_blocking(&world, &looked_at, Time(clock()))).await;
+                (name, again)
+            });
+        }
+        let timer = queue.next_due().unwrap_or_else(|| Instant::now() + NO_TIMER);
+        // All arms are cancel-safe: each only waits, and what it waits for is still there later.
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(done) = passes.join_next() => {
+                let (name, again) = done.expect("a pass neither panics nor is cancelled");
+                queue.done(&name, next_look(again));
+                if again == Again::Now {
+                    queue.push(&name);
+                }
+            }
+            changed = commits.changed() => match changed {
+                Ok(()) => seen = enqueue_changed(&world, &queue, &mut wishes, seen),
+                Err(_) => break,
+            },
+            () = queue.wait() => (),
+            () = sleep_until(timer), if passes.len() < PASS_COUNT_MAX => (),
+        }
+    }
+    while passes.join_next().await.is_some() {}
+}
+
+fn next_look(again: Again) -> Option<Instant> {
+    match again {
+        Again::Now | Again::Never => None,
+        Again::In(span) => Some(Instant::now() + span.duration()),
+    }
+}
+
+/// Everything, those first of which something may run.
+fn enqueue_all(world: &World, queue: &Queue, wishes: &mut HashMap<SandboxName, Wish>) -> u64 {
+    let snapshot = world.store.snapshot();
+    let (alive, dead): (Vec<_>, Vec<_>) =
+        snapshot.sandboxes.values().partition(|sandbox| sandbox.live().is_some());
+    for sandbox in alive.into_iter().chain(dead) {
+        wishes.insert(sandbox.name.clone(), Wish::of(sandbox));
+        queue.push(&sandbox.name);
+    }
+    snapshot.rv
+}
+
+/// Those whose wish changed since the commit `seen`.
+fn enqueue_changed(
+    world: &World,
+    queue: &Queue,
+    wishes: &mut HashMap<SandboxName, Wish>,
+    seen: u64,
+) -> u64 {
+    let Some(changes) = world.store.ring().since(seen) else {
+        return enqueue_all(world, queue, wishes);
+    };
+    let mut newest = seen;
+    for change in changes {
+        newest = newest.max(change.rv);
+        let name = &change.sandbox.name;
+        if change.kind == ChangeKind::Deleted {
+            wishes.remove(name);
+            // A file may wait for the name to become free.
+            continue;
+        }
+        let wish = Wish::of(&change.sandbox);
+        if wishes.get(name) != Some(&wish) {
+            wishes.insert(name.clone(), wish);
+            queue.push(name);
+        }
+    }
+    newest
+}
