@@ -137,7 +137,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(failed)?;
     let base = std::path::absolute(path).map_err(failed)?;
-    let base = base.parent().unwrap_or(Path::new("/"));
+    let base = base.parent().unwrap_or_else(|| Path::new("/"));
     interpret(&text, base).map_err(|fault| match fault {
         Fault::Syntax(message) => ConfigError::Syntax { path: path.to_owned(), message },
         Fault::Values(faults) => ConfigError::Faults { path: path.to_owned(), faults },
@@ -174,7 +174,8 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
     let floor = raw.isolation_floor.unwrap_or(raw.isolation);
     if !raw.isolation.satisfies(floor) {
         let (default, floor) = (raw.isolation.as_str(), floor.as_str());
-        faults.push(format!("isolation is {default}, weaker than isolation_floor, which is {floor}"));
+        faults
+            .push(format!("isolation is {default}, weaker than isolation_floor, which is {floor}"));
     }
     if !faults.is_empty() {
         return Err(Fault::Values(faults));
@@ -202,9 +203,10 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
 
 /// One directory per state directory, so that two daemons on one machine do not meet.
 fn run_path(state: &Path, base: &Path) -> PathBuf {
-    let hash = state.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    });
+    let hash =
+        state.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
     let ours = PathBuf::from(format!("/run/sodiumd-{hash:08x}"));
     let usable = ours.is_dir() || std::fs::create_dir(&ours).is_ok();
     if usable { ours } else { clean(&base.join("./run")) }
@@ -253,16 +255,22 @@ mod tests {
     #[test]
     fn unknown_keys_are_named_and_faults_come_together() {
         let Err(Fault::Syntax(message)) = read(r#"{"prot": 1, "run_path": "r"}"#) else { panic!() };
-        assert!(message.contains("`prot`") && message.contains("did you mean \"port\"?"), "{message}");
-        let fault = read(r#"{"console_mb": 0, "default_limits": {"memory_mb": 99999999},
-            "isolation": "process", "isolation_floor": "gvisor", "run_path": "r"}"#);
+        assert!(
+            message.contains("`prot`") && message.contains("did you mean \"port\"?"),
+            "{message}"
+        );
+        let fault = read(
+            r#"{"console_mb": 0, "default_limits": {"memory_mb": 99999999},
+            "isolation": "process", "isolation_floor": "gvisor", "run_path": "r"}"#,
+        );
         let Err(Fault::Values(faults)) = fault else { panic!() };
         assert_eq!(faults.len(), 3, "{faults:?}");
     }
 
     #[test]
     fn the_shipped_file_has_every_key_with_its_default() {
-        let shipped: serde_json::Value = serde_json::from_str(include_str!("../config.json")).unwrap();
+        let shipped: serde_json::Value =
+            serde_json::from_str(include_str!("../config.json")).unwrap();
         let defaults = serde_json::to_value(Raw::default()).unwrap();
         assert_eq!(
             shipped.as_object().unwrap().keys().collect::<Vec<_>>(),

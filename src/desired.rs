@@ -12,4 +12,5 @@ pub mod merge;
 pub mod parse;
 pub mod scan;
 pub mod watch;
+pub mod write;
 pub mod yaml;

@@ -24,7 +24,8 @@ use uuid::Uuid;
 use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, SandboxName, Spec};
 use crate::shim::client::ClientError;
 use crate::sys::SysError;
-use crate::sys::cgroup::Usage;
+
+pub use crate::sys::cgroup::Usage;
 
 /// What every driver can do.
 pub trait Driver: Send + Sync {

@@ -1,14 +1,52 @@
-//! x
-#![allow(dead_code)]
+//! sodiumd runs other people's code on one Linux machine.
+//!
+//! People declare sandboxes, in a directory of YAML or over REST; a loop makes the machine match:
+//! it starts real bubblewrap sandboxes or plain processes, keeps them inside their limits, starts
+//! again what crashed, stops what ran out of time, and says what it sees. It survives its own death.
+//!
+//! ```text
+//!  desired/*.yaml --hint--> scan --\                                  /--> shim socket --> bwrap | process
+//!                                   merge -> SQLite tx -> snapshot -> queue[name] -> observe -> plan -> one step
+//!  REST, console, CLI -------------/            ^                                                      |
+//!                                               +------------- status, instance, event tx <------------+
+//!  shim events, timers, resync: they only enqueue a name
+//! ```
+//!
+//! # Reading order
+//!
+//! - [`model`]: the nouns. [`plan`]: what to do about them, pure and total; start there.
+//! - [`sys`]: the kernel made safe. [`shim`]: the small process beside each instance.
+//! - [`config`], [`desired`], [`image`], [`store`]: where wishes come from and what is remembered.
+//! - [`driver`]: ways to run one. [`reconcile`]: the loop that carries plans out.
+//! - [`api`], [`cli`], [`daemon`]: the ways in, and the whole put together.
+//!
+//! # Invariants, as absences
+//!
+//! - Nothing but `plan` decides; nothing in `plan` does anything, or reads a clock.
+//! - No HTTP handler touches a process; no driver has an opinion.
+//! - Nothing is spawned without a committed row that says so; no row dies without proof.
+//! - No signal goes to a stored pid; no path that a tenant controls is followed.
+//! - Nothing waits for all sandboxes, and no sandbox's failure ends a pass of another.
+//! - No `unsafe` outside `sys`, no tokio below `reconcile` but in `desired::watch` and channels.
+
+// Pure: values in, values out.
 pub mod error;
-#[allow(unsafe_code)]
-pub mod sys;
-pub mod shim;
 pub mod model;
 pub mod plan;
-pub mod store;
+
+// The world, one adapter each.
 pub mod config;
 pub mod desired;
-pub mod image;
 pub mod driver;
+pub mod image;
+pub mod shim;
+pub mod store;
+#[allow(unsafe_code)] // The only module that may; see its header.
+pub mod sys;
+
+// The loop, and the ways in.
+pub mod api;
+pub mod cli;
+pub mod daemon;
 pub mod reconcile;
+pub mod telemetry;

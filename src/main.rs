@@ -1,1 +1,5 @@
-fn main(){}
+//! The `sodiumd` binary: daemon and command line in one.
+
+fn main() -> std::process::ExitCode {
+    sodiumd::cli::main()
+}

@@ -17,11 +17,11 @@ pub mod step;
 pub use report::report;
 pub use step::{Next, Plan, Step, Stopping};
 
+use crate::model::instance::LostCause;
 use crate::model::{
     ExitKind, ExitRecord, Hold, Instance, InstancePhase, Observed, RestartPolicy, Sandbox, Span,
     StopReason, Time,
 };
-use crate::model::instance::LostCause;
 use diff::Effect;
 
 /// A shim that holds its lock and does not answer is given this long, then it is killed.
@@ -69,9 +69,7 @@ fn decide(view: &View<'_>) -> (Next, String) {
 /// An instance exists, or may.
 fn with_live(view: &View<'_>, instance: &Instance) -> (Next, String) {
     match view.observed {
-        Observed::Exited { exit } | Observed::Gone { exit: Some(exit), .. } => {
-            record(exit.clone())
-        }
+        Observed::Exited { exit } | Observed::Gone { exit: Some(exit), .. } => record(exit.clone()),
         Observed::Gone { exit: None, residue } => record(lost(view, instance, *residue)),
         Observed::Orphan => {
             (Next::Do(Step::KillOrphan), "its shim is gone, so it cannot be watched".to_owned())
@@ -112,7 +110,11 @@ fn with_answering(view: &View<'_>, instance: &Instance) -> (Next, String) {
 }
 
 /// A stop is never taken back: what was asked to end has begun to.
-fn go_on_stopping(view: &View<'_>, instance: &Instance, wanted: Option<Stopping>) -> (Next, String) {
+fn go_on_stopping(
+    view: &View<'_>,
+    instance: &Instance,
+    wanted: Option<Stopping>,
+) -> (Next, String) {
     let reason = instance.stop_reason.unwrap_or(StopReason::Stopped);
     let force = wanted.is_some_and(|stopping| stopping.force);
     let again = |force, why: &str| {
@@ -127,7 +129,11 @@ fn go_on_stopping(view: &View<'_>, instance: &Instance, wanted: Option<Stopping>
         Observed::Running { .. } | Observed::Launching => {
             again(instance.forced, "it has not been told to stop yet")
         }
-        _ => (Next::Settled, format!("stopping: {}", reason.as_str())),
+        Observed::Gone { .. }
+        | Observed::Stopping { .. }
+        | Observed::Exited { .. }
+        | Observed::Orphan
+        | Observed::Unknown => (Next::Settled, format!("stopping: {}", reason.as_str())),
     }
 }
 
@@ -221,7 +227,11 @@ fn without(view: &View<'_>) -> (Next, String) {
         return (Next::Do(Step::Forget), "it is being deleted".to_owned());
     }
     if !sandbox.wants_to_run() {
-        let why = if sandbox.power.hold.is_some() { "held by an operator" } else { "its spec says stopped" };
+        let why = if sandbox.power.hold.is_some() {
+            "held by an operator"
+        } else {
+            "its spec says stopped"
+        };
         return (Next::Settled, why.to_owned());
     }
     if let Some(refusal) = refusal(view) {

@@ -21,6 +21,7 @@ pub mod task;
 
 mod execute;
 
+pub use crate::driver::Usage;
 pub use handle::Handle;
 pub use pass::World;
 pub use task::run;

@@ -6,7 +6,7 @@
 //! - A sandbox goes with its file only if its absence was seen twice, in the same directory as
 //!   before, and no more than a third go at once. Otherwise somebody has to confirm it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::desired::parse::{Parsed, parse};
 use crate::desired::scan::{Scan, Text};
@@ -45,8 +45,8 @@ pub struct Merged {
 /// Decides.
 pub fn merge(input: &Merge<'_>) -> Merged {
     let mut merged = Merged::default();
-    let claims = read_files(input, &mut merged);
-    for (path, documents) in &claims {
+    let claims = Claims::new(read_files(input, &mut merged));
+    for (path, documents) in &claims.by_path {
         claim(input, &claims, path, documents, &mut merged);
     }
     if input.complete {
@@ -56,11 +56,28 @@ pub fn merge(input: &Merge<'_>) -> Merged {
     merged
 }
 
-type Claims = BTreeMap<String, Vec<Parsed>>;
+/// What the texts that were read declare.
+struct Claims {
+    by_path: BTreeMap<String, Vec<Parsed>>,
+    /// Who declares each name; more than one is a quarrel.
+    by_name: HashMap<SandboxName, Vec<String>>,
+}
+
+impl Claims {
+    fn new(by_path: BTreeMap<String, Vec<Parsed>>) -> Self {
+        let mut by_name: HashMap<SandboxName, Vec<String>> = HashMap::new();
+        for (path, documents) in &by_path {
+            for document in documents {
+                by_name.entry(document.name.clone()).or_default().push(path.clone());
+            }
+        }
+        Self { by_path, by_name }
+    }
+}
 
 /// Parses what changed. Faults become records; good texts are returned.
-fn read_files(input: &Merge<'_>, merged: &mut Merged) -> Claims {
-    let mut claims = Claims::new();
+fn read_files(input: &Merge<'_>, merged: &mut Merged) -> BTreeMap<String, Vec<Parsed>> {
+    let mut claims = BTreeMap::new();
     for (path, text) in &input.scan.read {
         let old = input.snapshot.files.get(path);
         let (digest, fresh, result) = match text {
@@ -116,7 +133,13 @@ fn list(faults: &[Violation]) -> String {
 }
 
 /// Takes the names of a good file.
-fn claim(input: &Merge<'_>, claims: &Claims, path: &str, documents: &[Parsed], merged: &mut Merged) {
+fn claim(
+    input: &Merge<'_>,
+    claims: &Claims,
+    path: &str,
+    documents: &[Parsed],
+    merged: &mut Merged,
+) {
     let old = input.snapshot.files.get(path).map(|old| FileRecord::clone(old)).unwrap_or_default();
     let digest = match &input.scan.read[path] {
         Text::Bytes { digest, .. } => digest.clone(),
@@ -152,7 +175,9 @@ fn claim(input: &Merge<'_>, claims: &Claims, path: &str, documents: &[Parsed], m
     // A name that the text no longer has is as absent as one whose file is gone.
     let kept = record.names.clone();
     for name in old.names.iter().filter(|name| !kept.contains(name)) {
-        if owned_by(input, name, path) && !merged.changes.moved.iter().any(|(moved, _)| moved == name) {
+        if owned_by(input, name, path)
+            && !merged.changes.moved.iter().any(|(moved, _)| moved == name)
+        {
             record.names.push(name.clone());
             let since = old.missing.get(name).copied().unwrap_or(input.now);
             record.missing.insert(name.clone(), since);
@@ -168,17 +193,17 @@ fn claim(input: &Merge<'_>, claims: &Claims, path: &str, documents: &[Parsed], m
 
 enum Standing {
     /// The file may declare it; `moved` when the name was another file's that is gone.
-    Ours { moved: bool },
+    Ours {
+        moved: bool,
+    },
     Conflict(String),
 }
 
 fn standing(input: &Merge<'_>, claims: &Claims, path: &str, name: &SandboxName) -> Standing {
     let Some(sandbox) = input.snapshot.sandboxes.get(name) else {
-        let rival = claims.iter().find(|(other, documents)| {
-            *other != path && documents.iter().any(|document| document.name == *name)
-        });
+        let rival = claims.by_name[name].iter().find(|other| *other != path);
         return match rival {
-            Some((other, _)) => Standing::Conflict(format!("{other} declares it too; neither is used")),
+            Some(other) => Standing::Conflict(format!("{other} declares it too; neither is used")),
             None => Standing::Ours { moved: false },
         };
     };
@@ -188,18 +213,21 @@ fn standing(input: &Merge<'_>, claims: &Claims, path: &str, name: &SandboxName) 
     match &sandbox.owner {
         Owner::File(owner) if owner == path => Standing::Ours { moved: false },
         Owner::File(owner) if gave_up(input, claims, owner, name) => Standing::Ours { moved: true },
-        owner => Standing::Conflict(format!("it is owned by {owner}")),
+        owner @ (Owner::Api | Owner::File(_)) => {
+            Standing::Conflict(format!("it is owned by {owner}"))
+        }
     }
 }
 
 /// Whether the file that owned a name no longer declares it: renamed, or the document was moved.
 fn gave_up(input: &Merge<'_>, claims: &Claims, owner: &str, name: &SandboxName) -> bool {
-    if let Some(documents) = claims.get(owner) {
+    if let Some(documents) = claims.by_path.get(owner) {
         return !documents.iter().any(|document| document.name == *name);
     }
-    let declared = input.snapshot.files.get(owner).is_some_and(|record| {
-        record.names.contains(name) && !record.missing.contains_key(name)
-    });
+    let declared =
+        input.snapshot.files.get(owner).is_some_and(|record| {
+            record.names.contains(name) && !record.missing.contains_key(name)
+        });
     let there = input.scan.present.binary_search_by(|present| present.as_str().cmp(owner)).is_ok();
     // A look at a few files cannot tell that another one is gone.
     !declared || (input.complete && !there)
@@ -218,6 +246,9 @@ fn absences(input: &Merge<'_>, merged: &mut Merged) -> Vec<(String, FileRecord)>
     for (path, old) in &input.snapshot.files {
         let there = input.scan.present.binary_search(path).is_ok();
         let changed = merged.changes.records.get(path);
+        if there && changed.is_none() && old.missing.is_empty() {
+            continue;
+        }
         let mut record = match (there, changed) {
             (true, Some(Some(record))) => record.clone(),
             (true, _) => FileRecord::clone(old),
@@ -235,7 +266,9 @@ fn absences(input: &Merge<'_>, merged: &mut Merged) -> Vec<(String, FileRecord)>
                 record
             }
         };
-        record.names.retain(|name| owned_by(input, name, path) || !record.missing.contains_key(name));
+        record
+            .names
+            .retain(|name| owned_by(input, name, path) || !record.missing.contains_key(name));
         record.missing.retain(|name, _| record.names.contains(name));
         if !record.missing.is_empty() {
             absent.push((path.clone(), record));
@@ -263,7 +296,8 @@ fn prune(input: &Merge<'_>, absent: Vec<(String, FileRecord)>, merged: &mut Merg
     };
     if missing == 0 || absent.iter().all(|(_, record)| record.confirmed) {
         // Everything known is there, or its absence was confirmed: this directory is to be believed.
-        merged.changes.root = (input.snapshot.root != Some(input.scan.root)).then_some(input.scan.root);
+        merged.changes.root =
+            (input.snapshot.root != Some(input.scan.root)).then_some(input.scan.root);
     }
     for (path, mut record) in absent {
         let due = |since: &Time| since.until(input.now) >= ABSENT_FOR;
@@ -277,8 +311,12 @@ fn prune(input: &Merge<'_>, absent: Vec<(String, FileRecord)>, merged: &mut Merg
                 merged.look_again = true;
             }
         } else {
-            let gone: Vec<SandboxName> =
-                record.missing.iter().filter(|(_, since)| due(since)).map(|(name, _)| name.clone()).collect();
+            let gone: Vec<SandboxName> = record
+                .missing
+                .iter()
+                .filter(|(_, since)| due(since))
+                .map(|(name, _)| name.clone())
+                .collect();
             merged.look_again |= gone.len() < record.missing.len();
             record.names.retain(|name| !gone.contains(name));
             record.missing.retain(|name, _| !gone.contains(name));

@@ -38,9 +38,15 @@ pub struct Scan {
 /// What reading a file came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Text {
-    Bytes { bytes: Vec<u8>, digest: String, fresh: bool },
+    Bytes {
+        bytes: Vec<u8>,
+        digest: String,
+        fresh: bool,
+    },
     /// It is there and cannot be used; the reason is for its owner.
-    Unusable { reason: String },
+    Unusable {
+        reason: String,
+    },
 }
 
 /// What tells that a file was touched.
@@ -107,7 +113,8 @@ impl Scanner {
         }
         let text = match self.read(&path, &stat) {
             Ok(bytes) => {
-                let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+                let digest =
+                    Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
                 Text::Bytes { bytes, digest, fresh: !stat.settled }
             }
             Err(error) => Text::Unusable { reason: error.to_string() },
@@ -146,7 +153,8 @@ const NON_BLOCK: i32 = 0o4000;
 
 impl Stat {
     fn of(meta: &Metadata, now_ms: u64) -> Self {
-        let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        let nanos =
+            |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
         let changed_ns = nanos(meta.ctime(), meta.ctime_nsec());
         Self {
             device: meta.dev(),

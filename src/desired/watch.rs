@@ -1,1 +1,291 @@
-//! x
+//! When to scan: soon after a hint, and every fifteen seconds whatever was hinted.
+//!
+//! A hint names files that may have changed; those alone are looked at, so that one edit among ten
+//! thousand costs one file. Whatever is odder than a file, an overflow, a renamed directory, a swap
+//! of symlinks, makes the next scan a full one. The directory is watched, never a file in it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::desired::merge::{ABSENT_FOR, Merge, merge};
+use crate::desired::scan::{Scan, Scanner, is_spec};
+use crate::error::chain;
+use crate::model::admission::Rules;
+use crate::model::{SandboxName, Time};
+use crate::store::{Store, files};
+
+/// A hint is acted on once it has been quiet for this long,
+const QUIET: Duration = Duration::from_millis(150);
+/// or after this long, however busy it is.
+const QUIET_MAX: Duration = Duration::from_secs(1);
+/// The truth is looked at this often.
+const FULL_SCAN: Duration = Duration::from_secs(15);
+
+/// Asks the thread for something.
+enum Message {
+    /// This file may have changed; none: anything may have.
+    Hint(Option<String>),
+    /// Scan now and answer when its consequences are stored.
+    Look(oneshot::Sender<()>),
+    Stop,
+}
+
+/// A handle on the thread; the thread ends with [`Watch::stop`].
+#[derive(Debug, Clone)]
+pub struct Watch {
+    messages: Sender<Message>,
+}
+
+/// What the thread works with.
+pub struct Source {
+    pub root: PathBuf,
+    pub store: Store,
+    pub rules: Arc<Rules>,
+    pub clock: fn() -> u64,
+    /// Called with each name whose file said something new.
+    pub changed: Box<dyn Fn(&SandboxName) + Send>,
+}
+
+impl Watch {
+    /// Starts watching. The first full scan follows at once.
+    pub fn start(source: Source) -> (Self, thread::JoinHandle<()>) {
+        let (messages, inbox) = channel();
+        let hints = messages.clone();
+        let thread = thread::Builder::new()
+            .name("desired".to_owned())
+            .spawn(move || {
+                let scanner = Scanner::new(&source.root);
+                let watcher = Hints { root: source.root.clone(), hints, armed: None };
+                Loop { source, scanner, watcher, unreadable: false }.run(&inbox);
+            })
+            .expect("a thread can be started at start-up");
+        (Self { messages }, thread)
+    }
+
+    /// Scans now, and returns when everything that followed from it is stored.
+    pub async fn look(&self) {
+        let (done, answer) = oneshot::channel();
+        if self.messages.send(Message::Look(done)).is_ok() {
+            // The thread ends only with the daemon.
+            let _ = answer.await;
+        }
+    }
+
+    pub fn stop(&self) {
+        let _ = self.messages.send(Message::Stop);
+    }
+}
+
+struct Loop {
+    source: Source,
+    scanner: Scanner,
+    watcher: Hints,
+    /// Whether the directory could not be read last time, so that it is said once.
+    unreadable: bool,
+}
+
+/// What a round of waiting came to.
+#[derive(Default)]
+struct Round {
+    names: BTreeSet<String>,
+    everything: bool,
+    askers: Vec<oneshot::Sender<()>>,
+    stop: bool,
+}
+
+impl Loop {
+    fn run(mut self, inbox: &Receiver<Message>) {
+        let mut full_due = Instant::now();
+        loop {
+            let round = collect(inbox, full_due);
+            if round.stop {
+                return;
+            }
+            self.watcher.arm();
+            let everything = round.everything || Instant::now() >= full_due;
+            let soon = if everything {
+                full_due = Instant::now() + FULL_SCAN;
+                self.scan_all()
+            } else {
+                self.scan_some(&round.names)
+            };
+            if soon {
+                let soon = Instant::now() + ABSENT_FOR.duration() + QUIET;
+                full_due = full_due.min(soon);
+            }
+            for asker in round.askers {
+                let _ = asker.send(());
+            }
+        }
+    }
+
+    fn scan_all(&mut self) -> bool {
+        match self.scanner.scan((self.source.clock)()) {
+            Ok(scan) => {
+                self.unreadable = false;
+                self.take(&scan, true)
+            }
+            Err(error) => {
+                // Nothing is known, so nothing follows.
+                if !std::mem::replace(&mut self.unreadable, true) {
+                    let path = self.source.root.display().to_string();
+                    warn!(path, %error, "directory of specs not readable; everything stays as it is");
+                }
+                false
+            }
+        }
+    }
+
+    /// A file that is not there any more needs the whole picture: was it renamed, or removed?
+    fn scan_some(&mut self, names: &BTreeSet<String>) -> bool {
+        let names: Vec<String> = names.iter().cloned().collect();
+        match self.scanner.scan_some(&names, (self.source.clock)()) {
+            Ok(scan) if scan.present.len() == names.len() => self.take(&scan, false),
+            Ok(_) | Err(_) => self.scan_all(),
+        }
+    }
+
+    /// Stores what follows from a scan. Returns whether another is due soon.
+    fn take(&mut self, scan: &Scan, complete: bool) -> bool {
+        let snapshot = self.source.store.snapshot();
+        let now = Time((self.source.clock)());
+        let rules = &self.source.rules;
+        let merged = merge(&Merge { scan, complete, snapshot: &snapshot, rules, now });
+        for path in &merged.again {
+            self.scanner.forget(path);
+        }
+        if merged.changes.is_empty() {
+            return merged.look_again;
+        }
+        for (_, reason, message) in &merged.changes.warnings {
+            info!(reason, message, "file of specs");
+        }
+        let names: Vec<SandboxName> = merged.changes.names().cloned().collect();
+        let changes = merged.changes;
+        match self.source.store.write_blocking(move |core| files::apply(core, changes, now)) {
+            Ok(()) => {
+                for name in &names {
+                    (self.source.changed)(name);
+                }
+                merged.look_again
+            }
+            Err(error) => {
+                warn!(error = chain(&error), "files of specs not taken over; trying again");
+                for path in scan.read.keys() {
+                    self.scanner.forget(path);
+                }
+                true
+            }
+        }
+    }
+}
+
+/// Waits for the first hint or the next full scan, then until it is quiet.
+fn collect(inbox: &Receiver<Message>, full_due: Instant) -> Round {
+    let mut round = Round::default();
+    let wait = full_due.saturating_duration_since(Instant::now());
+    match inbox.recv_timeout(wait) {
+        Ok(message) => round.add(message),
+        Err(RecvTimeoutError::Timeout) => return round,
+        Err(RecvTimeoutError::Disconnected) => round.stop = true,
+    }
+    let latest = Instant::now() + QUIET_MAX;
+    while round.askers.is_empty() && !round.stop {
+        let left = latest.saturating_duration_since(Instant::now());
+        match inbox.recv_timeout(QUIET.min(left)) {
+            Ok(message) => round.add(message),
+            Err(RecvTimeoutError::Timeout) => break,
+            Err(RecvTimeoutError::Disconnected) => round.stop = true,
+        }
+    }
+    round
+}
+
+impl Round {
+    fn add(&mut self, message: Message) {
+        match message {
+            Message::Hint(Some(name)) => drop(self.names.insert(name)),
+            Message::Hint(None) => self.everything = true,
+            Message::Look(asker) => {
+                self.everything = true;
+                self.askers.push(asker);
+            }
+            Message::Stop => self.stop = true,
+        }
+    }
+}
+
+/// The kernel's notifications, for as long as they last.
+struct Hints {
+    root: PathBuf,
+    hints: Sender<Message>,
+    armed: Option<((u64, u64), RecommendedWatcher)>,
+}
+
+impl Hints {
+    /// Watches the directory that is there now: one that was replaced is another one.
+    fn arm(&mut self) {
+        use std::os::unix::fs::MetadataExt;
+        let now = std::fs::metadata(&self.root).ok().map(|meta| (meta.dev(), meta.ino()));
+        let (Some(now), before) = (now, self.armed.as_ref().map(|(identity, _)| *identity)) else {
+            self.armed = None;
+            return;
+        };
+        if before == Some(now) {
+            return;
+        }
+        let hints = self.hints.clone();
+        let root = self.root.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // The thread that would read them has ended: so does watching, soon.
+            let _ = tell(&hints, &root, event);
+        });
+        let watched = watcher.and_then(|mut watcher| {
+            watcher.watch(&self.root, RecursiveMode::NonRecursive).map(|()| watcher)
+        });
+        match watched {
+            Ok(watcher) => self.armed = Some((now, watcher)),
+            Err(error) => {
+                self.armed = None;
+                let path = self.root.display().to_string();
+                warn!(path, %error, "no notifications of changes; scanning every 15 s");
+            }
+        }
+    }
+}
+
+fn tell(
+    hints: &Sender<Message>,
+    root: &Path,
+    event: notify::Result<notify::Event>,
+) -> Result<(), std::sync::mpsc::SendError<Message>> {
+    let Ok(event) = event else { return hints.send(Message::Hint(None)) };
+    // Our own scans open and read.
+    let written = EventKind::Access(AccessKind::Close(AccessMode::Write));
+    if event.kind.is_access() && event.kind != written {
+        return Ok(());
+    }
+    if event.need_rescan() || event.paths.is_empty() {
+        return hints.send(Message::Hint(None));
+    }
+    for path in &event.paths {
+        let inside = path.parent() == Some(root);
+        let name = path.file_name().and_then(|name| name.to_str()).filter(|_| inside);
+        match name {
+            Some(name) if is_spec(name) => hints.send(Message::Hint(Some(name.to_owned())))?,
+            // Editors' temporary files tell nothing, until one is renamed to a spec.
+            Some(name) if name.starts_with('.') && !name.starts_with("..") => (),
+            Some(_) | None => hints.send(Message::Hint(None))?,
+        }
+    }
+    Ok(())
+}

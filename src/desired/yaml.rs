@@ -28,7 +28,9 @@ pub fn parse(text: &str) -> Result<Vec<Node>, Violation> {
     match documents {
         Ok(documents) => Ok(documents.into_iter().map(node).collect()),
         Err(error) => {
-            let at = error.location().map(|place| Position { line: place.line(), column: place.column() });
+            let at = error
+                .location()
+                .map(|place| Position { line: place.line(), column: place.column() });
             let whole = error.to_string();
             // The rest is a picture of the source, which may hold secrets, and is ours to draw.
             let line = whole.lines().next().unwrap_or_default();
@@ -212,7 +214,9 @@ mod tests {
     #[test]
     fn bombs_are_refused_before_they_go_off() {
         let mut laughs = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
-        for (last, next) in ["a", "b", "c", "d", "e", "f", "g"].windows(2).map(|two| (two[0], two[1])) {
+        for (last, next) in
+            ["a", "b", "c", "d", "e", "f", "g"].windows(2).map(|two| (two[0], two[1]))
+        {
             let uses = vec![format!("*{last}"); 10].join(", ");
             laughs.push_str(&format!("{next}: &{next} [{uses}]\n"));
         }

@@ -28,9 +28,19 @@ const GROUP_FD: i32 = 14;
 
 /// Read-only files of the host that programs ask for, where they exist.
 const ETC: &[&str] = &[
-    "/etc/ld.so.cache", "/etc/alternatives", "/etc/ssl/certs", "/etc/ca-certificates",
-    "/etc/localtime", "/etc/mime.types", "/etc/nsswitch.conf", "/etc/services", "/etc/protocols",
-    "/etc/bash.bashrc", "/etc/python3", "/etc/python3.11", "/etc/java-17-openjdk",
+    "/etc/ld.so.cache",
+    "/etc/alternatives",
+    "/etc/ssl/certs",
+    "/etc/ca-certificates",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/nsswitch.conf",
+    "/etc/services",
+    "/etc/protocols",
+    "/etc/bash.bashrc",
+    "/etc/python3",
+    "/etc/python3.11",
+    "/etc/java-17-openjdk",
 ];
 /// And these only with the host's network.
 const ETC_NETWORK: &[&str] = &["/etc/resolv.conf", "/etc/hosts", "/etc/gai.conf"];
@@ -90,7 +100,13 @@ impl Bubblewrap {
         let mut args: Vec<String> = vec!["bwrap".to_owned()];
         let mut add = |parts: &[&str]| args.extend(parts.iter().map(|part| (*part).to_owned()));
         let id = INSIDE_ID.to_string();
-        add(&["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]);
+        add(&[
+            "--unshare-user",
+            "--unshare-pid",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--unshare-cgroup",
+        ]);
         let shares_network = order.spec.network == Network::Host;
         if !shares_network {
             add(&["--unshare-net"]);
@@ -119,7 +135,13 @@ impl Bubblewrap {
         add(&["--bind-fd", &WORKSPACE_FD.to_string(), HOME]);
         // After everything was mounted into it.
         add(&["--remount-ro", "/", "--chdir", HOME]);
-        add(&["--seccomp", &FILTER_FD.to_string(), "--json-status-fd", &STATUS_FD.to_string(), "--"]);
+        add(&[
+            "--seccomp",
+            &FILTER_FD.to_string(),
+            "--json-status-fd",
+            &STATUS_FD.to_string(),
+            "--",
+        ]);
         args.extend(order.spec.resolved_command());
         args
     }

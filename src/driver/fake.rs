@@ -9,10 +9,9 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard};
 
-use crate::driver::{Driver, DriverError, Order, Started, StopOrder};
+use crate::driver::{Driver, DriverError, Order, Started, StopOrder, Usage};
 use crate::model::{ExitKind, ExitRecord, Iid, Isolation, LimitStatus, Limits, Observed, Time};
 use crate::sys::SysError;
-use crate::sys::cgroup::Usage;
 
 /// The in-memory host.
 #[derive(Debug, Default)]
@@ -37,12 +36,16 @@ struct Instance {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    Running { since: Time },
+    Running {
+        since: Time,
+    },
     Exited(ExitRecord),
     /// Its shim is dead; it goes on.
     Orphan,
     /// Its shim is stopped: alive, and deaf.
-    Deaf { since: Time },
+    Deaf {
+        since: Time,
+    },
     /// Dead without a word.
     Lost,
 }
@@ -68,7 +71,11 @@ impl FakeDriver {
             matches!(state, State::Running { .. } | State::Orphan | State::Deaf { .. })
         };
         let host = self.lock();
-        host.instances.iter().filter(|(_, one)| runs(&one.state)).map(|(iid, _)| iid.clone()).collect()
+        host.instances
+            .iter()
+            .filter(|(_, one)| runs(&one.state))
+            .map(|(iid, _)| iid.clone())
+            .collect()
     }
 
     /// A running workload ends by itself.
@@ -155,7 +162,8 @@ impl Driver for FakeDriver {
         let mut host = self.lock();
         assert!(!host.instances.contains_key(order.iid), "started over something");
         let others = host.instances.values().filter(|one| one.uid == order.uid);
-        let alive = others.filter(|one| !matches!(one.state, State::Exited(_) | State::Lost)).count();
+        let alive =
+            others.filter(|one| !matches!(one.state, State::Exited(_) | State::Lost)).count();
         assert_eq!(alive, 0, "two instances of one sandbox");
         host.stumble("start")?;
         host.starts += 1;
@@ -214,9 +222,10 @@ impl Driver for FakeDriver {
     fn clean_up(&self, iid: &Iid) -> Result<(), DriverError> {
         let mut host = self.lock();
         host.stumble("clean up")?;
-        let alive = host.instances.get(iid).is_some_and(|one| {
-            !matches!(one.state, State::Exited(_) | State::Lost)
-        });
+        let alive = host
+            .instances
+            .get(iid)
+            .is_some_and(|one| !matches!(one.state, State::Exited(_) | State::Lost));
         if alive {
             return Err(DriverError::Refused(format!("{iid} has not ended")));
         }

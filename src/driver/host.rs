@@ -73,8 +73,14 @@ pub struct Shimmed {
 
 impl Host {
     /// Makes the directories and finds the cgroups.
-    pub fn open(paths: Paths, workspaces: Workspaces, console_bytes: u64, epoch: u64) -> Result<Self, SysError> {
-        for dir in [paths.run.join("i"), paths.state.join("instances"), paths.state.join("console")] {
+    pub fn open(
+        paths: Paths,
+        workspaces: Workspaces,
+        console_bytes: u64,
+        epoch: u64,
+    ) -> Result<Self, SysError> {
+        for dir in [paths.run.join("i"), paths.state.join("instances"), paths.state.join("console")]
+        {
             fs::create_dir_all(&dir).map_err(|source| SysError::io("mkdir", &dir, source))?;
         }
         let cgroups = cgroup::Root::detect(&cgroup_name(&paths.run));
@@ -140,9 +146,10 @@ pub fn console_path(state: &Path, uid: Uuid) -> PathBuf {
 
 /// One subtree per run directory, so that two daemons on one machine do not meet.
 fn cgroup_name(run: &Path) -> String {
-    let hash = run.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    });
+    let hash =
+        run.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
     format!("sodiumd-{hash:08x}")
 }
 
@@ -196,7 +203,8 @@ impl Shimmed {
             confinement,
             spool_dir: host.console(order.uid),
             spool_bytes_max: host.console_bytes,
-            timeout_ms: (spec.limits.timeout_seconds > 0).then_some(spec.limits.timeout_seconds * 1000),
+            timeout_ms: (spec.limits.timeout_seconds > 0)
+                .then_some(spec.limits.timeout_seconds * 1000),
             stop_signal: convert::signal_number(&spec.stop.signal),
             stop_grace_ms: spec.stop.grace.0,
             exit_path: host.exit_path(order.iid),
@@ -223,10 +231,13 @@ impl Shimmed {
         let dir = self.host.run_dir(iid);
         let held = lock::try_take(&dir.join(LOCK)).map_err(host)?;
         let held = held.ok_or_else(|| DriverError::Refused(format!("{iid} has a shim already")))?;
-        let lock_fd = lock::hand_over(held).map_err(host)?;
+        let lock_fd = lock::hand_over(held);
         let spawn = || -> io::Result<(Child, UnixStream)> {
             let (ours, theirs) = UnixStream::pair()?;
-            let log = fs::File::options().append(true).create(true).open(self.host.paths.run.join("shims.log"))?;
+            let log = fs::File::options()
+                .append(true)
+                .create(true)
+                .open(self.host.paths.run.join("shims.log"))?;
             let child = Command::new(&self.host.paths.shim)
                 .arg(&dir)
                 .env_clear()
@@ -255,7 +266,8 @@ impl Shimmed {
         let group = self.host.cgroups.group(order.iid.as_str());
         group.create().map_err(host("make cgroup"))?;
         let applied = group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;
-        self.make_run_dir(&self.launch(order, &workspace), order.iid).map_err(host("make run directory"))?;
+        self.make_run_dir(&self.launch(order, &workspace), order.iid)
+            .map_err(host("make run directory"))?;
         Ok(ledger::statuses(&order.spec.limits, &applied, self.own_processes()))
     }
 
@@ -304,7 +316,9 @@ impl Shimmed {
         let host = |source| DriverError::Host { stage: "release shim", source };
         while lock::is_held(&path).map_err(host)? {
             if clock::boot_ms() > deadline {
-                return Err(DriverError::Refused(format!("the shim of {iid} was released and stays")));
+                return Err(DriverError::Refused(format!(
+                    "the shim of {iid} was released and stays"
+                )));
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
@@ -431,10 +445,9 @@ fn observed(state: State, iid: &Iid) -> Observed {
     match (state.phase, state.exit) {
         (Phase::Exited, Some(exit)) => Observed::Exited { exit: convert::exit(exit, iid) },
         (Phase::Launching, _) => Observed::Launching,
-        (Phase::Running, _) => Observed::Running {
-            pid: state.pid,
-            started_at: started_at.unwrap_or_default(),
-        },
+        (Phase::Running, _) => {
+            Observed::Running { pid: state.pid, started_at: started_at.unwrap_or_default() }
+        }
         (Phase::Stopping | Phase::Exited, _) => Observed::Stopping { pid: state.pid, started_at },
     }
 }

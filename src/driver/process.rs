@@ -7,11 +7,27 @@ use std::path::{Path, PathBuf};
 use crate::driver::Order;
 
 /// Read-only trees of the host that programs need.
-const READ_ONLY: &[&str] =
-    &["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/proc", "/sys/devices/system/cpu"];
+const READ_ONLY: &[&str] = &[
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/etc",
+    "/opt",
+    "/proc",
+    "/sys/devices/system/cpu",
+];
 /// Devices that harm nobody.
 const DEVICES: &[&str] = &[
-    "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/pts",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/pts",
     "/dev/ptmx",
 ];
 
@@ -33,7 +49,8 @@ pub fn program(order: &Order<'_>, search_path: &str) -> String {
     if name.contains('/') {
         return name;
     }
-    let found = search_path.split(':').map(|dir| Path::new(dir).join(&name)).find(|path| path.is_file());
+    let found =
+        search_path.split(':').map(|dir| Path::new(dir).join(&name)).find(|path| path.is_file());
     // Left as it is, exec will say what is wrong with it.
     found.map_or(name, |path| path.to_string_lossy().into_owned())
 }

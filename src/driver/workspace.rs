@@ -103,7 +103,12 @@ impl Workspaces {
     }
 
     /// Takes a workspace back that was put aside under this name. Returns whether there was one.
-    pub fn take_back(&self, uid: Uuid, host_uid: u32, name: &SandboxName) -> Result<bool, SysError> {
+    pub fn take_back(
+        &self,
+        uid: Uuid,
+        host_uid: u32,
+        name: &SandboxName,
+    ) -> Result<bool, SysError> {
         let (from, to) = (self.root.join(ASIDE).join(name.as_str()), self.path(uid));
         if fs::symlink_metadata(&from).is_err() || fs::symlink_metadata(&to).is_ok() {
             return Ok(false);
@@ -131,7 +136,11 @@ fn file_time_now() -> std::time::SystemTime {
     std::time::UNIX_EPOCH + std::time::Duration::from_millis(crate::sys::clock::wall_ms())
 }
 
-fn lay(dir: &Path, ids: Option<(u32, u32)>, files: &BTreeMap<String, String>) -> Result<(), SysError> {
+fn lay(
+    dir: &Path,
+    ids: Option<(u32, u32)>,
+    files: &BTreeMap<String, String>,
+) -> Result<(), SysError> {
     let tree = path::Tree::open(dir, ids)?;
     for (name, content) in files {
         tree.ensure_file(name, content.as_bytes())?;

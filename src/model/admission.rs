@@ -33,7 +33,11 @@ pub fn admit(draft: &Draft, rules: &Rules) -> Result<Spec, Vec<Violation>> {
     if faults.is_empty() { Ok(spec) } else { Err(faults) }
 }
 
-fn find_image<'r>(draft: &Draft, rules: &'r Rules, faults: &mut Vec<Violation>) -> Option<&'r Image> {
+fn find_image<'r>(
+    draft: &Draft,
+    rules: &'r Rules,
+    faults: &mut Vec<Violation>,
+) -> Option<&'r Image> {
     let id = draft.image.as_ref()?;
     let found = rules.images.get(id);
     if found.is_none() {
@@ -71,7 +75,7 @@ fn fill(draft: &Draft, image: Option<&Image>, rules: &Rules) -> Spec {
             policy: draft.restart_policy.unwrap_or(rules.default_policy),
             backoff: BackoffRange {
                 initial,
-                max: draft.backoff_max.unwrap_or(Span::seconds(300).max(initial)),
+                max: draft.backoff_max.unwrap_or_else(|| Span::seconds(300).max(initial)),
             },
             max_failures: draft.max_failures.unwrap_or(0),
         },
@@ -99,14 +103,22 @@ fn check(
         let (asked, floor) = (spec.isolation.as_str(), rules.floor.as_str());
         fault(
             "spec.isolation",
-            format!("{asked} is weaker than {floor}, the floor set by \"isolation_floor\" in config.json"),
+            format!(
+                "{asked} is weaker than {floor}, the floor set by \"isolation_floor\" in config.json"
+            ),
         );
     }
     if spec.command.is_empty() && draft.image.is_none() && spec.state == State::Running {
-        fault("spec.command", "is missing, and no image is named whose startup it could be".to_owned());
+        fault(
+            "spec.command",
+            "is missing, and no image is named whose startup it could be".to_owned(),
+        );
     }
     if spec.network == Network::Host && !rules.network_enabled {
-        fault("spec.network", "host needs \"network\": {\"enabled\": true} in config.json".to_owned());
+        fault(
+            "spec.network",
+            "host needs \"network\": {\"enabled\": true} in config.json".to_owned(),
+        );
     }
     if spec.restart.backoff.initial.0 == 0 {
         fault("spec.restart.backoff.initial", "must be more than 0".to_owned());
@@ -176,18 +188,24 @@ mod tests {
             "restart": {"backoff": {"initial": "2s", "max": "1s"}}
         }))
         .unwrap_err();
-        assert_eq!(faults, [
-            "spec.isolation: process is weaker than bubblewrap, the floor set by \"isolation_floor\" in config.json",
-            "spec.command: is missing, and no image is named whose startup it could be",
-            "spec.network: host needs \"network\": {\"enabled\": true} in config.json",
-            "spec.restart.backoff.max: is shorter than initial",
-        ]);
+        assert_eq!(
+            faults,
+            [
+                "spec.isolation: process is weaker than bubblewrap, the floor set by \"isolation_floor\" in config.json",
+                "spec.command: is missing, and no image is named whose startup it could be",
+                "spec.network: host needs \"network\": {\"enabled\": true} in config.json",
+                "spec.restart.backoff.max: is shorter than initial",
+            ]
+        );
         let faults = admitted(serde_json::json!({"image": "javascirpt"})).unwrap_err();
         assert_eq!(
             faults[0],
             "spec.image: no image \"javascirpt\"; there are javascript; did you mean \"javascript\"?"
         );
         let faults = admitted(serde_json::json!({"image": "javascript", "env": {"MAIN_FILE": ""}}));
-        assert_eq!(faults.unwrap_err(), ["spec.env.MAIN_FILE: is required by image \"javascript\""]);
+        assert_eq!(
+            faults.unwrap_err(),
+            ["spec.env.MAIN_FILE: is required by image \"javascript\""]
+        );
     }
 }

@@ -51,8 +51,18 @@ pub struct Draft {
 }
 
 const SPEC_FIELDS: &[&str] = &[
-    "image", "isolation", "command", "env", "state", "restart", "stop", "tty", "network", "limits",
-    "strict", "files",
+    "image",
+    "isolation",
+    "command",
+    "env",
+    "state",
+    "restart",
+    "stop",
+    "tty",
+    "network",
+    "limits",
+    "strict",
+    "files",
 ];
 
 /// Reads a whole document: `apiVersion`, `kind`, `metadata` and `spec`.
@@ -62,23 +72,31 @@ pub fn read_document(node: &Node) -> Result<Document, Vec<Violation>> {
     let mut named = false;
     let mut labels = BTreeMap::new();
     let mut draft = None;
-    let mut versions = [None, None];
+    let mut seen = [false, false];
     let known = ["apiVersion", "kind", "metadata", "spec"];
     faults.fields("", node, &known, |faults, key, path, value| match key {
-        "apiVersion" => versions[0] = Some(expect_word(faults, path, value, API_VERSION)),
-        "kind" => versions[1] = Some(expect_word(faults, path, value, KIND)),
-        "metadata" => faults.fields(path, value, &["name", "labels"], |faults, key, path, value| {
-            if key == "name" {
-                named = true;
-                name = read_name(faults, path, value);
-            } else {
-                labels = read_labels(faults, path, value);
-            }
-        }),
+        "apiVersion" => {
+            seen[0] = true;
+            expect_word(faults, path, value, API_VERSION);
+        }
+        "kind" => {
+            seen[1] = true;
+            expect_word(faults, path, value, KIND);
+        }
+        "metadata" => {
+            faults.fields(path, value, &["name", "labels"], |faults, key, path, value| {
+                if key == "name" {
+                    named = true;
+                    name = read_name(faults, path, value);
+                } else {
+                    labels = read_labels(faults, path, value);
+                }
+            })
+        }
         _ => draft = Some(read_spec(faults, path, value)),
     });
-    for (field, seen) in ["apiVersion", "kind"].into_iter().zip(versions) {
-        if seen.is_none() {
+    for (field, seen) in ["apiVersion", "kind"].into_iter().zip(seen) {
+        if !seen {
             let wanted = if field == "kind" { KIND } else { API_VERSION };
             faults.add(field, node, format!("is missing; write \"{field}: {wanted}\""));
         }
@@ -136,7 +154,11 @@ pub fn read_name(faults: &mut Faults, path: &str, node: &Node) -> Option<Sandbox
 fn read_labels(faults: &mut Faults, path: &str, node: &Node) -> BTreeMap<String, String> {
     let labels = read_texts(faults, path, node);
     if labels.len() > LABEL_COUNT_MAX {
-        faults.add(path, node, format!("has {} labels, the limit is {LABEL_COUNT_MAX}", labels.len()));
+        faults.add(
+            path,
+            node,
+            format!("has {} labels, the limit is {LABEL_COUNT_MAX}", labels.len()),
+        );
     }
     labels
 }
@@ -201,7 +223,11 @@ fn read_stop(faults: &mut Faults, path: &str, node: &Node, draft: &mut Draft) {
             draft.stop_signal = Some(signal);
         } else {
             let hint = suggestion(&signal, SIGNALS.iter().copied());
-            faults.add(path, value, format!("{signal:?} is not one of {}{hint}", SIGNALS.join(", ")));
+            faults.add(
+                path,
+                value,
+                format!("{signal:?} is not one of {}{hint}", SIGNALS.join(", ")),
+            );
         }
     });
 }
@@ -218,7 +244,9 @@ fn read_span(faults: &mut Faults, path: &str, node: &Node) -> Option<Span> {
     match Span::parse(&text) {
         Ok(span) if span <= SPAN_MAX => return Some(span),
         Ok(_) => faults.add(path, node, format!("{text:?} is longer than {SPAN_MAX}")),
-        Err(_) => faults.add(path, node, format!("{text:?} is not a duration like \"10s\" or \"1m 30s\"")),
+        Err(_) => {
+            faults.add(path, node, format!("{text:?} is not a duration like \"10s\" or \"1m 30s\""))
+        }
     }
     None
 }
@@ -226,7 +254,8 @@ fn read_span(faults: &mut Faults, path: &str, node: &Node) -> Option<Span> {
 pub fn read_limits(faults: &mut Faults, path: &str, node: &Node) -> BTreeMap<&'static str, u64> {
     let mut limits = BTreeMap::new();
     faults.fields(path, node, &Limits::NAMES, |faults, key, path, value| {
-        let name = Limits::NAMES.iter().find(|name| **name == key).expect("fields() knows only these");
+        let name =
+            Limits::NAMES.iter().find(|name| **name == key).expect("fields() knows only these");
         if let Some(count) = faults.count(path, value, Limits::max_of(name)) {
             limits.insert(*name, count);
         }
@@ -279,28 +308,34 @@ mod tests {
                 "files": {"../x": ""}, "comand": []
             }
         });
-        assert_eq!(faults_of(document), [
-            r#"kind: is "Sandbx"; this daemon knows only "Sandbox""#,
-            r#"metadata.lables: unknown field; did you mean "labels"?"#,
-            r#"metadata.name: name has 'W' at byte 0; use a-z, 0-9 and inner '-'"#,
-            r#"spec.comand: unknown field; did you mean "command"?"#,
-            r#"spec.env.PORT: expected a text, found 80; put it in quotes"#,
-            r#"spec.files.../x: has an empty, "." or ".." part"#,
-            r#"spec.isolation: "gvisr" is not one of gvisor, bubblewrap, process; did you mean "gvisor"?"#,
-            r#"spec.limits.cpu_percent: -5 is out of range: 0 to 102400"#,
-            r#"spec.limits.memroy_mb: unknown field; did you mean "memory_mb"?"#,
-            r#"spec.restart.backoff.initial: "soon" is not a duration like "10s" or "1m 30s""#,
-            r#"spec.tty: expected true or false, found "yes""#,
-        ]);
+        assert_eq!(
+            faults_of(document),
+            [
+                r#"kind: is "Sandbx"; this daemon knows only "Sandbox""#,
+                r#"metadata.lables: unknown field; did you mean "labels"?"#,
+                r#"metadata.name: name has 'W' at byte 0; use a-z, 0-9 and inner '-'"#,
+                r#"spec.comand: unknown field; did you mean "command"?"#,
+                r#"spec.env.PORT: expected a text, found 80; put it in quotes"#,
+                r#"spec.files.../x: has an empty, "." or ".." part"#,
+                r#"spec.isolation: "gvisr" is not one of gvisor, bubblewrap, process; did you mean "gvisor"?"#,
+                r#"spec.limits.cpu_percent: -5 is out of range: 0 to 102400"#,
+                r#"spec.limits.memroy_mb: unknown field; did you mean "memory_mb"?"#,
+                r#"spec.restart.backoff.initial: "soon" is not a duration like "10s" or "1m 30s""#,
+                r#"spec.tty: expected true or false, found "yes""#,
+            ]
+        );
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        assert_eq!(faults_of(serde_json::json!({})), [
-            r#"apiVersion: is missing; write "apiVersion: sodium.dev/v1""#,
-            r#"kind: is missing; write "kind: Sandbox""#,
-            "metadata.name: is missing",
-        ]);
+        assert_eq!(
+            faults_of(serde_json::json!({})),
+            [
+                r#"apiVersion: is missing; write "apiVersion: sodium.dev/v1""#,
+                r#"kind: is missing; write "kind: Sandbox""#,
+                "metadata.name: is missing",
+            ]
+        );
         assert_eq!(faults_of(serde_json::json!(7)).first().unwrap(), "expected a map, found 7");
     }
 }

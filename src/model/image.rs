@@ -83,7 +83,8 @@ impl Image {
     }
 }
 
-fn split_words(text: &str) -> Vec<String> {
+/// Splits like a shell would, with quotes and without anything else.
+pub fn split_words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;

@@ -120,13 +120,28 @@ pub struct Instance {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ExitKind {
-    Exited { code: i32 },
-    Signaled { signal: String },
-    Oom { code: Option<i32>, signal: Option<String> },
-    Timeout { code: Option<i32>, signal: Option<String> },
-    StartFailed { stage: String, message: String },
+    Exited {
+        code: i32,
+    },
+    Signaled {
+        signal: String,
+    },
+    Oom {
+        code: Option<i32>,
+        signal: Option<String>,
+    },
+    Timeout {
+        code: Option<i32>,
+        signal: Option<String>,
+    },
+    StartFailed {
+        stage: String,
+        message: String,
+    },
     /// It is proved to be gone, and nobody saw how.
-    Lost { cause: LostCause },
+    Lost {
+        cause: LostCause,
+    },
 }
 
 /// How the evidence was lost.
@@ -189,12 +204,51 @@ impl ExitRecord {
             ExitKind::Timeout { code, signal } => {
                 format!("time limit reached ({})", how(code, signal))
             }
-            ExitKind::StartFailed { stage, message } => format!("could not start ({stage}): {message}"),
-            ExitKind::Lost { cause: LostCause::Reboot } => "ended with a restart of the machine".to_owned(),
+            ExitKind::StartFailed { stage, message } => {
+                format!("could not start ({stage}): {message}")
+            }
+            ExitKind::Lost { cause: LostCause::Reboot } => {
+                "ended with a restart of the machine".to_owned()
+            }
             ExitKind::Lost { cause: LostCause::NeverStarted } => "never started".to_owned(),
             ExitKind::Lost { cause: LostCause::ShimGone } => {
                 "ended unseen: its shim was killed".to_owned()
             }
         }
+    }
+}
+
+/// Linux's signals, numbered from one.
+const SIGNALS: [&str; 31] = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+];
+
+/// The number of a signal's name, for clients that think in 128 + n.
+pub fn signal_number(name: &str) -> Option<i32> {
+    let word = name.strip_prefix("SIG")?;
+    let number = SIGNALS.iter().zip(1..).find(|(known, _)| **known == word);
+    number.map(|(_, number)| number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_the_numbers_of_the_kernel() {
+        assert_eq!(signal_number("SIGKILL"), Some(9));
+        assert_eq!(signal_number("SIGTERM"), Some(15));
+        assert_eq!(signal_number("SIGSYS"), Some(31));
+        assert_eq!(signal_number("TERM"), None);
+    }
+
+    #[test]
+    fn iids_read_back_and_directories_of_others_do_not() {
+        let iid = Iid::new(Uuid::now_v7(), 12);
+        assert_eq!(Iid::parse(iid.as_str()), Some(iid));
+        assert_eq!(Iid::parse("shims"), None);
+        assert_eq!(Iid::parse("zzzzzzzz-1"), None);
     }
 }

@@ -157,7 +157,7 @@ impl Limits {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// The id of an image, or none: then `command` must be given.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     pub isolation: Isolation,
     /// Program and arguments; `{{NAME}}` stands for the variable of that name in `env`.

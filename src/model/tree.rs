@@ -83,7 +83,8 @@ impl Faults {
         match &node.value {
             Value::Text(text) => return Some(text.clone()),
             Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Null => {
-                let hint = if node.value == Value::Null { "write \"\"" } else { "put it in quotes" };
+                let hint =
+                    if node.value == Value::Null { "write \"\"" } else { "put it in quotes" };
                 self.add(path, node, format!("expected a text, found {}; {hint}", node.kind()));
             }
             Value::List(_) | Value::Map(_) => self.expected(path, node, "a text"),
@@ -106,7 +107,12 @@ impl Faults {
                 Ok(value) if value <= max => return Some(value),
                 _ => self.add(path, node, format!("{value} is out of range: 0 to {max}")),
             },
-            _ => self.expected(path, node, "a whole number"),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Float(_)
+            | Value::Text(_)
+            | Value::List(_)
+            | Value::Map(_) => self.expected(path, node, "a whole number"),
         }
         None
     }

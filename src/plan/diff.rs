@@ -35,7 +35,18 @@ pub struct Change {
 /// Compares two specs. A field added to [`Spec`] does not compile until it is classified here.
 pub fn classify(old: &Spec, new: &Spec) -> Change {
     let Spec {
-        image, isolation, command, env, state, restart, stop, tty, network, limits, strict, files,
+        image,
+        isolation,
+        command,
+        env,
+        state,
+        restart,
+        stop,
+        tty,
+        network,
+        limits,
+        strict,
+        files,
     } = new;
     let mut change = Change { effect: Effect::Same, fields: Vec::new() };
     let mut note = |field, differs: bool, effect: Effect| {

@@ -19,7 +19,8 @@ pub fn unenforced<'p>(spec: &Spec, policy: &'p Policy) -> Vec<(&'static str, &'p
 
 /// Since when nothing is known of what runs.
 pub fn unknown_since(sandbox: &Sandbox) -> Option<Time> {
-    let running = sandbox.status.conditions.iter().find(|one| one.kind == ConditionType::Running)?;
+    let running =
+        sandbox.status.conditions.iter().find(|one| one.kind == ConditionType::Running)?;
     (running.status == Truth::Unknown).then_some(running.last_transition_time)
 }
 
@@ -118,7 +119,12 @@ fn ready(view: &View<'_>, next: &Next) -> (Truth, &'static str) {
                 (Truth::True, "Running")
             }
             Observed::Unknown => (Truth::Unknown, "ShimSilent"),
-            _ => (Truth::False, "Progressing"),
+            Observed::Gone { .. }
+            | Observed::Launching
+            | Observed::Running { .. }
+            | Observed::Stopping { .. }
+            | Observed::Exited { .. }
+            | Observed::Orphan => (Truth::False, "Progressing"),
         };
     }
     match next {

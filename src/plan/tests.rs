@@ -204,9 +204,17 @@ fn the_restart_policy_decides_after_an_end() {
     let on_failure = RestartPolicy::OnFailure;
     check(&policy(on_failure, code(0)), &GONE, "settled: exited with code 0 (Completed)");
     check(&policy(on_failure, code(3)), &GONE, "wait 947ms: exited with code 3 (BackingOff)");
-    check(&policy(RestartPolicy::Always, code(0)), &GONE, "wait 947ms: exited with code 0 (BackingOff)");
+    check(
+        &policy(RestartPolicy::Always, code(0)),
+        &GONE,
+        "wait 947ms: exited with code 0 (BackingOff)",
+    );
     let reboot = ExitKind::Lost { cause: LostCause::Reboot };
-    check(&policy(on_failure, reboot), &GONE, "start: ended with a restart of the machine (Pending)");
+    check(
+        &policy(on_failure, reboot),
+        &GONE,
+        "start: ended with a restart of the machine (Pending)",
+    );
 }
 
 #[test]
@@ -238,7 +246,11 @@ fn giving_up_is_final_until_something_changes() {
     let mut limited = spec();
     limited.restart.max_failures = 1;
     sandbox.spec = Arc::new(limited);
-    check(&sandbox, &GONE, "settled: exited with code 1; gave up after 1 failures in a row (Failed)");
+    check(
+        &sandbox,
+        &GONE,
+        "settled: exited with code 1; gave up after 1 failures in a row (Failed)",
+    );
     sandbox.power.request = 1;
     check(&sandbox, &GONE, "start: asked to run (Pending)");
 }
@@ -252,14 +264,18 @@ fn unknown_is_not_dead() {
     long.status = planned(&long, &Observed::Unknown).status;
     long.status.conditions[0].last_transition_time = Time(NOW.0 - 60_000);
     check(&long, &Observed::Unknown, "kill shim: its shim has not answered for 1m (Unknown)");
-    check(&long, &Observed::Orphan, "kill orphan: its shim is gone, so it cannot be watched (Unknown)");
+    check(
+        &long,
+        &Observed::Orphan,
+        "kill orphan: its shim is gone, so it cannot be watched (Unknown)",
+    );
 }
 
 #[test]
 fn an_end_that_nobody_saw_is_lost_and_never_invented() {
     let cause = |sandbox: &Sandbox, observed: &Observed| match planned(sandbox, observed).next {
         Next::Do(Step::RecordExit(exit)) => exit.kind,
-        other => panic!("{other:?}"),
+        next @ (Next::Do(_) | Next::Wait(_) | Next::Settled) => panic!("{next:?}"),
     };
     let lost = |cause| ExitKind::Lost { cause };
     let residue = Observed::Gone { exit: None, residue: true };

@@ -28,7 +28,11 @@ pub fn sweep_blocking(world: &World) {
                 }
             }
             Ok(seen) => {
-                warn!(instance = iid.as_str(), ?seen, "runs, and no record explains it: left alone");
+                warn!(
+                    instance = iid.as_str(),
+                    ?seen,
+                    "runs, and no record explains it: left alone"
+                );
             }
             Err(error) => warn!(instance = iid.as_str(), error = chain(&error), "look failed"),
         }

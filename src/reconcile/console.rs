@@ -49,7 +49,11 @@ impl Consoles {
     }
 
     /// Follows a sandbox's console, running or not.
-    pub fn watch(&self, uid: Uuid, spool: impl FnOnce() -> Option<PathBuf>) -> watch::Receiver<Head> {
+    pub fn watch(
+        &self,
+        uid: Uuid,
+        spool: impl FnOnce() -> Option<PathBuf>,
+    ) -> watch::Receiver<Head> {
         let mut entries = self.lock();
         let entry = entries.entry(uid).or_insert_with(|| Entry::new(spool()));
         entry.head.subscribe()

@@ -57,9 +57,9 @@ pub(super) fn publish(world: &World, sandbox: &Sandbox, plan: &Plan) -> Result<(
     let (generation, power) = (sandbox.generation, sandbox.power);
     world.store.write_blocking(move |core| {
         // Of an older wish: the next pass says something newer.
-        let current = core.get(name.as_str()).filter(|now| {
-            now.uid == uid && now.generation == generation && now.power == power
-        });
+        let current = core
+            .get(name.as_str())
+            .filter(|now| now.uid == uid && now.generation == generation && now.power == power);
         match current {
             Some(now) => core.put(Sandbox { status, ..Sandbox::clone(&now) }).map(drop),
             None => Ok(()),
@@ -95,7 +95,9 @@ impl Act<'_> {
     /// The same for the instance alone.
     fn commit_instance(
         &self,
-        change: impl FnOnce(&mut Core, &mut Sandbox, &mut Instance) -> Result<(), StoreError> + Send + 'static,
+        change: impl FnOnce(&mut Core, &mut Sandbox, &mut Instance) -> Result<(), StoreError>
+        + Send
+        + 'static,
     ) -> Result<Arc<Sandbox>, StepError> {
         self.commit(move |core, sandbox| {
             let Some(instance) = sandbox.instance.take() else { return Ok(()) };
@@ -268,7 +270,8 @@ impl Act<'_> {
     /// One transaction: dead, how, what is remembered of it, and the event.
     fn record_exit(&self, exit: &ExitRecord) -> Result<Again, StepError> {
         let (exit, now) = (exit.clone(), self.now);
-        let policy = crate::plan::Policy { boot_id: self.world.boot_id.clone(), ..Default::default() };
+        let policy =
+            crate::plan::Policy { boot_id: self.world.boot_id.clone(), ..Default::default() };
         self.commit_instance(move |core, sandbox, instance| {
             if instance.phase == InstancePhase::Dead {
                 return Ok(());

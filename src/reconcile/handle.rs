@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
+use crate::driver::Usage;
 use crate::model::{Sandbox, SandboxName, Time};
 use crate::plan::Plan;
 use crate::reconcile::blocking;
@@ -14,7 +15,6 @@ use crate::reconcile::console::Head;
 use crate::reconcile::link::{Command, InputError};
 use crate::reconcile::pass::World;
 use crate::reconcile::queue::Queue;
-use crate::sys::cgroup::Usage;
 
 /// Clone it freely.
 #[derive(Clone)]
@@ -80,8 +80,11 @@ impl Handle {
     /// Isolations that are to be had, and why others are not.
     pub fn isolations(&self) -> Vec<(&'static str, Option<String>)> {
         let have = self.world.drivers.keys().map(|isolation| (isolation.as_str(), None));
-        let lack =
-            self.world.unavailable.iter().map(|(isolation, why)| (isolation.as_str(), Some(why.clone())));
+        let lack = self
+            .world
+            .unavailable
+            .iter()
+            .map(|(isolation, why)| (isolation.as_str(), Some(why.clone())));
         have.chain(lack).collect()
     }
 }

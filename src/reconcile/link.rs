@@ -31,9 +31,15 @@ const INPUT_COUNT_MAX: usize = 16;
 #[derive(Debug)]
 pub enum Command {
     /// Hand these bytes to the workload; answered when all of them were taken.
-    Input { bytes: Vec<u8>, reply: oneshot::Sender<Result<(), InputError>> },
+    Input {
+        bytes: Vec<u8>,
+        reply: oneshot::Sender<Result<(), InputError>>,
+    },
     InputEnd,
-    Resize { cols: u16, rows: u16 },
+    Resize {
+        cols: u16,
+        rows: u16,
+    },
 }
 
 /// Why input was not taken, or not all of it.
@@ -186,7 +192,10 @@ impl Link {
         match command {
             Command::Input { bytes, reply } => {
                 let deadline = Instant::now() + INPUT_WITHIN;
-                if self.open {
+                let ended = matches!(self.phase, Some(Phase::Exited));
+                if ended {
+                    let _ = reply.send(Err(InputError::NotRunning));
+                } else if self.open {
                     self.inputs.push_back(Input { bytes, sent: 0, end: None, deadline, reply });
                 } else {
                     let _ = reply.send(Err(InputError::Closed));

@@ -10,7 +10,9 @@ use crate::driver::host::Host;
 use crate::driver::{Driver, DriverError};
 use crate::error::chain;
 use crate::model::image::Image;
-use crate::model::{Instance, InstancePhase, Isolation, Observed, Owner, Sandbox, SandboxName, Span, Time};
+use crate::model::{
+    Instance, InstancePhase, Isolation, Observed, Owner, Sandbox, SandboxName, Span, Time,
+};
 use crate::plan::{Next, Plan, Policy, View, plan};
 use crate::reconcile::console::Consoles;
 use crate::reconcile::execute::{self, StepError};
@@ -137,8 +139,12 @@ pub fn pass_blocking(world: &World, name: &SandboxName, now: Time) -> Again {
                 Err(error) => failed(name, &error),
             }
         }
-        Next::Wait(at) => published(world, sandbox, &plan).unwrap_or(Again::In(now.until(*at))),
-        Next::Settled => published(world, sandbox, &plan).unwrap_or(Again::In(resync(sandbox))),
+        Next::Wait(at) => {
+            published(world, sandbox, &plan).unwrap_or_else(|| Again::In(now.until(*at)))
+        }
+        Next::Settled => {
+            published(world, sandbox, &plan).unwrap_or_else(|| Again::In(resync(sandbox)))
+        }
     };
     debug!(sandbox = name.as_str(), ?again, why = plan.why, "pass");
     again

@@ -43,7 +43,12 @@ impl Wish {
 }
 
 /// Runs until shut down, then lets the running passes end.
-pub async fn run(world: Arc<World>, queue: Arc<Queue>, shutdown: CancellationToken, clock: fn() -> u64) {
+pub async fn run(
+    world: Arc<World>,
+    queue: Arc<Queue>,
+    shutdown: CancellationToken,
+    clock: fn() -> u64,
+) {
     let mut commits = world.store.watch();
     let mut wishes = HashMap::new();
     let mut seen = enqueue_all(&world, &queue, &mut wishes);

@@ -67,7 +67,9 @@ pub(super) fn read_failure(pipe: OwnedFd) -> Option<(String, String)> {
 fn connect(launch: &Launch) -> Result<(Child, Ends), SysError> {
     let (failure_read, failure) = poll::pipe()?;
     let (status_read, status) = match launch.confinement {
-        Confinement::Bubblewrap { .. } => poll::pipe().map(|(read, write)| (Some(read), Some(write)))?,
+        Confinement::Bubblewrap { .. } => {
+            poll::pipe().map(|(read, write)| (Some(read), Some(write)))?
+        }
         Confinement::Itself { .. } => (None, None),
     };
     let (ours, theirs) = match launch.tty {
@@ -79,7 +81,8 @@ fn connect(launch: &Launch) -> Result<(Child, Ends), SysError> {
     let (failure_end, status_end) = (failure_read, status_read);
     let child =
         Child { pid: 0, stdout, stderr, stdin, failure: failure_end, status: status_end, terminal };
-    for fd in [Some(&child.stdout), child.stderr.as_ref(), Some(&child.stdin), child.status.as_ref()]
+    for fd in
+        [Some(&child.stdout), child.stderr.as_ref(), Some(&child.stdin), child.status.as_ref()]
     {
         fd.map_or(Ok(()), |fd| poll::set_nonblocking(fd.as_fd()))?;
     }

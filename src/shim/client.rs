@@ -6,7 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::shim::protocol::{Frame, FrameError, Reply, Request, State, VERSION, control, take_frame};
+use crate::shim::protocol::{
+    Frame, FrameError, Reply, Request, State, VERSION, control, take_frame,
+};
 
 /// A shim answers at once or is in trouble.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -42,7 +44,8 @@ impl Client {
             .and_then(|()| stream.set_write_timeout(Some(ANSWER_WITHIN)))
             .map_err(ClientError::Talk)?;
         let mut client = Self { stream, buffer: Vec::new() };
-        let state = client.state_after(&Request::Hello { version: VERSION, epoch, subscribe: false })?;
+        let state =
+            client.state_after(&Request::Hello { version: VERSION, epoch, subscribe: false })?;
         Ok((client, state))
     }
 
@@ -56,7 +59,7 @@ impl Client {
 
     fn state_after(&mut self, request: &Request) -> Result<State, ClientError> {
         match self.exchange(request)? {
-            Reply::State(state) => Ok(state),
+            Reply::State(state) => Ok(*state),
             Reply::Error { code, message } => Err(ClientError::Refused { code, message }),
             Reply::Done | Reply::Console { .. } | Reply::Credit { .. } => {
                 Err(ClientError::Talk(io::Error::from(io::ErrorKind::InvalidData)))

@@ -39,7 +39,15 @@ impl Connection {
         // A stream that cannot be made nonblocking is dropped at the first read.
         let gone = stream.set_nonblocking(true).is_err();
         let news = News::default();
-        Self { stream, input: Vec::new(), output: Vec::new(), epoch: None, subscribed: false, news, gone }
+        Self {
+            stream,
+            input: Vec::new(),
+            output: Vec::new(),
+            epoch: None,
+            subscribed: false,
+            news,
+            gone,
+        }
     }
 
     /// Reads what has come; the peer is gone once it said so or misbehaved.

@@ -27,14 +27,27 @@ pub struct Exit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Cause {
-    Exited { code: i32 },
-    Signaled { signal: i32 },
+    Exited {
+        code: i32,
+    },
+    Signaled {
+        signal: i32,
+    },
     /// The kernel killed it for want of memory.
-    Oom { code: Option<i32>, signal: Option<i32> },
+    Oom {
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
     /// It ran longer than allowed.
-    Timeout { code: Option<i32>, signal: Option<i32> },
+    Timeout {
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
     /// Its program never ran.
-    StartFailed { stage: String, message: String },
+    StartFailed {
+        stage: String,
+        message: String,
+    },
 }
 
 /// What else is known about an end, apart from how the first process ended.

@@ -16,7 +16,6 @@ use crate::sys::lock::{self, Lock};
 use crate::sys::poll::{self, Interest, Ready, Signals, Timer};
 use crate::sys::{SysError, clock, process, pty, socket, spawn};
 
-
 /// Another shim has this instance: EX_TEMPFAIL.
 const EXIT_LOCKED: u8 = 75;
 /// The shim could not even begin: EX_OSERR.
@@ -71,7 +70,8 @@ impl Shim {
         // Paths of sockets are short, so everything in the run directory is named from within.
         std::env::set_current_dir(dir).map_err(|source| SysError::io("chdir", dir, source))?;
         let inherited = lock::inherit(std::io::stdout().as_fd(), Path::new(LOCK))?;
-        let Some(lock) = inherited.map_or_else(|| lock::try_take(Path::new(LOCK)), |lock| Ok(Some(lock)))?
+        let Some(lock) =
+            inherited.map_or_else(|| lock::try_take(Path::new(LOCK)), |lock| Ok(Some(lock)))?
         else {
             return Ok(None);
         };
@@ -86,7 +86,16 @@ impl Shim {
         let epoch = launch.epoch;
         spawn::cloexec_from(3)?;
         let workload = Workload::start(launch)?;
-        Ok(Some(Self { workload, listener, connections, signals, timer, epoch, released: false, _lock: lock }))
+        Ok(Some(Self {
+            workload,
+            listener,
+            connections,
+            signals,
+            timer,
+            epoch,
+            released: false,
+            _lock: lock,
+        }))
     }
 
     fn serve(&mut self) -> ExitCode {
@@ -126,8 +135,11 @@ impl Shim {
     fn interests(&self) -> (Vec<Source>, Vec<Interest<'_>>) {
         let reading = |fd| Interest { fd, read: true, write: false };
         let mut sources = vec![Source::Signals, Source::Timer, Source::Listener];
-        let mut interests =
-            vec![reading(self.signals.fd()), reading(self.timer.fd()), reading(self.listener.as_fd())];
+        let mut interests = vec![
+            reading(self.signals.fd()),
+            reading(self.timer.fd()),
+            reading(self.listener.as_fd()),
+        ];
         for (index, connection) in self.connections.iter().enumerate() {
             sources.push(Source::Connection(index));
             let write = connection.wants_write();
@@ -179,9 +191,8 @@ impl Shim {
     fn accept(&mut self) {
         // A peer that hung up again, or descriptors running out: the next one may fare better.
         let Ok((stream, _)) = self.listener.accept() else { return };
-        let welcome = socket::peer(&stream).is_ok_and(|peer| {
-            peer.uid == 0 || peer.uid == crate::sys::own_ids().0
-        });
+        let welcome = socket::peer(&stream)
+            .is_ok_and(|peer| peer.uid == 0 || peer.uid == crate::sys::own_ids().0);
         if welcome && self.connections.len() < CONNECTIONS_MAX {
             self.connections.push(Connection::new(stream));
         }
@@ -224,14 +235,16 @@ impl Shim {
             self.epoch = epoch;
             self.connections[index].epoch = Some(epoch);
             self.connections[index].subscribed = subscribe;
-            return Reply::State(self.state());
+            return Reply::State(Box::new(self.state()));
         }
         if !self.has_authority(index) {
             return refuse("stale_epoch", "say hello first, with the newest epoch");
         }
         match request {
-            Request::Hello { .. } | Request::Status => return Reply::State(self.state()),
-            Request::Stop { signal, grace_ms, reason } => self.workload.stop(signal, grace_ms, &reason),
+            Request::Hello { .. } | Request::Status => return Reply::State(Box::new(self.state())),
+            Request::Stop { signal, grace_ms, reason } => {
+                self.workload.stop(signal, grace_ms, &reason)
+            }
             Request::Kill { reason } => self.workload.kill(&reason),
             Request::Resize { cols, rows } => {
                 let resized = self.workload.master().map(|fd| pty::resize(fd, cols, rows));
@@ -278,7 +291,7 @@ impl Shim {
                 connection.send(&credit);
             }
             if news.state {
-                connection.send(&Reply::State(state.clone()));
+                connection.send(&Reply::State(Box::new(state.clone())));
             }
         }
     }

@@ -62,7 +62,7 @@ pub enum Request {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Reply {
     /// Everything there is to know. Never a difference to an earlier one.
-    State(State),
+    State(Box<State>),
     /// The console now ends at this offset.
     Console { next: u64 },
     /// Stdin was accepted up to `next`, and this many bytes more may be sent.
@@ -218,7 +218,9 @@ mod tests {
         let state = r#"{"type":"state","version":1,"iid":"a-1","phase":"running","pid":4,
             "started_at_ms":9,"console_next":0,"stdin_next":0,"stdin_credit":32768,
             "stdin_open":true,"tty":false,"later":[]}"#;
-        let Reply::State(state) = serde_json::from_str(state).unwrap() else { panic!("not a state") };
+        let Reply::State(state) = serde_json::from_str(state).unwrap() else {
+            panic!("not a state")
+        };
         assert_eq!((state.phase, state.pid, state.exit), (Phase::Running, Some(4), None));
     }
 }

@@ -26,7 +26,7 @@ pub use read::{Chunk, Reader, Span};
 pub use write::Writer;
 
 /// Which of its outputs the workload wrote to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
     Stdout,
@@ -62,7 +62,8 @@ impl Entry {
     }
 
     fn decode(bytes: &[u8; ENTRY_BYTES]) -> Self {
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let word =
+            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let tagged = word(8);
         let stream = match tagged & 0xFF {
             2 => Stream::Stderr,

@@ -41,7 +41,8 @@ impl Stdin {
         if !self.is_open() {
             return Err(Refusal::Closed);
         }
-        let seen = self.next.checked_sub(offset).ok_or(Refusal::Hole { next: self.next, offset })?;
+        let seen =
+            self.next.checked_sub(offset).ok_or(Refusal::Hole { next: self.next, offset })?;
         let fresh = bytes.get(usize::try_from(seen).unwrap_or(usize::MAX)..).unwrap_or_default();
         if fresh.len() > self.credit() {
             return Err(Refusal::Full { credit: self.credit(), sent: fresh.len() });

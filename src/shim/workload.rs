@@ -73,9 +73,14 @@ enum Life {
     Launching,
     Running,
     /// The process we forked has ended like this; what it left behind is being killed.
-    Ending { ended: Ended, since_boot_ms: u64 },
+    Ending {
+        ended: Ended,
+        since_boot_ms: u64,
+    },
     /// The exit is known and waits for a disk that takes it.
-    Storing { again_boot_ms: u64 },
+    Storing {
+        again_boot_ms: u64,
+    },
     Exited,
 }
 
@@ -116,8 +121,8 @@ impl Workload {
         let spool = Writer::open(&launch.spool_dir, launch.spool_bytes_max)
             .map_err(|source| SysError::io("open spool", &launch.spool_dir, source))?;
         let now = clock::boot_ms();
-        let mut ending = Ending::default();
-        ending.timeout_at_boot_ms = launch.timeout_ms.map(|timeout| now + timeout);
+        let timeout_at_boot_ms = launch.timeout_ms.map(|timeout| now + timeout);
+        let ending = Ending { timeout_at_boot_ms, ..Ending::default() };
         let started = child::start(&launch);
         let is_tty = launch.tty.is_some();
         let mut work = Self {
@@ -397,8 +402,8 @@ impl Workload {
     /// The first process is gone: nothing of it may be left, and nothing it said be lost.
     fn end(&mut self, ended: Ended, since: u64, now: u64) {
         self.reap();
-        let left = self.launch.group.is_populated()
-            || !process::children(std::process::id()).is_empty();
+        let left =
+            self.launch.group.is_populated() || !process::children(std::process::id()).is_empty();
         if left {
             self.kill_all();
             return;

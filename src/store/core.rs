@@ -50,14 +50,16 @@ impl Core {
             let path: Arc<Path> = path.into();
             move |source| StoreError::Sqlite { op, path, source: Arc::new(source) }
         };
-        let corrupt = |(what, message): Unreadable| StoreError::Corrupt { path: path.into(), what, message };
+        let corrupt =
+            |(what, message): Unreadable| StoreError::Corrupt { path: path.into(), what, message };
         let meta = |key| rows::meta(&connection, key).map_err(failed("read"));
-        let number = |key| meta(key).map(|text| text.and_then(|text| text.parse().ok()).unwrap_or(0));
+        let number =
+            |key| meta(key).map(|text| text.and_then(|text| text.parse().ok()).unwrap_or(0));
         let epoch = number("daemon_epoch")? + 1;
-        let identity = meta("store_epoch")?.unwrap_or_else(|| {
-            Uuid::now_v7().simple().to_string().split_off(24)
-        });
-        let save = |key, value: &str| rows::set_meta(&connection, key, value).map_err(failed("write"));
+        let identity = meta("store_epoch")?
+            .unwrap_or_else(|| Uuid::now_v7().simple().to_string().split_off(24));
+        let save =
+            |key, value: &str| rows::set_meta(&connection, key, value).map_err(failed("write"));
         save("daemon_epoch", &epoch.to_string())?;
         save("store_epoch", &identity)?;
         let mut working = Snapshot {
@@ -193,7 +195,8 @@ impl Core {
         sandbox.rv = self.working.rv;
         self.touched = true;
         self.put_instance(old.as_deref(), &sandbox)?;
-        rows::put_sandbox(&self.connection, &sandbox).map_err(|error| self.failed("write", error))?;
+        rows::put_sandbox(&self.connection, &sandbox)
+            .map_err(|error| self.failed("write", error))?;
         let sandbox = Arc::new(sandbox);
         self.host_uids.insert(sandbox.host_uid);
         self.working.names.insert(sandbox.uid, sandbox.name.clone());
@@ -222,7 +225,8 @@ impl Core {
     pub fn remove(&mut self, name: &SandboxName) -> Result<(), StoreError> {
         let Some(sandbox) = self.working.sandboxes.remove(name) else { return Ok(()) };
         self.touched = true;
-        rows::delete_sandbox(&self.connection, &sandbox).map_err(|error| self.failed("write", error))?;
+        rows::delete_sandbox(&self.connection, &sandbox)
+            .map_err(|error| self.failed("write", error))?;
         self.working.names.remove(&sandbox.uid);
         self.host_uids.remove(&sandbox.host_uid);
         self.changes.push(Change { rv: self.working.rv, kind: ChangeKind::Deleted, sandbox });

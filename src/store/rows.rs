@@ -74,12 +74,22 @@ pub(super) fn put_instance(
          ON CONFLICT (iid) DO UPDATE SET phase = ?4, doc = ?5",
     )?;
     let uid = uid.to_string();
-    insert.execute(params![instance.iid.as_str(), uid, signed(instance.n), phase, json(instance)])?;
+    insert.execute(params![
+        instance.iid.as_str(),
+        uid,
+        signed(instance.n),
+        phase,
+        json(instance)
+    ])?;
     Ok(())
 }
 
 /// Forgets all but the newest ends of a sandbox.
-pub(super) fn trim_instances(connection: &Connection, uid: Uuid, newest: u64) -> rusqlite::Result<()> {
+pub(super) fn trim_instances(
+    connection: &Connection,
+    uid: Uuid,
+    newest: u64,
+) -> rusqlite::Result<()> {
     let mut delete = connection
         .prepare_cached("DELETE FROM instances WHERE uid = ?1 AND n <= ?2 AND phase = 'dead'")?;
     delete.execute(params![uid.to_string(), signed(newest.saturating_sub(INSTANCES_KEPT))])?;
@@ -194,9 +204,7 @@ fn sandbox(row: &Row<'_>) -> rusqlite::Result<Result<Sandbox, String>> {
 type Instances = BTreeMap<Uuid, Result<Instance, String>>;
 
 fn newest_instances(connection: &Connection) -> rusqlite::Result<Instances> {
-    let mut select = connection.prepare(
-        "SELECT uid, doc, max(n) FROM instances GROUP BY uid",
-    )?;
+    let mut select = connection.prepare("SELECT uid, doc, max(n) FROM instances GROUP BY uid")?;
     let mut rows = select.query([])?;
     let mut found = Instances::new();
     while let Some(row) = rows.next()? {

@@ -68,7 +68,8 @@ fn a_name_has_one_owner_and_an_edit_its_preconditions() {
     let owned = Refusal::Owned { name: name.clone(), owner: file.clone() };
     assert_eq!(put(&store, declare("web", "b", Owner::Api)).unwrap_err(), owned);
     let mut again = declare("web", "a", file);
-    again.precondition = Precondition::Unchanged(format!("{}-{}", store.snapshot().epoch, created.rv));
+    again.precondition =
+        Precondition::Unchanged(format!("{}-{}", store.snapshot().epoch, created.rv));
     assert!(matches!(put(&store, again.clone()).unwrap(), Edited::Unchanged(_)));
     again.spec = spec("b");
     put(&store, again.clone()).unwrap();
@@ -124,7 +125,8 @@ fn a_database_that_was_taken_away_accepts_nothing() {
     let path = database_path(dir.path());
     let store = Store::open(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
-    let refused = store.write_blocking(|core| edit::put(core, declare("a", "x", Owner::Api), Time(1)));
+    let refused =
+        store.write_blocking(|core| edit::put(core, declare("a", "x", Owner::Api), Time(1)));
     assert!(matches!(refused, Err(StoreError::Gone { .. })), "{refused:?}");
 }
 

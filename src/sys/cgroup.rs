@@ -226,7 +226,8 @@ impl Group {
     pub fn apply(&self, limits: &Limits) -> Result<Vec<Applied>, SysError> {
         let mut applied = Vec::new();
         for controller in [Controller::Memory, Controller::Cpu, Controller::Pids] {
-            let dir = self.unified.as_ref().filter(|_| self.unified_controllers.contains(&controller));
+            let dir =
+                self.unified.as_ref().filter(|_| self.unified_controllers.contains(&controller));
             if let Some(dir) = dir {
                 applied.push(v2::apply(dir, controller, limits)?);
             } else if let Some(dir) = self.v1.get(&controller) {

@@ -14,7 +14,8 @@ pub fn wall_ms() -> u64 {
 
 /// Milliseconds since the machine booted, suspends included. Never jumps.
 pub fn boot_ms() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("CLOCK_BOOTTIME exists since Linux 2.6");
+    let now =
+        clock_gettime(ClockId::CLOCK_BOOTTIME).expect("CLOCK_BOOTTIME exists since Linux 2.6");
     let (seconds, nanos) = (now.tv_sec(), now.tv_nsec());
     u64::try_from(seconds).unwrap_or(0) * 1000 + u64::try_from(nanos).unwrap_or(0) / 1_000_000
 }

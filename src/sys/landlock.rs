@@ -80,7 +80,8 @@ pub fn restrict(read_only: &[PathBuf], writable: &[PathBuf]) -> Result<bool, Sys
         allow(&ruleset, path, handled)?;
     }
     // SAFETY: takes two integers; the ruleset is open.
-    let ret = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0_u32) };
+    let ret =
+        unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0_u32) };
     if ret < 0 { Err(SysError::last("landlock_restrict_self")) } else { Ok(true) }
 }
 
@@ -103,5 +104,9 @@ fn allow(ruleset: &OwnedFd, path: &Path, access: u64) -> Result<(), SysError> {
             0_u32,
         )
     };
-    if ret < 0 { Err(SysError::last(format!("landlock_add_rule {}", path.display()))) } else { Ok(()) }
+    if ret < 0 {
+        Err(SysError::last(format!("landlock_add_rule {}", path.display())))
+    } else {
+        Ok(())
+    }
 }

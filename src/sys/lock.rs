@@ -5,29 +5,20 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-
 use crate::sys::SysError;
 
-/// Held until dropped, or until this process is gone.
+/// Held until the last descriptor of it is closed, in whatever process. Nothing unlocks it before,
+/// or handing it to a child would leave the child without.
 #[derive(Debug)]
-pub struct Lock(Flock<File>);
+pub struct Lock(File);
 
 /// Takes the lock on `path`, making the file if need be. `None`: somebody else holds it.
 pub fn try_take(path: &Path) -> Result<Option<Lock>, SysError> {
-    let file = open(path)?;
-    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(file) => file,
-        Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-        Err((_, errno)) => return Err(SysError::nix(format!("flock({})", path.display()), errno)),
-    };
-    note_holder(&file);
-    Ok(Some(Lock(file)))
+    take(open(path)?, path)
 }
 
 /// Makes a lock that this process inherited at `fd` its own. `None`: `fd` is not the file at `path`,
@@ -42,28 +33,22 @@ pub fn inherit(fd: BorrowedFd<'_>, path: &Path) -> Result<Option<Lock>, SysError
         (Ok(ours), Ok(theirs)) => ours.dev() == theirs.dev() && ours.ino() == theirs.ino(),
         _ => false,
     };
-    if !same {
+    if same { take(file, path) } else { Ok(None) }
+}
+
+fn take(file: File, path: &Path) -> Result<Option<Lock>, SysError> {
+    if !flock(&file, libc::LOCK_EX | libc::LOCK_NB, path)? {
         return Ok(None);
     }
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(file) => {
-            note_holder(&file);
-            Ok(Some(Lock(file)))
-        }
-        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, errno)) => Err(SysError::nix(format!("flock({})", path.display()), errno)),
-    }
+    // Who holds it, for people and for finding a shim that does not answer.
+    let noted = file.set_len(0).and_then(|()| (&file).rewind());
+    let _ = noted.and_then(|()| writeln!(&file, "{}", std::process::id()));
+    Ok(Some(Lock(file)))
 }
 
 /// Turns a lock into a descriptor to hand to a child. The lock lasts while either has it open.
-pub fn hand_over(lock: Lock) -> Result<OwnedFd, SysError> {
-    lock.0.as_fd().try_clone_to_owned().map_err(|source| SysError { call: "dup(lock)".to_owned(), source })
-}
-
-/// Who holds it, for people and for finding a shim that does not answer.
-fn note_holder(mut file: &File) {
-    let noted = file.set_len(0).and_then(|()| file.rewind());
-    let _ = noted.and_then(|()| writeln!(file, "{}", std::process::id()));
+pub fn hand_over(lock: Lock) -> OwnedFd {
+    lock.0.into()
 }
 
 /// Whether somebody holds the lock on `path`. A file that is not there is held by nobody.
@@ -74,18 +59,28 @@ pub fn is_held(path: &Path) -> Result<bool, SysError> {
         Err(source) => return Err(SysError::io("open", path, source)),
     };
     // Shared: two that look at once must not see each other.
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Ok(_) => Ok(false),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
-        Err((_, errno)) => Err(SysError::nix(format!("flock({})", path.display()), errno)),
+    flock(&file, libc::LOCK_SH | libc::LOCK_NB, path).map(|free| !free)
+}
+
+/// False: somebody else has it.
+fn flock(file: &File, operation: i32, path: &Path) -> Result<bool, SysError> {
+    // SAFETY: flock takes two integers; the descriptor is open for the call's duration.
+    if unsafe { libc::flock(file.as_raw_fd(), operation) } == 0 {
+        return Ok(true);
     }
+    let error = SysError::last(format!("flock({})", path.display()));
+    if error.errno() == libc::EWOULDBLOCK { Ok(false) } else { Err(error) }
 }
 
 /// The pid noted by the holder, for messages.
 pub fn holder(path: &Path) -> String {
     let mut text = String::new();
     let read = File::open(path).and_then(|mut file| file.read_to_string(&mut text));
-    if read.is_err() || text.trim().is_empty() { "unknown".to_owned() } else { text.trim().to_owned() }
+    if read.is_err() || text.trim().is_empty() {
+        "unknown".to_owned()
+    } else {
+        text.trim().to_owned()
+    }
 }
 
 fn open(path: &Path) -> Result<File, SysError> {
@@ -96,6 +91,8 @@ fn open(path: &Path) -> Result<File, SysError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -108,6 +105,22 @@ mod tests {
         assert!(try_take(&path).unwrap().is_none());
         assert_eq!(holder(&path), std::process::id().to_string());
         drop(lock);
+        assert!(!is_held(&path).unwrap());
+    }
+
+    #[test]
+    fn a_lock_that_was_handed_over_has_been_held_all_the_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let fd = hand_over(try_take(&path).unwrap().unwrap());
+        assert!(is_held(&path).unwrap());
+        let copy = fd.try_clone().unwrap();
+        drop(fd);
+        assert!(is_held(&path).unwrap());
+        let heir = inherit(copy.as_fd(), &path).unwrap().unwrap();
+        drop(copy);
+        assert!(is_held(&path).unwrap());
+        drop(heir);
         assert!(!is_held(&path).unwrap());
     }
 }

@@ -55,11 +55,19 @@ impl Tree {
         self.make_dirs(parent)?;
         let dir = self.openat(parent, OFlag::O_DIRECTORY, Mode::empty())?;
         let temporary = format!(".{name}.sodium-new");
-        let failed = |verb: &str, errno| SysError::nix(format!("{verb} {}", self.at.join(path).display()), errno);
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let _ = nix::unistd::unlinkat(&dir, temporary.as_str(), nix::unistd::UnlinkatFlags::NoRemoveDir);
-        let file = nix::fcntl::openat(&dir, temporary.as_str(), flags, Mode::from_bits_truncate(0o644))
-            .map_err(|errno| failed("create", errno))?;
+        let failed = |verb: &str, errno| {
+            SysError::nix(format!("{verb} {}", self.at.join(path).display()), errno)
+        };
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let _ = nix::unistd::unlinkat(
+            &dir,
+            temporary.as_str(),
+            nix::unistd::UnlinkatFlags::NoRemoveDir,
+        );
+        let file =
+            nix::fcntl::openat(&dir, temporary.as_str(), flags, Mode::from_bits_truncate(0o644))
+                .map_err(|errno| failed("create", errno))?;
         File::from(file)
             .write_all(bytes)
             .map_err(|source| SysError::io("write", &self.at.join(path), source))?;
@@ -86,7 +94,8 @@ impl Tree {
         let mut done = PathBuf::new();
         for part in Path::new(path).components() {
             let Component::Normal(part) = part else { continue };
-            let parent = if done.as_os_str().is_empty() { PathBuf::from(".") } else { done.clone() };
+            let parent =
+                if done.as_os_str().is_empty() { PathBuf::from(".") } else { done.clone() };
             done.push(part);
             let dir = self.openat(&parent.to_string_lossy(), OFlag::O_DIRECTORY, Mode::empty())?;
             match nix::sys::stat::mkdirat(&dir, part, Mode::from_bits_truncate(0o755)) {
@@ -107,7 +116,9 @@ impl Tree {
         let how = OpenHow {
             flags: u64::from((flags | OFlag::O_CLOEXEC).bits().unsigned_abs()),
             mode: u64::from(mode.bits()),
-            resolve: libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS,
+            resolve: libc::RESOLVE_BENEATH
+                | libc::RESOLVE_NO_SYMLINKS
+                | libc::RESOLVE_NO_MAGICLINKS,
         };
         // SAFETY: `c_path` is NUL-terminated and `how` a valid open_how of the size passed; both
         // outlive the call.
@@ -177,7 +188,7 @@ pub fn give(dir: &Path, uid: u32, gid: u32) -> Result<(), SysError> {
 
 /// Writes a file of ours, whole or not at all, durably: temporary name, fsync, rename, fsync.
 pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), SysError> {
-    let parent = path.parent().unwrap_or(Path::new("."));
+    let parent = path.parent().unwrap_or_else(|| Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = parent.join(format!(".{name}.new"));
     let write = || {

@@ -71,8 +71,8 @@ impl Signals {
         }
         set.thread_block().map_err(|errno| SysError::nix("sigprocmask", errno))?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let fd = SignalFd::with_flags(&set, flags)
-            .map_err(|errno| SysError::nix("signalfd", errno))?;
+        let fd =
+            SignalFd::with_flags(&set, flags).map_err(|errno| SysError::nix("signalfd", errno))?;
         Ok(Self(fd))
     }
 

@@ -36,9 +36,8 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), SysError> {
     let info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: pidfd is open for the call's duration; a null siginfo asks the kernel to fill in
     // what kill(2) would; flags are zero as required.
-    let ret = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0)
-    };
+    let ret =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0) };
     if ret == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH) {
         return Ok(());
     }
@@ -49,7 +48,9 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), SysError> {
 pub fn reap_any() -> Option<(u32, Ended)> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) => return Some((pid.as_raw().unsigned_abs(), Ended::Exited(code))),
+            Ok(WaitStatus::Exited(pid, code)) => {
+                return Some((pid.as_raw().unsigned_abs(), Ended::Exited(code)));
+            }
             Ok(WaitStatus::Signaled(pid, signal, _)) => {
                 return Some((pid.as_raw().unsigned_abs(), Ended::Signaled(signal as i32)));
             }

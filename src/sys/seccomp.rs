@@ -37,21 +37,58 @@ const ARG1: u32 = 24;
 /// Refused whatever their arguments.
 const DENIED: &[libc::c_long] = &[
     // Namespaces and mounts.
-    libc::SYS_unshare, libc::SYS_setns, libc::SYS_mount, libc::SYS_umount2, libc::SYS_pivot_root,
-    libc::SYS_chroot, libc::SYS_open_tree, libc::SYS_move_mount, libc::SYS_fsopen, libc::SYS_fsconfig,
-    libc::SYS_fsmount, libc::SYS_fspick, libc::SYS_mount_setattr,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
     // Code and configuration of the kernel.
-    libc::SYS_bpf, libc::SYS_init_module, libc::SYS_finit_module, libc::SYS_delete_module,
-    libc::SYS_kexec_load, libc::SYS_kexec_file_load, libc::SYS_reboot, libc::SYS_swapon,
-    libc::SYS_swapoff, libc::SYS_acct, libc::SYS_quotactl, libc::SYS_syslog, libc::SYS_sethostname,
-    libc::SYS_setdomainname, libc::SYS_settimeofday, libc::SYS_clock_settime, libc::SYS_clock_adjtime,
-    libc::SYS_adjtimex, libc::SYS_vhangup, libc::SYS_nfsservctl,
+    libc::SYS_bpf,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_syslog,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_clock_adjtime,
+    libc::SYS_adjtimex,
+    libc::SYS_vhangup,
+    libc::SYS_nfsservctl,
     // Where exploits begin.
-    libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register,
-    libc::SYS_userfaultfd, libc::SYS_perf_event_open, libc::SYS_keyctl, libc::SYS_add_key,
-    libc::SYS_request_key, libc::SYS_fanotify_init, libc::SYS_lookup_dcookie,
-    libc::SYS_open_by_handle_at, libc::SYS_name_to_handle_at, libc::SYS_process_vm_writev,
-    libc::SYS_process_madvise, libc::SYS_kcmp, libc::SYS_move_pages, libc::SYS_migrate_pages,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_userfaultfd,
+    libc::SYS_perf_event_open,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_fanotify_init,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_kcmp,
+    libc::SYS_move_pages,
+    libc::SYS_migrate_pages,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_iopl,
     #[cfg(target_arch = "x86_64")]
@@ -74,20 +111,21 @@ pub fn program() -> Vec<sock_filter> {
     }
     // glibc falls back to clone, whose flags a filter can read.
     code.extend([jump(BPF_JEQ, number(libc::SYS_clone3), 0, 1), ret(ENOSYS)]);
-    code.extend(only_for(libc::SYS_clone, &[
-        load(ARG0),
-        jump(BPF_JSET, NEW_NAMESPACES, 0, 1),
-        ret(EPERM),
-        ret(ALLOW),
-    ]));
+    code.extend(only_for(
+        libc::SYS_clone,
+        &[load(ARG0), jump(BPF_JSET, NEW_NAMESPACES, 0, 1), ret(EPERM), ret(ALLOW)],
+    ));
     // Typing into somebody's terminal, and pasting into the console.
-    code.extend(only_for(libc::SYS_ioctl, &[
-        load(ARG1),
-        jump(BPF_JEQ, number(libc::TIOCSTI.cast_signed()), 1, 0),
-        jump(BPF_JEQ, number(libc::TIOCLINUX.cast_signed()), 0, 1),
-        ret(EPERM),
-        ret(ALLOW),
-    ]));
+    code.extend(only_for(
+        libc::SYS_ioctl,
+        &[
+            load(ARG1),
+            jump(BPF_JEQ, number(libc::TIOCSTI.cast_signed()), 1, 0),
+            jump(BPF_JEQ, number(libc::TIOCLINUX.cast_signed()), 0, 1),
+            ret(EPERM),
+            ret(ALLOW),
+        ],
+    ));
     code.extend(only_for(libc::SYS_socket, &families()));
     code.push(ret(ALLOW));
     code

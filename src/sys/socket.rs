@@ -26,8 +26,8 @@ pub fn peer(socket: &UnixStream) -> Result<Peer, SysError> {
 pub fn listen(path: &Path) -> Result<UnixListener, SysError> {
     let temporary = path.with_extension("new");
     let _ = std::fs::remove_file(&temporary);
-    let listener =
-        UnixListener::bind(&temporary).map_err(|source| SysError::io("bind", &temporary, source))?;
+    let listener = UnixListener::bind(&temporary)
+        .map_err(|source| SysError::io("bind", &temporary, source))?;
     listener.set_nonblocking(true).map_err(|source| SysError::io("listen", path, source))?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(&temporary, mode)

@@ -25,7 +25,8 @@ pub enum Fork {
 /// CLONE_INTO_CGROUP costs nothing, while moving a process by a write to `cgroup.procs` waits
 /// for a grace period of the kernel, some 8 ms.
 pub fn fork_into(cgroup: Option<BorrowedFd<'_>>) -> Result<Fork, SysError> {
-    let mut args = CloneArgs { exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()), ..CloneArgs::default() };
+    let mut args =
+        CloneArgs { exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()), ..CloneArgs::default() };
     if let Some(fd) = cgroup {
         args.flags = CLONE_INTO_CGROUP;
         args.cgroup = u64::from(fd.as_raw_fd().unsigned_abs());
@@ -100,9 +101,8 @@ pub fn set_cloexec(fd: BorrowedFd<'_>, cloexec: bool) -> Result<(), SysError> {
 pub fn cloexec_from(first: u32) -> Result<(), SysError> {
     // SAFETY: close_range takes three integers; with CLOSE_RANGE_CLOEXEC nothing is closed now,
     // so no owned descriptor is pulled away from under its owner.
-    let ret = unsafe {
-        libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
-    };
+    let ret =
+        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if ret < 0 { Err(SysError::last(format!("close_range({first}..)"))) } else { Ok(()) }
 }
 
@@ -126,6 +126,20 @@ pub enum Limit {
 /// The hard limit on open files that this process could hand on.
 pub fn open_files_max() -> u64 {
     nix::sys::resource::getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)
+}
+
+/// Lets this process itself open as many files as it may hand on.
+pub fn raise_open_files() {
+    let hard = open_files_max();
+    // A refusal leaves the limit as it was, which is what there is to work with.
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+}
+
+/// Keeps the allocator from giving each thread an arena of its own: a daemon of few busy threads
+/// gains nothing from them and pays in memory.
+pub fn limit_arenas(count: i32) {
+    // SAFETY: mallopt takes two integers; it is called before any thread is started.
+    let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, count) };
 }
 
 /// Becomes another user for good, with no supplementary groups.
@@ -171,7 +185,8 @@ pub fn exec(program: &str, args: &[String], env: &[(String, String)]) -> SysErro
     let text = |value: &str| CString::new(value).unwrap_or_default();
     let path = text(program);
     let args: Vec<CString> = args.iter().map(|arg| text(arg)).collect();
-    let env: Vec<CString> = env.iter().map(|(key, value)| text(&format!("{key}={value}"))).collect();
+    let env: Vec<CString> =
+        env.iter().map(|(key, value)| text(&format!("{key}={value}"))).collect();
     let Err(errno) = nix::unistd::execve(&path, &args, &env);
     SysError::nix(format!("exec {program}"), errno)
 }

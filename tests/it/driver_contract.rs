@@ -41,7 +41,8 @@ fn benches() -> Vec<Bench> {
 
 fn real() -> Vec<Bench> {
     let process = bench(|host| Box::new(Shimmed::process(host)));
-    let bubblewrap = bench(|host| Box::new(Shimmed::bubblewrap(host).expect("bubblewrap is installed")));
+    let bubblewrap =
+        bench(|host| Box::new(Shimmed::bubblewrap(host).expect("bubblewrap is installed")));
     vec![process, bubblewrap]
 }
 
@@ -207,7 +208,12 @@ fn a_stop_asks_first_and_a_kill_does_not() {
         bench.wait_running(&iid);
         bench.driver.stop(&iid, &stop(false, 60_000)).unwrap();
         let exit = bench.wait_exit(&iid);
-        assert_eq!(exit.kind, ExitKind::Signaled { signal: "SIGTERM".to_owned() }, "{}", bench.label());
+        assert_eq!(
+            exit.kind,
+            ExitKind::Signaled { signal: "SIGTERM".to_owned() },
+            "{}",
+            bench.label()
+        );
         assert_eq!(exit.reason.as_deref(), Some("stopped"));
         bench.driver.clean_up(&iid).unwrap();
     }
@@ -222,7 +228,12 @@ fn one_that_ignores_being_asked_is_killed_after_the_grace() {
         let began = Instant::now();
         bench.driver.stop(&iid, &stop(false, 300)).unwrap();
         let exit = bench.wait_exit(&iid);
-        assert_eq!(exit.kind, ExitKind::Signaled { signal: "SIGKILL".to_owned() }, "{}", bench.label());
+        assert_eq!(
+            exit.kind,
+            ExitKind::Signaled { signal: "SIGKILL".to_owned() },
+            "{}",
+            bench.label()
+        );
         assert!(began.elapsed() >= Duration::from_millis(300), "killed within the grace");
     }
 }
@@ -242,7 +253,8 @@ fn a_command_that_does_not_exist_says_so_on_the_console_too() {
 #[test]
 fn what_forked_away_ends_with_the_first_process() {
     for mut bench in real() {
-        let script = "setsid sleep 1000 >/dev/null 2>&1 & (setsid sh -c 'sleep 1000' &) ; echo done";
+        let script =
+            "setsid sleep 1000 >/dev/null 2>&1 & (setsid sh -c 'sleep 1000' &) ; echo done";
         let (exit, _) = bench.run(&spec(&["bash", "-c", script]));
         assert_eq!(exit.kind, ExitKind::Exited { code: 0 }, "{}", bench.label());
     }
@@ -288,11 +300,16 @@ fn three_descriptors_go_in_and_no_more() {
 #[test]
 fn limits_hold_before_the_first_instruction_and_are_read_back() {
     for mut bench in real() {
-        let mut limited = spec(&["bash", "-c", "ulimit -n; for i in $(seq 40); do sleep 5 & done; wait"]);
+        let mut limited =
+            spec(&["bash", "-c", "ulimit -n; for i in $(seq 40); do sleep 5 & done; wait"]);
         limited.limits.max_processes = 8;
         let (_, console) = bench.run(&limited);
         assert!(console.starts_with("256\n"), "{console}");
-        assert!(console.contains("Resource temporarily unavailable"), "{}: {console}", bench.label());
+        assert!(
+            console.contains("Resource temporarily unavailable"),
+            "{}: {console}",
+            bench.label()
+        );
         let mut eater = spec(&["python3", "-c", "b = bytearray(200 << 20); print('survived')"]);
         eater.limits.memory_mb = 32;
         let (exit, console) = bench.run(&eater);

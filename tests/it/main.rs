@@ -1,3 +1,12 @@
 //! All tests that see the crate from outside, in one binary.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+#![allow(clippy::wildcard_enum_match_arm, reason = "a test names what it expects; the rest fails")]
+#![allow(unreachable_pub, reason = "pub says what a test module offers to the others")]
+
+mod api_seed;
+mod api_v1;
+mod daemon;
+mod desk;
 mod driver_contract;
+mod tidy;

@@ -28,7 +28,13 @@ impl Desk {
         };
         let store = Store::open(&database_path(state.path())).unwrap();
         // Far in the future, so that files written now have settled.
-        Self { dir: tempfile::tempdir().unwrap(), store, rules, now: Time(10_u64.pow(14)), _state: state }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            store,
+            rules,
+            now: Time(10_u64.pow(14)),
+            _state: state,
+        }
     }
 
     fn write(&self, path: &str, names: &[&str]) {
@@ -207,10 +213,13 @@ fn one_name_has_one_owner() {
     let put = Put {
         name: SandboxName::try_from("api").unwrap(),
         labels: BTreeMap::new(),
-        spec: parse(b"apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {name: x}\nspec: {command: [b]}", &desk.rules)
-            .unwrap()
-            .remove(0)
-            .spec,
+        spec: parse(
+            b"apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {name: x}\nspec: {command: [b]}",
+            &desk.rules,
+        )
+        .unwrap()
+        .remove(0)
+        .spec,
         owner: Owner::Api,
         uid: None,
         precondition: Precondition::None,

@@ -24,7 +24,11 @@ pub(super) fn open_files(limits: &Limits) -> Option<(u64, bool)> {
 }
 
 /// What became of each.
-pub(super) fn statuses(limits: &Limits, applied: &[Applied], own_processes: u64) -> Vec<LimitStatus> {
+pub(super) fn statuses(
+    limits: &Limits,
+    applied: &[Applied],
+    own_processes: u64,
+) -> Vec<LimitStatus> {
     Limits::NAMES.into_iter().map(|name| status(name, limits, applied, own_processes)).collect()
 }
 
@@ -45,7 +49,9 @@ fn status(name: &str, limits: &Limits, applied: &[Applied], own_processes: u64) 
     let (mechanism, read_back, enforced, reason) = match name {
         "memory_mb" => from_cgroup(Controller::Memory, &|bytes| bytes >> 20),
         "cpu_percent" => from_cgroup(Controller::Cpu, &|percent| percent),
-        "max_processes" => from_cgroup(Controller::Pids, &|pids| pids.saturating_sub(own_processes)),
+        "max_processes" => {
+            from_cgroup(Controller::Pids, &|pids| pids.saturating_sub(own_processes))
+        }
         "max_files" => match open_files(limits) {
             Some((value, as_asked)) => {
                 let reason = if as_asked { String::new() } else { above_own(value) };
@@ -53,9 +59,12 @@ fn status(name: &str, limits: &Limits, applied: &[Applied], own_processes: u64) 
             }
             None => (String::new(), None, true, String::new()),
         },
-        "timeout_seconds" => {
-            ("timer in the shim".to_owned(), (requested > 0).then_some(requested), true, String::new())
-        }
+        "timeout_seconds" => (
+            "timer in the shim".to_owned(),
+            (requested > 0).then_some(requested),
+            true,
+            String::new(),
+        ),
         _ => (String::new(), None, requested == 0, NO_DISK.to_owned()),
     };
     LimitStatus { limit: name.to_owned(), requested, mechanism, read_back, enforced, reason }

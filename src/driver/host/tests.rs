@@ -26,7 +26,7 @@ pub(crate) fn order(check: impl FnOnce(&Order<'_>)) {
         spec: &spec,
         host_uid: 200_000,
         image_files: &BTreeMap::new(),
-            take_back: false,
+        take_back: false,
     });
 }
 

@@ -141,7 +141,11 @@ impl Reader {
             let end = entries.get(index + 1).map_or(range.end, |next| next.offset.min(range.end));
             let start = entry.offset.max(range.start);
             if start < end {
-                spans.push(Span { range: start..end, stream: entry.stream, time_ms: entry.time_ms });
+                spans.push(Span {
+                    range: start..end,
+                    stream: entry.stream,
+                    time_ms: entry.time_ms,
+                });
             }
         }
         if spans.is_empty() {

@@ -96,7 +96,8 @@ impl Writer {
     /// Bytes that fit into the current segment; begins a new one when none do.
     fn room(&mut self) -> io::Result<usize> {
         let used = self.segment.as_ref().map(|segment| self.next - segment.start);
-        let left = used.and_then(|used| self.segment_bytes_max.checked_sub(used)).filter(|left| *left > 0);
+        let left =
+            used.and_then(|used| self.segment_bytes_max.checked_sub(used)).filter(|left| *left > 0);
         let left = if let Some(left) = left {
             left
         } else {

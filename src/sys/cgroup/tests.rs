@@ -34,8 +34,7 @@ const LIMITS: Limits =
 #[test]
 fn version_2_gets_memory_swap_quota_and_count() {
     let dir = tempfile::tempdir().unwrap();
-    let names =
-        ["memory.max", "memory.swap.max", "memory.oom.group", "cpu.max", "pids.max"];
+    let names = ["memory.max", "memory.swap.max", "memory.oom.group", "cpu.max", "pids.max"];
     files(dir.path(), &names);
     let group = Group {
         unified: Some(dir.path().to_owned()),

@@ -14,9 +14,15 @@ const PERIOD_USEC: u64 = 100_000;
 /// What memory files say when there is no limit: the largest number of whole pages.
 const MEMORY_UNLIMITED_FROM: u64 = i64::MAX as u64 / 2;
 
-pub(super) fn apply(dir: &Path, controller: Controller, limits: &Limits) -> Result<Applied, SysError> {
+pub(super) fn apply(
+    dir: &Path,
+    controller: Controller,
+    limits: &Limits,
+) -> Result<Applied, SysError> {
     let (mechanism, read_back) = match controller {
-        Controller::Memory => ("cgroup v1 memory.limit_in_bytes", memory(dir, limits.memory_bytes)?),
+        Controller::Memory => {
+            ("cgroup v1 memory.limit_in_bytes", memory(dir, limits.memory_bytes)?)
+        }
         Controller::Cpu => ("cgroup v1 cpu.cfs_quota_us", cpu(dir, limits.cpu_percent)?),
         Controller::Pids => ("cgroup v1 pids.max", pids_max(dir, limits.pids)?),
         Controller::Cpuacct | Controller::Blkio => ("cgroup v1", None),
@@ -40,7 +46,8 @@ fn memory(dir: &Path, bytes: Option<u64>) -> Result<Option<u64>, SysError> {
 }
 
 fn cpu(dir: &Path, percent: Option<u64>) -> Result<Option<u64>, SysError> {
-    let quota = percent.map_or_else(|| "-1".to_owned(), |percent| (percent * PERIOD_USEC / 100).to_string());
+    let quota = percent
+        .map_or_else(|| "-1".to_owned(), |percent| (percent * PERIOD_USEC / 100).to_string());
     write(dir, "cpu.cfs_period_us", &PERIOD_USEC.to_string())?;
     write(dir, "cpu.cfs_quota_us", &quota)?;
     let quota: i64 = read(dir, "cpu.cfs_quota_us").trim().parse().unwrap_or(-1);

@@ -24,7 +24,11 @@ pub(super) fn enable_controllers(mount: &Path, dir: &Path) -> Vec<Controller> {
     wanted.into_iter().filter(arrived).collect()
 }
 
-pub(super) fn apply(dir: &Path, controller: Controller, limits: &Limits) -> Result<Applied, SysError> {
+pub(super) fn apply(
+    dir: &Path,
+    controller: Controller,
+    limits: &Limits,
+) -> Result<Applied, SysError> {
     let (mechanism, read_back) = match controller {
         Controller::Memory => ("cgroup v2 memory.max", memory(dir, limits.memory_bytes)?),
         Controller::Cpu => ("cgroup v2 cpu.max", cpu(dir, limits.cpu_percent)?),

@@ -1,0 +1,51 @@
+# Two commands do everything: `make run` and `make test`. What is missing is installed with apt.
+
+CARGO ?= cargo
+CONFIG ?= config.json
+PACKAGES := bubblewrap build-essential ca-certificates nodejs procps python3 util-linux
+PROGRAMS := bwrap cc node ps python3 setpriv
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
+# A test that needs a larger machine than this one says so; nothing is skipped.
+export RUST_BACKTRACE ?= 1
+
+.PHONY: help run test bench audit build tools check-tools clean
+
+help:
+	@echo "make run     build, start the daemon on $(CONFIG) with the sandboxes of desired/"
+	@echo "make test    every check"
+	@echo "make bench   sodiumd beside its references, with ratios"
+	@echo "make audit   licences, sources and duplicate crates (needs cargo-deny)"
+
+run: build
+	exec ./target/release/sodiumd run --config $(CONFIG)
+
+build: tools
+	$(CARGO) build --release --locked --quiet
+
+test: tools
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+	$(CARGO) test --locked --quiet
+
+bench: tools
+	$(CARGO) bench --locked --quiet --bench bars
+
+audit:
+	$(CARGO) deny check bans licenses sources
+
+# Installs only what is not there, so that a second run needs no network.
+tools:
+	@for program in $(PROGRAMS); do command -v $$program >/dev/null 2>&1 || missing=1; done; \
+	[ -x /usr/bin/python3 ] || missing=1; \
+	if [ -n "$$missing" ]; then \
+		$(APT) install -y --no-install-recommends $(PACKAGES) >/dev/null 2>&1 || \
+		{ $(APT) update && $(APT) install -y --no-install-recommends $(PACKAGES); }; \
+	fi
+	@command -v $(CARGO) >/dev/null 2>&1 || { \
+		$(APT) install -y rustup && rustup default stable; } || { \
+		echo "Rust 1.95 or newer is needed and this system has no package of it: install rustup"; exit 1; }
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,131 @@
+//! HTTP and WebSocket. Handlers translate: they write what people want into the store and wait for
+//! what becomes of it. They decide nothing and touch no process.
+//!
+//! ```text
+//!   seed.rs      the paths of the first daemon, unchanged       /health /sandboxes ...
+//!   console.rs   its WebSocket                                  /console/ID
+//!   v1: sandboxes.rs apply.rs power.rs watch.rs logs.rs events.rs files.rs openapi.rs
+//! ```
+
+mod apply;
+mod auth;
+mod console;
+mod declare;
+mod error;
+mod events;
+mod files;
+mod logs;
+mod openapi;
+mod power;
+mod request;
+mod sandboxes;
+mod seed;
+mod text;
+mod wait;
+mod watch;
+mod wire;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::routing::{any, get, post};
+
+use crate::desired::watch::Watch;
+use crate::model::Time;
+use crate::model::admission::Rules;
+use crate::reconcile::Handle;
+use crate::store::Store;
+
+pub use auth::{Auth, Tickets};
+pub use declare::Declare;
+pub use error::ApiError;
+
+/// Largest body accepted: a spec of the largest size allowed, as JSON with everything escaped.
+const BODY_BYTES_MAX: usize = 4 << 20;
+
+/// What every handler works with.
+pub struct Api {
+    pub store: Store,
+    pub handle: Handle,
+    pub rules: Arc<Rules>,
+    pub auth: Auth,
+    pub tickets: Tickets,
+    pub declare: Declare,
+    pub watch: Watch,
+    pub about: About,
+    pub clock: fn() -> u64,
+}
+
+/// What the daemon says of itself.
+#[derive(Debug, Clone)]
+pub struct About {
+    pub version: &'static str,
+    pub started_at_ms: u64,
+    pub boot_ms: fn() -> u64,
+}
+
+impl Api {
+    fn now(&self) -> Time {
+        Time((self.clock)())
+    }
+}
+
+type Shared = Arc<Api>;
+
+/// Everything that can be asked. With `trusted`, the caller was let in before: the local socket is
+/// readable by its owner alone.
+pub fn router(api: Shared, trusted: bool) -> Router {
+    let v1 = Router::new()
+        .route("/sandboxes", get(sandboxes::list))
+        .route(
+            "/sandboxes/{name}",
+            get(sandboxes::show).put(sandboxes::put).delete(sandboxes::delete),
+        )
+        .route("/sandboxes/{name}/logs", get(logs::logs))
+        .route("/sandboxes/{name}/transfer", post(sandboxes::transfer))
+        .route("/sandboxes/{name}/ticket", post(power::ticket))
+        .route("/sandboxes/{name}/{verb}", post(power::verb))
+        .route("/apply", post(apply::apply))
+        .route("/plan", get(apply::plan))
+        .route("/events", get(events::list))
+        .route("/files", get(files::list))
+        .route("/files/confirm", post(files::confirm))
+        .route("/images", get(files::images));
+    let seed = Router::new()
+        .route("/sandboxes", get(seed::list).post(seed::create))
+        .route("/sandboxes/{id}", get(seed::show).delete(seed::delete))
+        .route("/sandboxes/{id}/start", post(seed::start))
+        .route("/sandboxes/{id}/stop", post(seed::stop))
+        .route("/sandboxes/{id}/kill", post(seed::kill))
+        .route("/sandboxes/{id}/input", post(seed::input));
+    let mut guarded = Router::new().nest("/v1", v1).merge(seed);
+    if !trusted {
+        guarded = guarded.layer(middleware::from_fn_with_state(Arc::clone(&api), auth::guard));
+    }
+    // The console is let in by token or ticket, which may stand in its query.
+    let console = Router::new()
+        .route("/console", any(console::without_id))
+        .route("/console/", any(console::without_id))
+        .route("/console/{id}", any(console::console));
+    let open = Router::new()
+        .route("/health", get(seed::health))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(files::ready))
+        .route("/v1/openapi.json", get(openapi::document));
+    guarded
+        .merge(console)
+        .merge(open)
+        .layer(axum::Extension(auth::Trusted(trusted)))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .fallback(|| async { ApiError::NotFound })
+        .method_not_allowed_fallback(|| async {
+            (
+                StatusCode::METHOD_NOT_ALLOWED,
+                error::body("Method not allowed", "method_not_allowed"),
+            )
+        })
+        .with_state(api)
+}

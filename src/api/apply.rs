@@ -1,0 +1,117 @@
+//! `/v1/apply`: many documents at once, for real or dry; and `/v1/plan`: what the loop is about to do.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use crate::api::sandboxes::{Pairs, flag};
+use crate::api::{ApiError, Shared, declare, request};
+use crate::desired::parse::{Parsed, parse};
+use crate::model::{Owner, Sandbox, Violation};
+use crate::plan::diff::{self, Effect};
+use crate::plan::{Next, Step};
+use crate::store::edit::{Precondition, Put};
+
+/// Creates or changes every document of a YAML text, or says what would happen.
+pub(super) async fn apply(
+    State(api): State<Shared>,
+    pairs: Pairs,
+    body: request::Body,
+) -> Result<Json<Value>, ApiError> {
+    let bytes = request::bytes(body)?;
+    let documents = parse(&bytes, &api.rules).map_err(ApiError::Invalid)?;
+    let dry = flag(&pairs, "dry_run");
+    // All are checked before any is written.
+    let mut results: Vec<Value> =
+        documents.iter().map(|document| preview(&api, document)).collect();
+    let conflicts: Vec<Violation> = results
+        .iter()
+        .filter(|result| result["action"] == "conflict")
+        .map(|result| {
+            let text = |key: &str| result[key].as_str().unwrap_or_default().to_owned();
+            Violation::new(text("name"), text("why"))
+        })
+        .collect();
+    if !dry {
+        if !conflicts.is_empty() {
+            let texts: Vec<String> = conflicts.iter().map(ToString::to_string).collect();
+            return Err(ApiError::Conflict(texts.join("; ")));
+        }
+        for (document, result) in documents.into_iter().zip(&mut results) {
+            let edited = declare::put(
+                &api,
+                Put {
+                    owner: api.declare.owner(&document.name),
+                    name: document.name,
+                    labels: document.labels,
+                    spec: document.spec,
+                    uid: None,
+                    precondition: Precondition::None,
+                },
+            )
+            .await?;
+            result["action"] = json!(edited.word());
+            result["generation"] = json!(edited.sandbox().generation);
+        }
+    }
+    Ok(Json(json!({"dry_run": dry, "results": results})))
+}
+
+/// What a document would do: the same classification that the planner uses.
+fn preview(api: &Shared, document: &Parsed) -> Value {
+    let snapshot = api.store.snapshot();
+    let name = &document.name;
+    let Some(old) = snapshot.sandboxes.get(name) else {
+        return json!({"name": name, "action": "create", "effect": "start", "fields": []});
+    };
+    if let Some(why) = in_the_way(api, old) {
+        return json!({"name": name, "action": "conflict", "why": why});
+    }
+    let change = diff::classify(&old.spec, &document.spec);
+    let action = match change.effect {
+        Effect::Same if old.labels == document.labels => "unchanged",
+        Effect::Same | Effect::InPlace | Effect::Restart | Effect::Recreate => "change",
+    };
+    // A change that needs a restart needs none while nothing runs.
+    let effect = if old.live().is_some() { change.effect.word() } else { "next start" };
+    json!({"name": name, "action": action, "effect": effect, "fields": change.fields})
+}
+
+fn in_the_way(api: &Shared, old: &Sandbox) -> Option<String> {
+    if old.deletion.is_some() {
+        return Some("it is being deleted".to_owned());
+    }
+    match &old.owner {
+        owner if *owner == api.declare.owner(&old.name) => None,
+        Owner::File(path) => Some(format!("it is owned by the file {path}; edit that")),
+        Owner::Api => Some("it is owned by the api".to_owned()),
+    }
+}
+
+/// What the loop would do next for each sandbox that is not settled, and why.
+pub(super) async fn plan(State(api): State<Shared>) -> Json<Value> {
+    let snapshot = api.store.snapshot();
+    let mut steps = Vec::new();
+    for sandbox in snapshot.sandboxes.values() {
+        let Some(plan) = api.handle.explain(sandbox.name.clone(), api.now()).await else {
+            continue;
+        };
+        let (step, at) = match &plan.next {
+            Next::Settled => continue,
+            // It runs, and is only watched for its health.
+            Next::Wait(_) if sandbox.live().is_some() => continue,
+            Next::Wait(at) => (Step::Start.word(), Some(*at)),
+            Next::Do(step) => (step.word(), None),
+        };
+        steps.push(json!({"name": sandbox.name, "step": step, "at": at, "why": plan.why}));
+    }
+    let faults: BTreeMap<&String, &Vec<Violation>> = snapshot
+        .files
+        .iter()
+        .filter(|(_, file)| !file.faults.is_empty())
+        .map(|(path, file)| (path, &file.faults))
+        .collect();
+    Json(json!({"steps": steps, "faults": faults}))
+}

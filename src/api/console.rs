@@ -1,0 +1,307 @@
+//! The console over WebSocket, as the seed's clients speak it: `/console/ID?token=TOKEN`.
+//!
+//! One task reads what the client says, another writes what the program prints; so a client that
+//! never reads holds up nobody, not even its own `stop`. The writer holds nothing but an offset.
+//! With `format=binary`, output comes as binary frames, as it is; all else stays JSON.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Extension, Path, State};
+use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::api::auth::{Trusted, query};
+use crate::api::sandboxes::find;
+use crate::api::text::Decoder;
+use crate::api::{ApiError, Shared, logs, request, seed, wire};
+use crate::model::draft;
+use crate::model::tree::Node;
+use crate::model::{Iid, InstancePhase, Sandbox};
+use crate::reconcile::console::Head;
+use crate::reconcile::link::Command;
+use crate::shim::spool::{Chunk, Reader};
+use crate::store::edit::Verb;
+
+/// A connection that names no sandbox is closed with this.
+const NO_ID: u16 = 4001;
+/// What a client sees of the past when it does not say what it wants.
+const TAIL_BYTES: u64 = 64 * 1024;
+/// Read at once, and sent as one frame.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Largest frame taken from a client.
+const FRAME_BYTES_MAX: usize = 256 * 1024;
+/// A peer that takes nothing for this long is gone.
+const SEND_WITHIN: Duration = Duration::from_secs(60);
+/// Answers waiting for a client that does not read; then its errors are dropped.
+const NOTICE_COUNT_MAX: usize = 16;
+
+pub(super) async fn without_id(upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(|mut socket| async move {
+        let close = CloseFrame { code: NO_ID, reason: "no sandbox id".into() };
+        // A peer that is gone needs no goodbye.
+        let _ = socket.send(Message::Close(Some(close))).await;
+    })
+}
+
+pub(super) async fn console(
+    State(api): State<Shared>,
+    Extension(trusted): Extension<Trusted>,
+    Path(id): Path<String>,
+    (uri, headers): (Uri, HeaderMap),
+    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let known = trusted.0 || api.auth.admits(&headers) || api.auth.admits_query(&uri);
+    let ticket = query(&uri, "ticket");
+    if !known && ticket.is_none() {
+        return Err(ApiError::Unauthorized);
+    }
+    // Before the ticket: whether a name exists is no secret from who may not look at it, but a
+    // ticket for another sandbox is no ticket.
+    let sandbox =
+        find(&api, &id).map_err(|error| if known { error } else { ApiError::Unauthorized })?;
+    let mut read_only = false;
+    if !known {
+        let ticket = ticket.and_then(|text| api.tickets.redeem(&text, sandbox.uid, api.now()));
+        read_only = ticket.ok_or(ApiError::Unauthorized)?.read_only;
+    }
+    let upgrade = upgrade.map_err(|error| ApiError::BadRequest(error.body_text()))?;
+    let number = |name| query(&uri, name).and_then(|text| text.parse().ok());
+    let (offset, tail) = (number("offset"), number("tail").or(Some(TAIL_BYTES)));
+    let binary = query(&uri, "format").is_some_and(|format| format == "binary");
+    Ok(upgrade.max_message_size(FRAME_BYTES_MAX).on_upgrade(move |socket| async move {
+        let Some(spool) = api.handle.spool(sandbox.uid) else { return };
+        let (sink, stream) = socket.split();
+        let (notices, inbox) = mpsc::channel(NOTICE_COUNT_MAX);
+        let writer = Writer {
+            reader: Reader::new(&spool, logs::start(&spool, offset, tail)),
+            head: api.handle.watch_console(sandbox.uid),
+            api: Arc::clone(&api),
+            ended: ended_iid(&sandbox),
+            sandbox: Arc::clone(&sandbox),
+            sink,
+            binary,
+            decoder: Decoder::default(),
+            buffer: vec![0; CHUNK_BYTES],
+        };
+        let writing = tokio::spawn(writer.run(inbox));
+        listen(&api, &sandbox, stream, (notices, read_only)).await;
+        writing.abort();
+    }))
+}
+
+/// Carries out what the client says, until it leaves.
+async fn listen(
+    api: &Shared,
+    sandbox: &Arc<Sandbox>,
+    mut stream: SplitStream<WebSocket>,
+    (notices, read_only): (mpsc::Sender<Value>, bool),
+) {
+    while let Some(Ok(message)) = stream.next().await {
+        let text = match message {
+            Message::Text(text) => text,
+            Message::Close(_) => return,
+            // Pongs are sent by the library; the rest has no meaning here.
+            Message::Binary(_) | Message::Ping(_) | Message::Pong(_) => continue,
+        };
+        let done = if read_only {
+            Err(ApiError::Unauthorized)
+        } else {
+            obey(api, sandbox, text.as_str()).await
+        };
+        if let Err(error) = done {
+            let notice = json!({"type": "error", "message": error.to_string()});
+            // A client that reads none of its errors needs no more of them.
+            let _ = notices.try_send(notice);
+        }
+    }
+}
+
+async fn obey(api: &Shared, sandbox: &Arc<Sandbox>, text: &str) -> Result<(), ApiError> {
+    let json: Value = serde_json::from_str(text)
+        .map_err(|error| ApiError::BadRequest(format!("the frame is not JSON: {error}")))?;
+    let kind = json.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let node: Node = json.into();
+    match kind.as_str() {
+        "input" => {
+            let mut content = String::new();
+            request::read(&node, &["type", "content"], |faults, key, path, value| {
+                if key == "content" {
+                    content = faults.text(path, value).unwrap_or_default();
+                }
+            })?;
+            content.push('\n');
+            Ok(api.handle.input(sandbox.uid, content.into_bytes()).await?)
+        }
+        "start" => {
+            let (mut command, mut args) = (None, Vec::new());
+            request::read(
+                &node,
+                &["type", "command", "args"],
+                |faults, key, path, value| match key {
+                    "command" => command = faults.text(path, value),
+                    "args" => args = draft::read_command(faults, path, value),
+                    _ => (),
+                },
+            )?;
+            let command = command.filter(|command| !command.is_empty());
+            let current = find(api, sandbox.name.as_str())?;
+            seed::run(api, &current, command.map(|command| [vec![command], args].concat())).await
+        }
+        "stop" => seed::end(api, sandbox, Verb::Stop).await,
+        "kill" => seed::end(api, sandbox, Verb::Kill).await,
+        "resize" => {
+            let mut size = [80, 24];
+            request::read(&node, &["type", "cols", "rows"], |faults, key, path, value| {
+                if key != "type" {
+                    let count = faults.count(path, value, 10_000).unwrap_or(0);
+                    size[usize::from(key == "rows")] = u16::try_from(count).unwrap_or(0);
+                }
+            })?;
+            let [cols, rows] = size;
+            Ok(api.handle.command(sandbox.uid, Command::Resize { cols, rows })?)
+        }
+        other => Err(ApiError::BadRequest(format!("no frame of type {other:?} is known"))),
+    }
+}
+
+struct Writer {
+    api: Shared,
+    sandbox: Arc<Sandbox>,
+    sink: SplitSink<WebSocket, Message>,
+    reader: Reader,
+    head: watch::Receiver<Head>,
+    /// The last instance whose end the client knows of.
+    ended: Option<Iid>,
+    binary: bool,
+    decoder: Decoder,
+    buffer: Vec<u8>,
+}
+
+/// The client left, or takes nothing.
+struct Left;
+
+impl Writer {
+    async fn run(mut self, mut notices: mpsc::Receiver<Value>) {
+        // The client left, the sandbox was deleted: either way there is nobody to tell.
+        let _ = self.serve(&mut notices).await;
+        let _ = timeout(SEND_WITHIN, self.sink.close()).await;
+    }
+
+    async fn serve(&mut self, notices: &mut mpsc::Receiver<Value>) -> Result<(), Left> {
+        let mut commits = self.api.store.watch();
+        let mut ticks = interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.head.borrow_and_update();
+            // Seen before the spool is read to its end: an exit is told behind all its output.
+            let exit = self.news(&mut commits)?;
+            while self.send_chunk().await? {}
+            if let Some(exit) = exit {
+                self.send_rest().await?;
+                self.send_json(&exit).await?;
+            }
+            let running = self.head.borrow().running.is_some();
+            // Each arm only waits; what it waits for is looked at again above.
+            tokio::select! {
+                changed = self.head.changed() => changed.map_err(|_| Left)?,
+                changed = commits.changed() => changed.map_err(|_| Left)?,
+                Some(notice) = notices.recv() => self.send_json(&notice).await?,
+                _ = ticks.tick(), if running => {
+                    let sandbox = find(&self.api, self.sandbox.name.as_str()).map_err(|_| Left)?;
+                    let mut stats = wire::stats(&self.api.handle.usage(&sandbox).await);
+                    stats["type"] = json!("stats");
+                    self.send_json(&stats).await?;
+                }
+            }
+        }
+    }
+
+    /// The end of an instance that the client has not been told of.
+    fn news(
+        &mut self,
+        commits: &mut watch::Receiver<Arc<crate::store::Snapshot>>,
+    ) -> Result<Option<Value>, Left> {
+        let snapshot = commits.borrow_and_update();
+        let now =
+            snapshot.sandboxes.get(&self.sandbox.name).filter(|now| now.uid == self.sandbox.uid);
+        let now = now.ok_or(Left)?;
+        let iid = ended_iid(now);
+        if iid.is_none() || iid == self.ended {
+            return Ok(None);
+        }
+        self.ended = iid;
+        let exit = now.last_exit();
+        Ok(exit.map(|exit| json!({"type": "exit", "code": wire::exit_code(exit), "exit": exit})))
+    }
+
+    /// Sends the next stretch of output, if there is one.
+    async fn send_chunk(&mut self) -> Result<bool, Left> {
+        // From the page cache, mostly; a read that waits for the disk holds up only this client's
+        // worker for a moment, which costs less than a trip to another thread for each chunk.
+        match self.reader.read(&mut self.buffer).map_err(|_| Left)? {
+            Chunk::End => Ok(false),
+            Chunk::Gap { from, to } => {
+                self.send_json(&json!({"type": "gap", "from": from, "to": to})).await?;
+                Ok(true)
+            }
+            Chunk::Bytes { count, .. } if self.binary => {
+                let bytes = axum::body::Bytes::copy_from_slice(&self.buffer[..count]);
+                self.send(Message::Binary(bytes)).await?;
+                Ok(true)
+            }
+            Chunk::Bytes { offset, count } => {
+                let frame = self.text_frame(offset, count).map_err(|_| Left)?;
+                self.send(Message::Text(frame.into())).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn text_frame(&mut self, offset: u64, count: usize) -> std::io::Result<String> {
+        let mut text = String::with_capacity(count + 16);
+        for span in self.reader.spans(offset..offset + count as u64)? {
+            let at = |in_log: u64| usize::try_from(in_log - offset).unwrap_or(0);
+            let bytes = &self.buffer[at(span.range.start)..at(span.range.end)];
+            self.decoder.decode(span.stream, bytes, &mut text);
+        }
+        let mut frame = Vec::with_capacity(text.len() + text.len() / 16 + 64);
+        frame.extend_from_slice(br#"{"type":"output","content":"#);
+        serde_json::to_writer(&mut frame, &text)?;
+        frame.push(b'}');
+        Ok(String::from_utf8(frame).expect("serde_json writes UTF-8"))
+    }
+
+    /// Sends the beginning of a character whose end will not come.
+    async fn send_rest(&mut self) -> Result<(), Left> {
+        let mut rest = String::new();
+        self.decoder.finish(&mut rest);
+        if rest.is_empty() {
+            return Ok(());
+        }
+        self.send_json(&json!({"type": "output", "content": rest})).await
+    }
+
+    async fn send_json(&mut self, value: &Value) -> Result<(), Left> {
+        self.send(Message::Text(value.to_string().into())).await
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), Left> {
+        match timeout(SEND_WITHIN, self.sink.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Left),
+        }
+    }
+}
+
+/// The newest instance, if it has ended.
+fn ended_iid(sandbox: &Sandbox) -> Option<Iid> {
+    let dead = sandbox.instance.as_ref().filter(|one| one.phase == InstancePhase::Dead);
+    dead.map(|instance| instance.iid.clone())
+}

@@ -1,0 +1,147 @@
+//! Everything a request can fail with, as the client sees it: `{"error", "code", ...}`.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use tracing::error;
+
+use crate::error::chain;
+use crate::model::Violation;
+use crate::reconcile::link::InputError;
+use crate::store::StoreError;
+use crate::store::edit::Refusal;
+
+/// One error for all handlers.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("Not found")]
+    NotFound,
+    #[error("Unauthorized")]
+    Unauthorized,
+    /// Not JSON, not UTF-8, not a header that can be understood.
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("the body is larger than {} bytes", crate::api::BODY_BYTES_MAX)]
+    TooLarge,
+    /// Well formed, and wrong.
+    #[error("{}", list(.0))]
+    Invalid(Vec<Violation>),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("{0}")]
+    Conflict(String),
+    /// What a watcher asked to go on from is forgotten.
+    #[error("the changes since that resource version are not remembered; list again")]
+    Gone,
+    /// It was done, and did not come to what was wanted.
+    #[error("{0}")]
+    Failed(String),
+    #[error("{0} after {1} s; it goes on")]
+    TimedOut(&'static str, u64),
+    #[error(transparent)]
+    Input(#[from] InputError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The directory of specs does not take what the API writes there.
+    #[error("{verb} a spec file")]
+    Files {
+        verb: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn list(violations: &[Violation]) -> String {
+    let texts: Vec<String> = violations.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
+impl ApiError {
+    fn kind(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+            Self::Refused(refusal) => refused(refusal),
+            Self::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
+            Self::Gone => (StatusCode::GONE, "gone"),
+            Self::Failed(_) => (StatusCode::UNPROCESSABLE_ENTITY, "failed"),
+            Self::TimedOut(..) => (StatusCode::GATEWAY_TIMEOUT, "timed_out"),
+            Self::Input(InputError::NotRunning) => (StatusCode::CONFLICT, "not_running"),
+            Self::Input(InputError::Closed) => (StatusCode::CONFLICT, "stdin_closed"),
+            Self::Input(InputError::Full { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "stdin_full"),
+            Self::Store(StoreError::Busy | StoreError::Closed) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "busy")
+            }
+            Self::Store(StoreError::Full { .. }) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            Self::Store(
+                StoreError::Gone { .. }
+                | StoreError::Sqlite { .. }
+                | StoreError::Newer { .. }
+                | StoreError::Corrupt { .. },
+            )
+            | Self::Files { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> (StatusCode, &'static str) {
+    match refusal {
+        Refusal::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+        Refusal::NoCommand => (StatusCode::BAD_REQUEST, "no_command"),
+        Refusal::Exists { .. } => (StatusCode::CONFLICT, "exists"),
+        Refusal::Owned { .. } => (StatusCode::CONFLICT, "owned"),
+        Refusal::Stale { .. } => (StatusCode::CONFLICT, "stale"),
+        Refusal::Terminating { .. } => (StatusCode::CONFLICT, "terminating"),
+        Refusal::Uid { .. } => (StatusCode::CONFLICT, "uid"),
+        Refusal::Running { .. } => (StatusCode::CONFLICT, "running"),
+    }
+}
+
+/// The plain shape of an error.
+pub(super) fn body(message: &str, code: &str) -> Json<Value> {
+    Json(json!({"error": message, "code": code}))
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.kind();
+        // Consumed here, so logged here, once; a client never sees our insides. A full disk is the
+        // exception: whoever reads that can do something about it.
+        let message = if status == StatusCode::INTERNAL_SERVER_ERROR {
+            error!(code, error = chain(&self), "request failed");
+            "internal error; the daemon's log says more".to_owned()
+        } else {
+            self.to_string()
+        };
+        let mut value = json!({"error": message, "code": code});
+        if let Self::Invalid(violations) = &self {
+            value["violations"] = json!(violations);
+        }
+        if let Self::Refused(Refusal::Stale { current, .. }) = &self {
+            value["current"] = json!(current);
+        }
+        if let Self::Refused(Refusal::Owned { owner, .. }) = &self {
+            value["owner"] = json!(owner.to_string());
+        }
+        if let Self::Input(InputError::Full { taken, .. }) = &self {
+            value["taken"] = json!(taken);
+        }
+        (status, Json(value)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn internal_errors_do_not_leak() {
+        let path: std::sync::Arc<std::path::Path> = std::path::Path::new("/secret").into();
+        let error = ApiError::Store(StoreError::Gone { path });
+        assert_eq!(error.into_response().status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+}

@@ -1,0 +1,56 @@
+//! `/v1/events`: what happened, oldest first; with `follow`, as it happens.
+
+use std::convert::Infallible;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde_json::{Value, json};
+
+use crate::api::sandboxes::{Pairs, flag};
+use crate::api::{ApiError, Shared};
+use crate::model::Event;
+
+pub(super) async fn list(State(api): State<Shared>, pairs: Pairs) -> Result<Response, ApiError> {
+    let about = pairs.get("sandbox").cloned();
+    let since: u64 = match pairs.get("since") {
+        Some(text) => text.parse().map_err(|_| {
+            ApiError::BadRequest(format!("since is {text:?}, not the number of an event"))
+        })?,
+        None => 0,
+    };
+    if !flag(&pairs, "follow") {
+        let snapshot = api.store.snapshot();
+        let wanted =
+            |event: &&std::sync::Arc<Event>| event.seq > since && concerns(event, about.as_deref());
+        let events: Vec<Value> =
+            snapshot.events.iter().filter(wanted).map(|event| json!(**event)).collect();
+        return Ok(Json(json!({"items": events})).into_response());
+    }
+    let commits = api.store.watch();
+    let lines =
+        stream::unfold((commits, since, about), |(mut commits, mut since, about)| async move {
+            loop {
+                let mut text = String::new();
+                for event in &commits.borrow_and_update().events {
+                    if event.seq > since && concerns(event, about.as_deref()) {
+                        text.push_str(&format!("{}\n", json!(**event)));
+                    }
+                }
+                since = since.max(commits.borrow().events.last().map_or(0, |event| event.seq));
+                if !text.is_empty() {
+                    return Some((Ok::<_, Infallible>(Bytes::from(text)), (commits, since, about)));
+                }
+                commits.changed().await.ok()?;
+            }
+        });
+    let kind = [(CONTENT_TYPE, "application/x-ndjson")];
+    Ok((kind, Body::from_stream(lines)).into_response())
+}
+
+fn concerns(event: &Event, about: Option<&str>) -> bool {
+    about.is_none_or(|about| event.name.as_ref().is_some_and(|name| name.as_str() == about))
+}

@@ -1,0 +1,36 @@
+//! The directory of specs, the images, and readiness.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::api::{ApiError, Shared, wire};
+use crate::store::files;
+
+pub(super) async fn list(State(api): State<Shared>) -> Json<Value> {
+    let snapshot = api.store.snapshot();
+    let items: Vec<Value> =
+        snapshot.files.iter().map(|(path, record)| wire::file(path, record)).collect();
+    Json(json!({"items": items}))
+}
+
+/// Lets held removals go ahead.
+pub(super) async fn confirm(State(api): State<Shared>) -> Result<Json<Value>, ApiError> {
+    let names = api.store.write(files::confirm).await?;
+    api.watch.look().await;
+    Ok(Json(json!({"confirmed": names})))
+}
+
+pub(super) async fn images(State(api): State<Shared>) -> Json<Value> {
+    let images: Vec<&crate::model::image::Image> = api.rules.images.values().collect();
+    Json(json!({"items": images}))
+}
+
+/// Ready means that a write would be accepted.
+pub(super) async fn ready(State(api): State<Shared>) -> (StatusCode, &'static str) {
+    match api.store.write(|_| Ok(())).await {
+        Ok(()) => (StatusCode::OK, "ok\n"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the store does not accept writes\n"),
+    }
+}

@@ -1,0 +1,98 @@
+//! Power verbs and tickets.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::api::auth::{TICKET_MS, Ticket};
+use crate::api::sandboxes::{Pairs, find, flag, shown};
+use crate::api::{ApiError, Shared, request, wait};
+use crate::model::{Span, Violation};
+use crate::reconcile::link::Command;
+use crate::store::edit::{self, Verb};
+
+/// Nobody waits longer; the wish is durable anyway.
+const WAIT_MAX: Duration = Duration::from_secs(300);
+
+/// `?wait=30s`, `?wait=1` for the default, nothing for not waiting.
+pub(super) fn parse_wait(text: Option<&str>) -> Result<Option<Duration>, ApiError> {
+    match text {
+        None | Some("0" | "false") => Ok(None),
+        Some("1" | "true" | "") => Ok(Some(wait::START_WITHIN)),
+        Some(text) => match Span::parse(text) {
+            Ok(span) => Ok(Some(span.duration().min(WAIT_MAX))),
+            Err(error) => {
+                let violation =
+                    Violation::new("wait", format!("{text:?} is not a duration: {error}"));
+                Err(ApiError::Invalid(vec![violation]))
+            }
+        },
+    }
+}
+
+pub(super) async fn verb(
+    State(api): State<Shared>,
+    Path((id, word)): Path<(String, String)>,
+    pairs: Pairs,
+    body: request::Body,
+) -> Result<Response, ApiError> {
+    let sandbox = find(&api, &id)?;
+    if word == "input" {
+        return super::seed::send_input(&api, &sandbox, body)
+            .await
+            .map(IntoResponse::into_response);
+    }
+    if word == "resize" {
+        return resize(&api, &sandbox, body).map(IntoResponse::into_response);
+    }
+    let known = Verb::WORDS.iter().find(|(name, _)| *name == word);
+    let (_, verb) = known.copied().ok_or(ApiError::NotFound)?;
+    let (name, now) = (sandbox.name.clone(), api.now());
+    let wish = api.store.write(move |core| edit::power(core, name.as_str(), verb, now)).await??;
+    if let Some(within) = parse_wait(pairs.get("wait").map(String::as_str))? {
+        match verb {
+            Verb::Start | Verb::Restart => wait::started(&api, &wish, within).await?,
+            Verb::Stop | Verb::Kill => wait::stopped(&api, &wish, within).await?,
+        }
+    }
+    let snapshot = api.store.snapshot();
+    let after = snapshot.find(&id).ok_or(ApiError::NotFound)?;
+    Ok(shown(&snapshot.epoch, after, axum::http::StatusCode::OK))
+}
+
+fn resize(
+    api: &Shared,
+    sandbox: &crate::model::Sandbox,
+    body: request::Body,
+) -> Result<Json<Value>, ApiError> {
+    let node = request::json(body)?.into();
+    let mut size = [None, None];
+    request::read(&node, &["cols", "rows"], |faults, key, path, value| {
+        let count = faults.count(path, value, 10_000).and_then(|count| u16::try_from(count).ok());
+        size[usize::from(key == "rows")] = count;
+    })?;
+    let [Some(cols), Some(rows)] = size else {
+        return Err(ApiError::Invalid(vec![Violation::new("", "cols and rows are both needed")]));
+    };
+    api.handle.command(sandbox.uid, Command::Resize { cols, rows })?;
+    Ok(Json(json!({"success": true})))
+}
+
+/// A one-use, short-lived ticket for the console of one sandbox.
+pub(super) async fn ticket(
+    State(api): State<Shared>,
+    Path(id): Path<String>,
+    pairs: Pairs,
+) -> Result<Json<Value>, ApiError> {
+    let sandbox = find(&api, &id)?;
+    let now = api.now();
+    let expires_at = now.after(Span(TICKET_MS));
+    let ticket = Ticket { sandbox: sandbox.uid, read_only: flag(&pairs, "read_only"), expires_at };
+    let text = api.tickets.issue(ticket, now);
+    let text =
+        text.ok_or_else(|| ApiError::Conflict("too many tickets wait to be used".to_owned()))?;
+    Ok(Json(json!({"ticket": text, "expires_at": expires_at, "read_only": ticket.read_only})))
+}

@@ -1,0 +1,187 @@
+//! `/v1/sandboxes`: list, get, put, delete, transfer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::api::{ApiError, Shared, declare, request, wait, watch, wire};
+use crate::model::tree::{Faults, Node};
+use crate::model::{Owner, Sandbox, Violation, admission, draft};
+use crate::store::edit::{self, Delete, Edited, Precondition, Put};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ListQuery {
+    watch: Option<String>,
+    resource_version: Option<String>,
+    /// `KEY=VALUE`
+    label: Option<String>,
+}
+
+pub(super) async fn list(
+    State(api): State<Shared>,
+    Query(query): Query<ListQuery>,
+) -> Result<Response, ApiError> {
+    if query.watch.is_some_and(|watch| !matches!(watch.as_str(), "0" | "false")) {
+        return watch::watch(&api, query.resource_version.as_deref());
+    }
+    let snapshot = api.store.snapshot();
+    let label = query.label.as_deref().and_then(|label| label.split_once('='));
+    let fits = |sandbox: &&Arc<Sandbox>| {
+        label.is_none_or(|(key, value)| sandbox.labels.get(key).is_some_and(|found| found == value))
+    };
+    let items: Vec<Value> = snapshot
+        .sandboxes
+        .values()
+        .filter(fits)
+        .map(|sandbox| wire::full(&snapshot.epoch, sandbox))
+        .collect();
+    Ok(Json(json!({"resource_version": snapshot.resource_version(), "items": items}))
+        .into_response())
+}
+
+pub(super) async fn show(
+    State(api): State<Shared>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let snapshot = api.store.snapshot();
+    let sandbox = snapshot.find(&id).ok_or(ApiError::NotFound)?;
+    Ok(shown(&snapshot.epoch, sandbox, StatusCode::OK))
+}
+
+/// The full shape, with its version as ETag.
+pub(super) fn shown(epoch: &str, sandbox: &Sandbox, status: StatusCode) -> Response {
+    let version = crate::store::snapshot::version(epoch, sandbox.rv);
+    let etag = [(ETAG, format!("\"{version}\""))];
+    (status, etag, Json(wire::full(epoch, sandbox))).into_response()
+}
+
+pub(super) async fn put(
+    State(api): State<Shared>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: request::Body,
+) -> Result<Response, ApiError> {
+    let mut json = request::json(body)?;
+    let precondition = precondition(&headers, &mut json)?;
+    let document = draft::read_document(&json.into()).map_err(ApiError::Invalid)?;
+    if document.name.as_str() != name {
+        let message = format!("is {}, but the path says {name}", document.name);
+        return Err(ApiError::Invalid(vec![Violation::new("metadata.name", message)]));
+    }
+    let spec = admission::admit(&document.draft, &api.rules).map_err(ApiError::Invalid)?;
+    let edited = declare::put(
+        &api,
+        Put {
+            owner: api.declare.owner(&document.name),
+            name: document.name,
+            labels: document.labels,
+            spec,
+            uid: None,
+            precondition,
+        },
+    )
+    .await?;
+    let status =
+        if matches!(edited, Edited::Created(_)) { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(shown(&api.store.snapshot().epoch, edited.sandbox(), status))
+}
+
+/// What the client expects to find, from the headers or from the document it read before. Removes
+/// from the document what a client may send back and may not set.
+fn precondition(headers: &HeaderMap, json: &mut Value) -> Result<Precondition, ApiError> {
+    let mut read_at = None;
+    if let Some(object) = json.as_object_mut() {
+        object.remove("status");
+        object.remove("power");
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            read_at = metadata.get("resource_version").and_then(Value::as_str).map(str::to_owned);
+            for field in wire::UNREAD_METADATA {
+                metadata.remove(*field);
+            }
+        }
+    }
+    let header = |name| {
+        let text = headers.get(name).map(|value| value.to_str());
+        text.transpose().map_err(|_| ApiError::BadRequest("a precondition is not text".to_owned()))
+    };
+    if header(IF_NONE_MATCH)?.is_some() {
+        return Ok(Precondition::Absent);
+    }
+    let given = header(IF_MATCH)?.map(|text| text.trim().trim_matches('"').to_owned());
+    Ok(given.or(read_at).map_or(Precondition::None, Precondition::Unchanged))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct DeleteQuery {
+    uid: Option<Uuid>,
+    #[serde(default)]
+    keep_workspace: bool,
+    #[serde(default)]
+    force: bool,
+    wait: Option<String>,
+}
+
+pub(super) async fn delete(
+    State(api): State<Shared>,
+    Path(id): Path<String>,
+    Query(query): Query<DeleteQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let sandbox = find(&api, &id)?;
+    if let Some(uid) = query.uid
+        && uid != sandbox.uid
+    {
+        let (name, uid) = (sandbox.name.clone(), sandbox.uid);
+        return Err(edit::Refusal::Uid { name, uid }.into());
+    }
+    let DeleteQuery { keep_workspace, force, .. } = query;
+    declare::delete(&api, &sandbox, Delete { uid: query.uid, keep_workspace, force }).await?;
+    if let Some(within) = super::power::parse_wait(query.wait.as_deref())? {
+        wait::deleted(&api, &sandbox, within).await?;
+    }
+    Ok(Json(json!({"success": true})))
+}
+
+pub(super) async fn transfer(
+    State(api): State<Shared>,
+    Path(id): Path<String>,
+    body: request::Body,
+) -> Result<Response, ApiError> {
+    let node: Node = request::json(body)?.into();
+    let mut owner = None;
+    request::read(&node, &["owner"], |faults: &mut Faults, _, path, value| {
+        owner = faults.text(path, value).and_then(|text| match Owner::try_from(text) {
+            Ok(owner) => Some(owner),
+            Err(message) => {
+                faults.add(path, value, message);
+                None
+            }
+        });
+    })?;
+    let missing = || ApiError::Invalid(vec![Violation::new("owner", "is missing")]);
+    let (owner, now) = (owner.ok_or_else(missing)?, api.now());
+    let name = find(&api, &id)?.name.clone();
+    let moved =
+        api.store.write(move |core| edit::transfer(core, name.as_str(), owner, now)).await??;
+    Ok(shown(&api.store.snapshot().epoch, &moved, StatusCode::OK))
+}
+
+/// A sandbox by name or uid. Anything else, paths included, is simply not one.
+pub(super) fn find(api: &Shared, id: &str) -> Result<Arc<Sandbox>, ApiError> {
+    api.store.snapshot().find(id).cloned().ok_or(ApiError::NotFound)
+}
+
+/// Values of the query by name, for handlers with few of them.
+pub(super) type Pairs = Query<HashMap<String, String>>;
+
+/// Whether a query flag is set.
+pub(super) fn flag(pairs: &Pairs, name: &str) -> bool {
+    pairs.get(name).is_some_and(|value| !matches!(value.as_str(), "0" | "false"))
+}

@@ -1,0 +1,261 @@
+//! The first daemon's REST contract, at its old paths.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::api::sandboxes::find;
+use crate::api::{ApiError, Declare, Shared, declare, request, wait, wire};
+use crate::model::draft::{self, Draft};
+use crate::model::image::{Image, split_words};
+use crate::model::tree::{Faults, Node};
+use crate::model::violation::suggestion;
+use crate::model::{
+    Isolation, Limits, RestartPolicy, Sandbox, SandboxName, Spec, State as Wanted, Violation,
+    admission,
+};
+use crate::store::edit::{self, Delete, Precondition, Put, Refusal, Verb};
+
+type Answer = Result<Json<Value>, ApiError>;
+
+fn success() -> Json<Value> {
+    Json(json!({"success": true}))
+}
+
+pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
+    let isolations = api.handle.isolations();
+    let default = api.rules.default_isolation;
+    let broken = isolations.iter().find(|(name, why)| *name == default.as_str() && why.is_some());
+    let uptime = (api.about.boot_ms)().saturating_sub(api.about.started_at_ms);
+    let isolations: serde_json::Map<String, Value> = isolations
+        .iter()
+        .map(|(name, why)| ((*name).to_owned(), json!(why.as_deref().unwrap_or("ok"))))
+        .collect();
+    Json(json!({
+        "status": if broken.is_some() { "degraded" } else { "ok" },
+        "version": api.about.version,
+        "isolation": default,
+        "uptime": uptime as f64 / 1000.0,
+        "isolations": isolations,
+    }))
+}
+
+pub(super) async fn list(State(api): State<Shared>) -> Json<Value> {
+    let snapshot = api.store.snapshot();
+    let all: Vec<Value> = snapshot.sandboxes.values().map(|one| wire::seed(&api, one)).collect();
+    Json(json!({"data": all}))
+}
+
+pub(super) async fn show(State(api): State<Shared>, Path(id): Path<String>) -> Answer {
+    let sandbox = find(&api, &id)?;
+    let mut value = wire::seed(&api, &sandbox);
+    value["stats"] = wire::stats(&api.handle.usage(&sandbox).await);
+    Ok(Json(json!({"data": value})))
+}
+
+const CREATE_FIELDS: &[&str] = &[
+    "runtime",
+    "image",
+    "name",
+    "isolation",
+    "env",
+    "startup",
+    "memory_mb",
+    "cpu_percent",
+    "disk_mb",
+    "timeout_seconds",
+    "max_processes",
+    "max_files",
+];
+
+pub(super) async fn create(State(api): State<Shared>, body: request::Body) -> Answer {
+    let node: Node = request::json(body)?.into();
+    let mut draft = Draft {
+        state: Some(Wanted::Stopped),
+        restart_policy: Some(RestartPolicy::Never),
+        ..Draft::default()
+    };
+    let (mut name, mut runtime) = (None, None);
+    request::read(&node, CREATE_FIELDS, |faults, key, path, value| match key {
+        "runtime" => runtime = read_runtime(faults, path, value, &api.rules.images),
+        "image" => draft.image = faults.text(path, value),
+        "name" => name = draft::read_name(faults, path, value),
+        "isolation" => draft.isolation = faults.choice(path, value, Isolation::WORDS),
+        "env" => draft.env = draft::read_env(faults, path, value),
+        "startup" => draft.command = faults.text(path, value).map(|text| split_words(&text)),
+        limit => read_limit(faults, limit, path, value, &mut draft),
+    })?;
+    if draft.image.is_none() {
+        draft.image = runtime.or_else(|| image_of("node", &api.rules.images));
+    }
+    let spec = admission::admit(&draft, &api.rules).map_err(|violations| {
+        // The flat body has no `spec`.
+        let flat =
+            |fault: Violation| Violation { path: fault.path.replacen("spec.", "", 1), ..fault };
+        ApiError::Invalid(violations.into_iter().map(flat).collect())
+    })?;
+    let uid = Uuid::now_v7();
+    let name = match name {
+        Some(name) => name,
+        None => SandboxName::try_from(format!("sb-{}", uid.simple())).expect("hex is a DNS label"),
+    };
+    let edited = declare::put(
+        &api,
+        Put {
+            owner: api.declare.owner(&name),
+            name,
+            labels: BTreeMap::new(),
+            spec,
+            uid: Some(uid),
+            precondition: Precondition::Absent,
+        },
+    )
+    .await?;
+    Ok(Json(json!({"data": wire::seed(&api, edited.sandbox())})))
+}
+
+fn image_of(runtime: &str, images: &BTreeMap<String, Image>) -> Option<String> {
+    images.values().find(|image| image.runtime == runtime).map(|image| image.id.clone())
+}
+
+fn read_runtime(
+    faults: &mut Faults,
+    path: &str,
+    node: &Node,
+    images: &BTreeMap<String, Image>,
+) -> Option<String> {
+    let word = faults.text(path, node)?;
+    let found = image_of(&word, images);
+    if found.is_none() {
+        let known: Vec<&str> = images.values().map(|image| image.runtime.as_str()).collect();
+        let hint = suggestion(&word, known.iter().copied());
+        faults.add(path, node, format!("{word:?} is not one of {}{hint}", known.join(", ")));
+    }
+    found
+}
+
+fn read_limit(faults: &mut Faults, key: &str, path: &str, node: &Node, draft: &mut Draft) {
+    let name = Limits::NAMES.iter().find(|name| **name == key);
+    if let (Some(name), Some(count)) = (name, faults.count(path, node, Limits::max_of(key))) {
+        draft.limits.insert(*name, count);
+    }
+}
+
+pub(super) async fn start(
+    State(api): State<Shared>,
+    Path(id): Path<String>,
+    body: request::Body,
+) -> Answer {
+    let sandbox = find(&api, &id)?;
+    let node: Node = request::json(body)?.into();
+    let (mut command, mut args) = (None, Vec::new());
+    request::read(&node, &["command", "args"], |faults, key, path, value| {
+        if key == "command" {
+            command = faults.text(path, value);
+        } else {
+            args = draft::read_command(faults, path, value);
+        }
+    })?;
+    let command = command.filter(|command| !command.is_empty());
+    run(&api, &sandbox, command.map(|command| [vec![command], args].concat())).await?;
+    Ok(success())
+}
+
+/// Asks for a run, with a new command if one is given, and waits until it runs.
+pub(super) async fn run(
+    api: &Shared,
+    sandbox: &Arc<Sandbox>,
+    command: Option<Vec<String>>,
+) -> Result<(), ApiError> {
+    let up = |now: &Sandbox| now.wants_to_run() && now.live().is_some();
+    if let (Some(command), Declare::Files { .. }) = (&command, &api.declare)
+        && !up(sandbox)
+    {
+        let spec = Spec { command: command.clone(), ..Spec::clone(&sandbox.spec) };
+        change_file(api, sandbox, spec).await?;
+    }
+    let (name, now, owner) = (sandbox.name.clone(), api.now(), api.declare.owner(&sandbox.name));
+    let wish = api
+        .store
+        .write(move |core| {
+            let Some(current) = core.get(name.as_str()) else { return Ok(Err(Refusal::NotFound)) };
+            if up(&current) {
+                return Ok(Err(Refusal::Running { name }));
+            }
+            // The edit and the request are one transaction: no run of the old command in between.
+            if let Some(command) = command.filter(|command| *command != current.spec.command) {
+                if current.owner != owner {
+                    let owner = current.owner.clone();
+                    return Ok(Err(Refusal::Owned { name, owner }));
+                }
+                let spec = Spec { command, ..Spec::clone(&current.spec) };
+                edit::change(core, &current, current.labels.clone(), spec, now)?;
+            }
+            edit::power(core, name.as_str(), Verb::Start, now)
+        })
+        .await??;
+    wait::started(api, &wish, wait::START_WITHIN).await
+}
+
+/// Edits a sandbox whose spec the API keeps in a file.
+async fn change_file(api: &Shared, sandbox: &Sandbox, spec: Spec) -> Result<(), ApiError> {
+    let put = Put {
+        owner: api.declare.owner(&sandbox.name),
+        name: sandbox.name.clone(),
+        labels: sandbox.labels.clone(),
+        spec,
+        uid: None,
+        precondition: Precondition::Uid(sandbox.uid),
+    };
+    declare::put(api, put).await.map(drop)
+}
+
+pub(super) async fn stop(State(api): State<Shared>, Path(id): Path<String>) -> Answer {
+    let sandbox = find(&api, &id)?;
+    end(&api, &sandbox, Verb::Stop).await?;
+    Ok(success())
+}
+
+pub(super) async fn kill(State(api): State<Shared>, Path(id): Path<String>) -> Answer {
+    let sandbox = find(&api, &id)?;
+    end(&api, &sandbox, Verb::Kill).await?;
+    Ok(success())
+}
+
+/// Asks for the end and waits for it.
+pub(super) async fn end(api: &Shared, sandbox: &Sandbox, verb: Verb) -> Result<(), ApiError> {
+    let (name, now) = (sandbox.name.clone(), api.now());
+    let wish = api.store.write(move |core| edit::power(core, name.as_str(), verb, now)).await??;
+    wait::stopped(api, &wish, wait::stop_within(&wish)).await
+}
+
+pub(super) async fn delete(State(api): State<Shared>, Path(id): Path<String>) -> Answer {
+    let sandbox = find(&api, &id)?;
+    let how = Delete { uid: None, keep_workspace: false, force: true };
+    declare::delete(&api, &sandbox, how).await?;
+    wait::deleted(&api, &sandbox, wait::stop_within(&sandbox)).await?;
+    Ok(success())
+}
+
+pub(super) async fn input(
+    State(api): State<Shared>,
+    Path(id): Path<String>,
+    body: request::Body,
+) -> Answer {
+    let sandbox = find(&api, &id)?;
+    send_input(&api, &sandbox, body).await
+}
+
+pub(super) async fn send_input(api: &Shared, sandbox: &Sandbox, body: request::Body) -> Answer {
+    let node: Node = request::json(body)?.into();
+    let mut input = None;
+    request::read(&node, &["input"], |faults, _, path, value| input = faults.text(path, value))?;
+    let missing = || ApiError::Invalid(vec![Violation::new("input", "is missing")]);
+    let line = format!("{}\n", input.ok_or_else(missing)?);
+    api.handle.input(sandbox.uid, line.into_bytes()).await?;
+    Ok(success())
+}

@@ -1,0 +1,114 @@
+//! `/v1/sandboxes?watch=1`: every change from a version on, as lines of JSON.
+//!
+//! A watcher pulls from the ring of changes at its own pace; one that is too slow for the ring is
+//! told so with a 410 and lists again. It never holds up a commit.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::api::{ApiError, Shared, wire};
+use crate::store::{Change, ChangeKind, Snapshot, snapshot};
+
+/// Says which version a quiet watcher has reached.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(30);
+
+struct Watcher {
+    api: Shared,
+    commits: watch::Receiver<Arc<Snapshot>>,
+    at: u64,
+    waiting: VecDeque<Change>,
+    ended: bool,
+}
+
+/// Answers with a stream that lasts until the client leaves. Without a version, what is there now
+/// comes first, as ADDED.
+pub(super) fn watch(api: &Shared, version: Option<&str>) -> Result<Response, ApiError> {
+    let commits = api.store.watch();
+    let now = api.store.snapshot();
+    let (at, waiting) = match version {
+        None => {
+            let all = now.sandboxes.values();
+            let added = all.map(|sandbox| {
+                let (rv, sandbox) = (sandbox.rv, Arc::clone(sandbox));
+                Change { rv, kind: ChangeKind::Added, sandbox }
+            });
+            (now.rv, added.collect())
+        }
+        Some(text) => {
+            let at = snapshot::number(&now.epoch, text).ok_or(ApiError::Gone)?;
+            (at, api.store.ring().since(at).ok_or(ApiError::Gone)?.into())
+        }
+    };
+    let watcher = Watcher { api: Arc::clone(api), commits, at, waiting, ended: false };
+    let lines = stream::unfold(watcher, |mut watcher| async move {
+        let line = watcher.next().await?;
+        Some((Ok::<_, Infallible>(line), watcher))
+    });
+    let kind = [(CONTENT_TYPE, "application/x-ndjson")];
+    Ok((kind, Body::from_stream(lines)).into_response())
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if self.ended {
+                return None;
+            }
+            if let Some(change) = self.waiting.pop_front() {
+                self.at = self.at.max(change.rv);
+                return Some(self.line(&change));
+            }
+            // Marked seen before looking, so that a commit in between wakes the wait.
+            self.commits.borrow_and_update();
+            match self.api.store.ring().since(self.at) {
+                Some(changes) => self.waiting = changes.into(),
+                None => {
+                    self.ended = true;
+                    let gone = json!({"type": "ERROR", "code": "gone", "status": 410});
+                    return Some(line(&gone));
+                }
+            }
+            if !self.waiting.is_empty() {
+                continue;
+            }
+            match timeout(BOOKMARK_EVERY, self.commits.changed()).await {
+                Ok(Ok(())) => (),
+                Ok(Err(_)) => self.ended = true,
+                Err(_) => return Some(self.bookmark()),
+            }
+        }
+    }
+
+    fn line(&self, change: &Change) -> Bytes {
+        let kind = match change.kind {
+            ChangeKind::Added => "ADDED",
+            ChangeKind::Modified => "MODIFIED",
+            ChangeKind::Deleted => "DELETED",
+        };
+        let epoch = &self.api.store.snapshot().epoch;
+        let version = snapshot::version(epoch, change.rv);
+        let object = wire::full(epoch, &change.sandbox);
+        line(&json!({"type": kind, "resource_version": version, "object": object}))
+    }
+
+    fn bookmark(&self) -> Bytes {
+        let epoch = &self.api.store.snapshot().epoch;
+        line(&json!({"type": "BOOKMARK", "resource_version": snapshot::version(epoch, self.at)}))
+    }
+}
+
+fn line(value: &serde_json::Value) -> Bytes {
+    let mut text = value.to_string();
+    text.push('\n');
+    text.into()
+}

@@ -1,0 +1,285 @@
+//! The command line. Tables for people, `-o json|yaml` for programs; data on standard output,
+//! everything else on standard error. It finds the local daemon by itself.
+
+mod check;
+mod client;
+mod show;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use crate::config;
+use client::Client;
+
+/// Runs other people's code: declared, confined, crash-proof.
+#[derive(Debug, Parser)]
+#[command(name = "sodiumd", version, arg_required_else_help = true)]
+struct Cli {
+    /// The daemon's configuration. Default: ./config.json, then /etc/sodiumd/config.json
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The local daemon's socket. Default: found by the configuration
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// How to print data
+    #[arg(long, short = 'o', global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon
+    Run,
+    /// Check spec files without a daemon; exit 2 when one has a fault
+    Check {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Say what would be done and why; exit 2 when something would change
+    Plan {
+        /// What these files would change, if they were applied
+        #[arg(long = "file", short = 'f', value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Create or change sandboxes from files
+    Apply {
+        #[arg(long = "file", short = 'f', required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Only say what would happen
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// List sandboxes, or show one; `get files` and `get images` list those
+    Get { name: Option<String> },
+    /// Print a sandbox's console
+    Logs {
+        name: String,
+        /// Go on as it is written
+        #[arg(long, short = 'f')]
+        follow: bool,
+        /// Only so many bytes from the end
+        #[arg(long, value_name = "BYTES")]
+        tail: Option<u64>,
+    },
+    /// Start a sandbox and wait until it runs
+    Start(Named),
+    /// Stop a sandbox; it stays stopped until it is started
+    Stop(Named),
+    /// Kill a sandbox at once; it stays stopped until it is started
+    Kill(Named),
+    /// Stop a sandbox and start it again
+    Restart(Named),
+    /// Delete a sandbox and its files
+    Delete {
+        name: String,
+        /// Keep the workspace for the undo period
+        #[arg(long)]
+        keep_workspace: bool,
+    },
+    /// Give a sandbox another owner: `api` or `file:PATH`
+    Transfer { name: String, owner: String },
+    /// Print what happened
+    Events {
+        /// Only to this sandbox
+        name: Option<String>,
+        /// Go on as it happens
+        #[arg(long, short = 'f')]
+        follow: bool,
+    },
+    /// Let removals go ahead that were held because too much was missing at once
+    Confirm,
+}
+
+#[derive(Debug, Args)]
+struct Named {
+    name: String,
+}
+
+/// Exit 0: done. 1: failed. 2: bad usage, bad input, or a plan that would change something.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to standard output, faults to standard error, as clap knows best.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match dispatch(cli) {
+        Ok(code) => code,
+        // Whoever read us, such as `head`, has enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            show::complain(&format!("sodiumd: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    if let Command::Run = &cli.command {
+        crate::telemetry::start();
+        crate::daemon::run(load_config(&cli)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Command::Check { files } = &cli.command {
+        return check::check(files, &load_config(&cli)?);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("start the runtime")?.block_on(ask(cli))
+}
+
+fn config_path(cli: &Cli) -> PathBuf {
+    let usual = ["config.json", "/etc/sodiumd/config.json"].map(PathBuf::from);
+    let found = usual.iter().find(|path| path.is_file()).unwrap_or(&usual[0]).clone();
+    cli.config.clone().unwrap_or(found)
+}
+
+fn load_config(cli: &Cli) -> anyhow::Result<config::Config> {
+    let path = config_path(cli);
+    config::load(&path).with_context(|| format!("configuration {}", path.display()))
+}
+
+fn client(cli: &Cli) -> anyhow::Result<Client> {
+    let socket = match &cli.socket {
+        Some(socket) => socket.clone(),
+        None => load_config(cli)?.run_path.join(crate::daemon::SOCKET),
+    };
+    Client::new(socket)
+}
+
+async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
+    let client = client(&cli)?;
+    let output = cli.output;
+    match cli.command {
+        Command::Run | Command::Check { .. } => Ok(ExitCode::SUCCESS),
+        Command::Plan { files } if files.is_empty() => {
+            let plan = client.get("/v1/plan").await?;
+            show::plan(&plan, output)?;
+            let quiet = plan["steps"].as_array().is_none_or(Vec::is_empty);
+            Ok(ExitCode::from(if quiet { 0 } else { 2 }))
+        }
+        Command::Plan { files } => {
+            let results = apply(&client, &files, true).await?;
+            show::applied(&results, output)?;
+            let changes = results.iter().any(|result| result["action"] != "unchanged");
+            Ok(ExitCode::from(if changes { 2 } else { 0 }))
+        }
+        Command::Apply { files, dry_run } => {
+            show::applied(&apply(&client, &files, dry_run).await?, output)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Get { name } => get(&client, name.as_deref(), output).await,
+        Command::Logs { name, follow, tail } => {
+            let tail = tail.map(|bytes| format!("&tail={bytes}")).unwrap_or_default();
+            let follow = u8::from(follow);
+            let path = format!("/v1/sandboxes/{}/logs?follow={follow}{tail}", client::part(&name));
+            client.stream(&path, show::raw).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Start(named) => power(&client, &named.name, "start", output).await,
+        Command::Stop(named) => power(&client, &named.name, "stop", output).await,
+        Command::Kill(named) => power(&client, &named.name, "kill", output).await,
+        Command::Restart(named) => power(&client, &named.name, "restart", output).await,
+        Command::Delete { name, keep_workspace } => {
+            let name = client::part(&name);
+            let path = format!("/v1/sandboxes/{name}?wait=60s&keep_workspace={keep_workspace}");
+            client.delete(&path).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Transfer { name, owner } => {
+            let path = format!("/v1/sandboxes/{}/transfer", client::part(&name));
+            client.post(&path, &serde_json::json!({"owner": owner}).to_string()).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Events { name, follow } => events(&client, name, follow, output).await,
+        Command::Confirm => {
+            let confirmed = client.post("/v1/files/confirm", "").await?;
+            show::value(&confirmed, output)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn apply(client: &Client, files: &[PathBuf], dry: bool) -> anyhow::Result<Vec<Value>> {
+    let mut results = Vec::new();
+    for file in files {
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        let path = format!("/v1/apply?dry_run={}", u8::from(dry));
+        let answer = client.post(&path, &text).await.with_context(|| file.display().to_string())?;
+        results.extend(answer["results"].as_array().cloned().unwrap_or_default());
+    }
+    Ok(results)
+}
+
+async fn get(client: &Client, name: Option<&str>, output: Output) -> anyhow::Result<ExitCode> {
+    match name {
+        None => show::sandboxes(&client.get("/v1/sandboxes").await?, output)?,
+        Some("files") => show::files(&client.get("/v1/files").await?, output)?,
+        Some("images") => show::images(&client.get("/v1/images").await?, output)?,
+        Some(name) => {
+            let sandbox = client.get(&format!("/v1/sandboxes/{}", client::part(name))).await?;
+            show::sandbox(&sandbox, output)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn power(
+    client: &Client,
+    name: &str,
+    verb: &str,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let path = format!("/v1/sandboxes/{}/{verb}?wait=60s", client::part(name));
+    let sandbox = client.post(&path, "").await?;
+    if output == Output::Table {
+        show::complain(&format!("{name}: {}", sandbox["status"]["phase"].as_str().unwrap_or("?")));
+    } else {
+        show::value(&sandbox, output)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn events(
+    client: &Client,
+    name: Option<String>,
+    follow: bool,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let about = name.map(|name| format!("sandbox={}", client::part(&name))).unwrap_or_default();
+    if !follow {
+        show::events(&client.get(&format!("/v1/events?{about}")).await?, output)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut pending = Vec::new();
+    let each = |bytes: &[u8]| {
+        pending.extend_from_slice(bytes);
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            show::event_line(&line, output)?;
+        }
+        Ok(())
+    };
+    client.stream(&format!("/v1/events?follow=1&{about}"), each).await?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,45 @@
+//! `sodiumd check`: the daemon's own reading of files, without a daemon.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use crate::cli::show;
+use crate::config::Config;
+use crate::desired::parse::parse;
+
+/// Prints every fault with its place and the line it is in. Exit 2 if there is one.
+pub(super) fn check(files: &[PathBuf], config: &Config) -> anyhow::Result<ExitCode> {
+    let rules = crate::daemon::rules(config);
+    let mut faults = 0;
+    for file in files {
+        let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+        match parse(&bytes, &rules) {
+            Ok(documents) => {
+                let names: Vec<&str> = documents.iter().map(|one| one.name.as_str()).collect();
+                show::line(&format!("{}: ok ({})", file.display(), names.join(", ")))?;
+            }
+            Err(found) => {
+                faults += found.len();
+                for violation in found {
+                    show::line(&picture(file, &bytes, &violation))?;
+                }
+            }
+        }
+    }
+    Ok(ExitCode::from(if faults == 0 { 0 } else { 2 }))
+}
+
+/// The fault, and the line it is in with a mark below.
+fn picture(file: &Path, bytes: &[u8], violation: &crate::model::Violation) -> String {
+    let head = format!("{}:{violation}", file.display());
+    let Some(at) = violation.at else { return head };
+    let index = usize::try_from(at.line.saturating_sub(1)).unwrap_or(usize::MAX);
+    let text = String::from_utf8_lossy(bytes);
+    let Some(line) = text.lines().nth(index) else { return head };
+    let indent = " ".repeat(usize::try_from(at.column.saturating_sub(1)).unwrap_or(0));
+    let number = at.line;
+    let margin = " ".repeat(number.to_string().len());
+    format!("{head}\n  {number} | {line}\n  {margin} | {indent}^")
+}

@@ -1,0 +1,274 @@
+//! Printing: tables for people, JSON and YAML for programs. The only module that prints.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+use comfy_table::{Table, presets};
+use serde_json::Value;
+
+use crate::cli::Output;
+use crate::desired::yaml;
+
+/// A line of data.
+pub(super) fn line(text: &str) -> anyhow::Result<()> {
+    raw(format!("{text}\n").as_bytes())
+}
+
+/// Data as it is.
+pub(super) fn raw(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).context("write to standard output")
+}
+
+/// Something for people, beside the data.
+pub(super) fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Any value, for programs; people get YAML.
+pub(super) fn value(value: &Value, output: Output) -> anyhow::Result<()> {
+    match output {
+        Output::Json => line(&serde_json::to_string_pretty(value)?),
+        Output::Yaml | Output::Table => raw(yaml::write(value).as_bytes()),
+    }
+}
+
+type Columns = &'static [(&'static str, fn(&Value) -> String)];
+
+fn table(rows: &[Value], columns: Columns) -> anyhow::Result<()> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(columns.iter().map(|(head, _)| *head));
+    for row in rows {
+        table.add_row(columns.iter().map(|(_, cell)| cell(row)));
+    }
+    let text = table.to_string();
+    for row in text.lines() {
+        line(row.trim())?;
+    }
+    Ok(())
+}
+
+fn items(list: &Value) -> Vec<Value> {
+    list["items"].as_array().cloned().unwrap_or_default()
+}
+
+fn listed(list: &Value, output: Output, columns: Columns) -> anyhow::Result<()> {
+    match output {
+        Output::Table => table(&items(list), columns),
+        Output::Json | Output::Yaml => value(list, output),
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
+    }
+}
+
+fn condition<'v>(sandbox: &'v Value, kind: &str) -> Option<&'v Value> {
+    sandbox["status"]["conditions"].as_array()?.iter().find(|one| one["type"] == kind)
+}
+
+fn ready(sandbox: &Value) -> String {
+    condition(sandbox, "Ready").map_or_else(|| "-".to_owned(), |one| text(&one["status"]))
+}
+
+/// What a person should know: a fault of the source first, then why it is as it is.
+fn about(sandbox: &Value) -> String {
+    let fault = condition(sandbox, "SpecCurrent").filter(|one| one["status"] == "False");
+    let shown = fault.or_else(|| condition(sandbox, "Ready"));
+    shown.map_or_else(String::new, |one| text(&one["message"]))
+}
+
+pub(super) fn sandboxes(list: &Value, output: Output) -> anyhow::Result<()> {
+    listed(
+        list,
+        output,
+        &[
+            ("NAME", |row| text(&row["metadata"]["name"])),
+            ("PHASE", |row| text(&row["status"]["phase"])),
+            ("READY", ready),
+            ("RESTARTS", |row| text(&row["status"]["restarts"])),
+            ("PID", |row| text(&row["status"]["instance"]["pid"])),
+            ("OWNER", |row| text(&row["metadata"]["owner"])),
+            ("ABOUT", about),
+        ],
+    )
+}
+
+pub(super) fn sandbox(sandbox: &Value, output: Output) -> anyhow::Result<()> {
+    if output != Output::Table {
+        return value(sandbox, output);
+    }
+    let status = &sandbox["status"];
+    line(&format!(
+        "{} ({})   {}",
+        text(&sandbox["metadata"]["name"]),
+        text(&sandbox["metadata"]["uid"]),
+        text(&status["phase"])
+    ))?;
+    line(&format!(
+        "owner {}   generation {}",
+        text(&sandbox["metadata"]["owner"]),
+        text(&sandbox["metadata"]["generation"])
+    ))?;
+    if !status["last_exit"].is_null() {
+        line(&format!("last exit {}", status["last_exit"]))?;
+    }
+    line("")?;
+    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+    table(
+        &conditions,
+        &[
+            ("CONDITION", |row| text(&row["type"])),
+            ("STATUS", |row| text(&row["status"])),
+            ("REASON", |row| text(&row["reason"])),
+            ("MESSAGE", |row| text(&row["message"])),
+        ],
+    )?;
+    line("")?;
+    let limits = status["limits"].as_array().cloned().unwrap_or_default();
+    table(
+        &limits,
+        &[
+            ("LIMIT", |row| text(&row["limit"])),
+            ("REQUESTED", |row| text(&row["requested"])),
+            ("READ BACK", |row| text(&row["read_back"])),
+            ("ENFORCED", |row| text(&row["enforced"])),
+            ("BY", |row| {
+                let why = text(&row["reason"]);
+                if row["reason"].is_null() { text(&row["mechanism"]) } else { why }
+            }),
+        ],
+    )
+}
+
+pub(super) fn files(list: &Value, output: Output) -> anyhow::Result<()> {
+    listed(
+        list,
+        output,
+        &[
+            ("FILE", |row| text(&row["path"])),
+            ("SANDBOXES", |row| {
+                let names = row["names"].as_array().cloned().unwrap_or_default();
+                names.iter().map(text).collect::<Vec<_>>().join(" ")
+            }),
+            ("STATE", |row| {
+                let faulty = row["faults"].as_array().is_some_and(|faults| !faults.is_empty());
+                let conflicts = row["conflicts"].as_object().is_some_and(|one| !one.is_empty());
+                let missing = row["missing"].as_object().is_some_and(|one| !one.is_empty());
+                let words = [
+                    (faulty, "Invalid"),
+                    (conflicts, "Conflict"),
+                    (!row["held"].is_null(), "Held"),
+                    (missing, "Missing"),
+                ];
+                words.iter().find(|(holds, _)| *holds).map_or("Ok", |(_, word)| *word).to_owned()
+            }),
+            ("ABOUT", |row| {
+                let faults = row["faults"].as_array().cloned().unwrap_or_default();
+                let faults = faults
+                    .into_iter()
+                    .filter_map(|one| serde_json::from_value::<crate::model::Violation>(one).ok())
+                    .map(|fault| fault.to_string());
+                let conflicts = row["conflicts"].as_object().cloned().unwrap_or_default();
+                let conflicts =
+                    conflicts.iter().map(|(name, why)| format!("{name}: {}", text(why)));
+                let held = row["held"]
+                    .as_str()
+                    .map(|why| format!("{why}; run \"sodiumd confirm\" to let them go"));
+                faults.chain(conflicts).chain(held).collect::<Vec<_>>().join("; ")
+            }),
+        ],
+    )
+}
+
+pub(super) fn images(list: &Value, output: Output) -> anyhow::Result<()> {
+    listed(
+        list,
+        output,
+        &[
+            ("ID", |row| text(&row["id"])),
+            ("NAME", |row| text(&row["name"])),
+            ("RUNTIME", |row| text(&row["runtime"])),
+            ("STARTUP", |row| text(&row["startup"])),
+        ],
+    )
+}
+
+pub(super) fn events(list: &Value, output: Output) -> anyhow::Result<()> {
+    listed(
+        list,
+        output,
+        &[
+            ("TIME", |row| text(&row["time"])),
+            ("LEVEL", |row| text(&row["level"])),
+            ("SANDBOX", |row| text(&row["name"])),
+            ("REASON", |row| text(&row["reason"])),
+            ("MESSAGE", |row| text(&row["message"])),
+        ],
+    )
+}
+
+/// One event as it happens.
+pub(super) fn event_line(json: &[u8], output: Output) -> anyhow::Result<()> {
+    let event: Value = serde_json::from_slice(json).context("read an event")?;
+    match output {
+        Output::Json => line(&event.to_string()),
+        Output::Yaml => raw(format!("---\n{}", yaml::write(&event)).as_bytes()),
+        Output::Table => {
+            let fields =
+                ["time", "level", "name", "reason", "message"].map(|key| text(&event[key]));
+            line(&fields.join("  "))
+        }
+    }
+}
+
+pub(super) fn applied(results: &[Value], output: Output) -> anyhow::Result<()> {
+    if output != Output::Table {
+        return value(&Value::Array(results.to_vec()), output);
+    }
+    table(
+        results,
+        &[
+            ("NAME", |row| text(&row["name"])),
+            ("ACTION", |row| text(&row["action"])),
+            ("EFFECT", |row| text(&row["effect"])),
+            ("FIELDS", |row| {
+                let fields = row["fields"].as_array().cloned().unwrap_or_default();
+                let why = row["why"].as_str().map(str::to_owned);
+                why.unwrap_or_else(|| fields.iter().map(text).collect::<Vec<_>>().join(", "))
+            }),
+        ],
+    )
+}
+
+pub(super) fn plan(plan: &Value, output: Output) -> anyhow::Result<()> {
+    if output != Output::Table {
+        return value(plan, output);
+    }
+    let steps = plan["steps"].as_array().cloned().unwrap_or_default();
+    if steps.is_empty() {
+        line("nothing to do: the machine is as declared")?;
+    } else {
+        table(
+            &steps,
+            &[
+                ("NAME", |row| text(&row["name"])),
+                ("STEP", |row| text(&row["step"])),
+                ("AT", |row| if row["at"].is_null() { "now".to_owned() } else { text(&row["at"]) }),
+                ("WHY", |row| text(&row["why"])),
+            ],
+        )?;
+    }
+    for (path, faults) in plan["faults"].as_object().cloned().unwrap_or_default() {
+        complain(&format!(
+            "{path}: {} faults; its last good text is in force",
+            faults.as_array().map_or(0, Vec::len)
+        ));
+    }
+    Ok(())
+}

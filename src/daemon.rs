@@ -1,0 +1,310 @@
+//! The daemon, composed: locks, store, drivers, loop, files, listeners; and their orderly end.
+//!
+//! The API is up before anything is adopted, and nothing here waits for a sandbox. Ending the daemon
+//! ends no sandbox: their shims go on, and the next daemon adopts them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::api::{self, Api};
+use crate::config::{Config, StoreKind};
+use crate::desired::watch::{Source, Watch};
+use crate::driver::Driver;
+use crate::driver::host::{Host, Paths, Shimmed};
+use crate::driver::workspace::Workspaces;
+use crate::model::admission::Rules;
+use crate::model::{Isolation, RestartPolicy};
+use crate::reconcile::console::Consoles;
+use crate::reconcile::queue::Queue;
+use crate::reconcile::{self, Handle, World, adopt};
+use crate::store::{Store, database_path};
+use crate::sys::lock::{self, Lock};
+use crate::sys::{clock, path, socket, spawn};
+
+/// The local socket's name in the run directory.
+pub const SOCKET: &str = "sodiumd.sock";
+/// Threads for HTTP, consoles and the loop's waiting.
+const WORKER_COUNT_MAX: usize = 4;
+/// Threads for passes and other work that blocks.
+const BLOCKING_COUNT_MAX: usize = 32;
+/// How often expired workspaces are looked for.
+const EXPIRE_EVERY: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// What admission goes by under this configuration.
+pub fn rules(config: &Config) -> Rules {
+    let (images, bad) = crate::image::load(&config.images_path);
+    for bad in bad {
+        warn!(path = %bad.path.display(), why = bad.message, "image file left out");
+    }
+    Rules {
+        default_isolation: config.isolation,
+        floor: config.isolation_floor,
+        default_limits: config.default_limits,
+        network_enabled: config.network_enabled,
+        images,
+        default_policy: RestartPolicy::OnFailure,
+    }
+}
+
+/// Runs until asked to end.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    spawn::limit_arenas(2);
+    spawn::raise_open_files();
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(WORKER_COUNT_MAX))
+        .max_blocking_threads(BLOCKING_COUNT_MAX)
+        .thread_keep_alive(std::time::Duration::from_secs(5))
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let locks = prepare(&config)?;
+    let done = runtime.block_on(serve(config));
+    // Requests that go on, such as log followers, end with the runtime.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    drop(locks);
+    done
+}
+
+/// Directories and locks, before anything else is touched.
+fn prepare(config: &Config) -> anyhow::Result<[Lock; 2]> {
+    for dir in [&config.state_path, &config.run_path] {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.with_context(|| format!("make {}", dir.display()))?;
+    }
+    Ok([take(&config.state_path, "state_path")?, take(&config.run_path, "run_path")?])
+}
+
+fn take(dir: &Path, key: &str) -> anyhow::Result<Lock> {
+    let path = dir.join("lock");
+    match lock::try_take(&path).with_context(|| format!("lock {}", dir.display()))? {
+        Some(lock) => Ok(lock),
+        None => bail!(
+            "another sodiumd (pid {}) uses {}; stop it, or give this one its own \"{key}\" in config.json",
+            lock::holder(&path),
+            dir.display()
+        ),
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let (token, token_path) = token(&config)?;
+    let address = format!("{}:{}", config.host, config.port);
+    let tcp = TcpListener::bind(&address).await;
+    let tcp = tcp.with_context(|| format!("listen on {address}; is the port taken?"))?;
+    let bound = tcp.local_addr().context("listen")?;
+    let local = local_listener(&config.run_path.join(SOCKET))?;
+    let store = Store::open(&database_path(&config.state_path))?;
+    let queue = Arc::new(Queue::default());
+    let rules = Arc::new(rules(&config));
+    let world = Arc::new(world(&config, store.clone(), &rules, &queue)?);
+    let handle = Handle::new(Arc::clone(&world), Arc::clone(&queue));
+    let looked_at = handle.clone();
+    let (watch, watching) = Watch::start(Source {
+        root: config.desired_path.clone(),
+        store: store.clone(),
+        rules: Arc::clone(&rules),
+        clock: clock::wall_ms,
+        changed: Box::new(move |name| looked_at.look_at(name)),
+    });
+    let declare = match config.store {
+        StoreKind::Sqlite => api::Declare::Sqlite,
+        StoreKind::Files => api::Declare::Files { dir: config.desired_path.clone() },
+    };
+    let api = Arc::new(Api {
+        store,
+        handle,
+        rules,
+        auth: api::Auth::new(token),
+        tickets: api::Tickets::default(),
+        declare,
+        watch: watch.clone(),
+        about: api::About {
+            version: env!("CARGO_PKG_VERSION"),
+            started_at_ms: clock::boot_ms(),
+            boot_ms: clock::boot_ms,
+        },
+        clock: clock::wall_ms,
+    });
+    greet(&config, bound.to_string(), &token_path);
+    let shutdown = CancellationToken::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(serve_on(tcp, api::router(Arc::clone(&api), false), shutdown.clone()));
+    tasks.spawn(serve_on(local, api::router(api, true), shutdown.clone()));
+    tasks.spawn(loop_task(Arc::clone(&world), queue, shutdown.clone()));
+    tasks.spawn(expire_task(world, config, shutdown.clone()));
+    let ended = tokio::select! {
+        why = asked_to_end() => why,
+        // No task ends by itself; one that does takes the daemon with it.
+        done = tasks.join_next() => Err(anyhow::anyhow!("a task ended unexpectedly: {done:?}")),
+    };
+    info!("ending; sandboxes go on and are adopted by the next start");
+    shutdown.cancel();
+    watch.stop();
+    let orderly = tokio::time::timeout(std::time::Duration::from_secs(5), async {
+        while tasks.join_next().await.is_some() {}
+    });
+    if orderly.await.is_err() {
+        warn!("some requests did not end in time and were cut off");
+    }
+    // The thread ends with its present scan.
+    let _ = reconcile::blocking(move || watching.join()).await;
+    ended
+}
+
+async fn asked_to_end() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => (),
+        _ = interrupt.recv() => (),
+    }
+    Ok(())
+}
+
+/// Serves until shut down; requests that run are given their end.
+async fn serve_on<L>(
+    listener: L,
+    router: axum::Router,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()>
+where
+    L: axum::serve::Listener,
+    L::Addr: std::fmt::Debug,
+{
+    axum::serve(listener, router)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+        .context("serve")
+}
+
+async fn loop_task(
+    world: Arc<World>,
+    queue: Arc<Queue>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let swept = Arc::clone(&world);
+    let sweeping = tokio::spawn(reconcile::blocking(move || adopt::sweep_blocking(&swept)));
+    reconcile::run(world, queue, shutdown, clock::wall_ms).await;
+    sweeping.await.context("sweep")
+}
+
+async fn expire_task(
+    world: Arc<World>,
+    config: Config,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        let (world, keep) = (Arc::clone(&world), config.workspace_undo.0);
+        let expired = reconcile::blocking(move || match &world.host {
+            Some(host) => host.workspaces.expire(clock::wall_ms(), keep),
+            None => Ok(()),
+        });
+        if let Err(error) = expired.await {
+            warn!(error = crate::error::chain(&error), "old workspaces not removed");
+        }
+        // Both arms only wait.
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(EXPIRE_EVERY) => (),
+        }
+    }
+}
+
+fn world(
+    config: &Config,
+    store: Store,
+    rules: &Rules,
+    queue: &Arc<Queue>,
+) -> anyhow::Result<World> {
+    let paths = Paths {
+        run: config.run_path.clone(),
+        state: config.state_path.clone(),
+        shim: shim_path()?,
+    };
+    let workspaces = Workspaces::open(&config.sandboxes_path, crate::sys::is_root())?;
+    let host = Arc::new(Host::open(paths, workspaces, config.console_bytes, store.epoch())?);
+    let mut drivers: BTreeMap<Isolation, Arc<dyn Driver>> = BTreeMap::new();
+    let mut unavailable = BTreeMap::new();
+    match Shimmed::bubblewrap(Arc::clone(&host)) {
+        Ok(driver) => drop(drivers.insert(Isolation::Bubblewrap, Arc::new(driver))),
+        Err(error) => {
+            let why = crate::error::chain(&error);
+            warn!(why, "bubblewrap is not to be had");
+            unavailable.insert(Isolation::Bubblewrap, why);
+        }
+    }
+    drivers.insert(Isolation::Process, Arc::new(Shimmed::process(Arc::clone(&host))));
+    let none = "gvisor is not part of this release; use bubblewrap".to_owned();
+    unavailable.insert(Isolation::Gvisor, none);
+    Ok(World {
+        store,
+        drivers,
+        unavailable,
+        host: Some(host),
+        images: Arc::new(rules.images.clone()),
+        boot_id: clock::boot_id(),
+        consoles: Arc::new(Consoles::new(Arc::clone(queue), tokio::runtime::Handle::current())),
+    })
+}
+
+/// The shim lies beside the daemon.
+fn shim_path() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("find our own program")?;
+    let shim = own.with_file_name("sodium-shim");
+    if !shim.is_file() {
+        bail!("{} is missing; install it beside {}", shim.display(), own.display());
+    }
+    Ok(shim)
+}
+
+/// The configured token, or one made at the first start and kept.
+fn token(config: &Config) -> anyhow::Result<(String, PathBuf)> {
+    let path = config.state_path.join("token");
+    if let Some(token) = &config.token {
+        return Ok((token.clone(), path));
+    }
+    if let Ok(text) = fs::read_to_string(&path)
+        && !text.trim().is_empty()
+    {
+        return Ok((text.trim().to_owned(), path));
+    }
+    let mut bytes = [0_u8; 32];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("make a token: {error}"))?;
+    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    path::write_durably(&path, format!("{token}\n").as_bytes())?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).context("protect the token")?;
+    Ok((token, path))
+}
+
+fn local_listener(path: &Path) -> anyhow::Result<UnixListener> {
+    let listener = socket::listen(path)?;
+    UnixListener::from_std(listener).context("listen on the local socket")
+}
+
+/// Says where to look. To people, so not as log lines.
+fn greet(config: &Config, bound: String, token_path: &Path) {
+    let token = match &config.token {
+        Some(_) => "the \"token\" of config.json".to_owned(),
+        None => format!("$(cat {})", token_path.display()),
+    };
+    let lines = [
+        format!("sodiumd {} is up", env!("CARGO_PKG_VERSION")),
+        format!("  API       http://{bound}   Authorization: Bearer {token}"),
+        format!("  specs     {}/*.yaml", config.desired_path.display()),
+        format!("  state     {}", config.state_path.display()),
+        "  look      sodiumd get · sodiumd logs NAME -f · sodiumd events".to_owned(),
+    ];
+    // Nobody reads it? Then nobody misses it.
+    let _ = io::Write::write_all(&mut io::stderr(), format!("{}\n", lines.join("\n")).as_bytes());
+}

@@ -1,0 +1,246 @@
+//! A real daemon in a directory of its own, for tests: started, asked, killed, started again. It cleans
+//! up what its sandboxes left behind even when a test fails.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use sodiumd::driver::Driver;
+use sodiumd::driver::host::{Host, Paths, Shimmed};
+use sodiumd::driver::workspace::Workspaces;
+use sodiumd::model::Observed;
+
+/// Longer than anything here takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TOKEN: &str = "a-token-for-tests";
+
+pub struct Desk {
+    pub dir: tempfile::TempDir,
+    pub daemon: Option<Child>,
+    pub port: u16,
+    http: reqwest::Client,
+}
+
+/// An answer: status and JSON.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub json: Value,
+}
+
+impl Desk {
+    /// A running daemon with the usual configuration.
+    pub async fn new() -> Self {
+        Self::with(json!({})).await
+    }
+
+    /// A running daemon whose configuration has these keys too.
+    pub async fn with(extra: Value) -> Self {
+        let mut desk = Self::prepared(extra);
+        desk.start().await;
+        desk
+    }
+
+    /// Everything but the daemon.
+    pub fn prepared(extra: Value) -> Self {
+        let dir = tempfile::Builder::new().prefix("sodium-it-").tempdir().unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(dir.path(), mode).unwrap();
+        fs::create_dir(dir.path().join("desired")).unwrap();
+        let mut config = json!({
+            "port": 0, "token": TOKEN, "isolation_floor": "process", "run_path": "./run",
+            "images_path": Path::new(env!("CARGO_MANIFEST_DIR")).join("images"),
+        });
+        for (key, value) in extra.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        Self { dir, daemon: None, port: 0, http: reqwest::Client::new() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub async fn start(&mut self) {
+        let log = self.path("log");
+        let from = fs::metadata(&log).map_or(0, |meta| meta.len());
+        self.daemon = Some(self.spawn());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let text = text.get(usize::try_from(from).unwrap()..).unwrap_or_default();
+            if let Some((_, rest)) = text.split_once("http://127.0.0.1:") {
+                let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+                self.port = digits.parse().unwrap();
+                return;
+            }
+            let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "daemon did not start: {text}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub fn spawn(&self) -> Child {
+        let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_sodiumd"))
+            .args(["run", "--config"])
+            .arg(self.path("config.json"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+        }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    pub async fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+        self.ask_as(Some(TOKEN), method, path, body).await
+    }
+
+    pub async fn ask_as(
+        &self,
+        token: Option<&str>,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> Answer {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        let mut request = self.http.request(method, self.url(path)).body(body.to_owned());
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        let response = request.send().await.unwrap();
+        let status = response.status().as_u16();
+        let bytes = response.bytes().await.unwrap();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Answer { status, json: serde_json::from_slice(&bytes).unwrap_or(Value::String(text)) }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, "").await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        self.ask("POST", path, &body).await
+    }
+
+    /// Declares by file.
+    pub fn write_spec(&self, file: &str, name: &str, spec: &Value) {
+        let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
+            "metadata": {"name": name}, "spec": spec});
+        let path = self.path("desired").join(file);
+        let temporary = path.with_extension("tmp");
+        fs::write(&temporary, document.to_string()).unwrap();
+        fs::rename(&temporary, &path).unwrap();
+    }
+
+    pub async fn sandbox(&self, name: &str) -> Value {
+        self.get(&format!("/v1/sandboxes/{name}")).await.json
+    }
+
+    /// Waits until a sandbox is as wanted, and returns it.
+    #[track_caller]
+    pub fn wait_for<'d>(
+        &'d self,
+        name: &'d str,
+        what: &'d str,
+        done: impl Fn(&Value) -> bool + 'd,
+    ) -> impl Future<Output = Value> + 'd {
+        let caller = std::panic::Location::caller();
+        async move {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let sandbox = self.sandbox(name).await;
+                if done(&sandbox) {
+                    return sandbox;
+                }
+                if Instant::now() > deadline {
+                    panic!("{caller}: {name} is not {what}: {sandbox:#}\n{}", self.log());
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    pub async fn wait_phase(&self, name: &str, phase: &str) -> Value {
+        self.wait_for(name, phase, |sandbox| sandbox["status"]["phase"] == phase).await
+    }
+
+    pub async fn logs(&self, name: &str) -> String {
+        match self.get(&format!("/v1/sandboxes/{name}/logs")).await.json {
+            Value::String(text) => text,
+            // A number alone is JSON too.
+            other => other.to_string(),
+        }
+    }
+
+    pub async fn wait_logs(&self, name: &str, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let logs = self.logs(name).await;
+            if logs.contains(text) {
+                return logs;
+            }
+            assert!(Instant::now() < deadline, "{text:?} is not in {logs:?}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The daemon's command line, against this daemon.
+    pub fn cli(&self, args: &[&str]) -> (i32, String, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_sodiumd"))
+            .args(args)
+            .arg("--config")
+            .arg(self.path("config.json"))
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.kill();
+        let (run, state) = (self.path("run"), self.path("state"));
+        if !run.exists() || !state.exists() {
+            return;
+        }
+        let paths = Paths { run, state, shim: PathBuf::new() };
+        let workspaces = Workspaces::open(&self.path("sandboxes"), true).unwrap();
+        let host = std::sync::Arc::new(Host::open(paths, workspaces, 1 << 20, u64::MAX).unwrap());
+        let driver = Shimmed::process(std::sync::Arc::clone(&host));
+        let deadline = Instant::now() + PATIENCE;
+        for iid in host.residues() {
+            while driver.observe(&iid).ok() != Some(Observed::Gone { exit: None, residue: false })
+                && Instant::now() < deadline
+            {
+                let _ = driver.kill_shim(&iid);
+                let _ = driver.clean_up(&iid);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        host.cgroups.remove();
+    }
+}

@@ -1,0 +1,205 @@
+//! Rules about the source itself. Breaking one fails `cargo test`, not a review.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Who may import whom.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("model", &[]),
+    ("plan", &["model"]),
+    ("sys", &[]),
+    ("config", &["model"]),
+    ("store", &["model"]),
+    ("desired", &["error", "model", "store"]),
+    ("image", &["model"]),
+    ("shim", &["error", "sys"]),
+    ("driver", &["error", "model", "sys", "shim"]),
+    ("reconcile", &["error", "model", "plan", "driver", "image", "store", "shim"]),
+    ("api", &["error", "model", "plan", "desired", "store", "shim", "reconcile"]),
+    (
+        "daemon",
+        &[
+            "api",
+            "config",
+            "desired",
+            "driver",
+            "error",
+            "image",
+            "model",
+            "reconcile",
+            "store",
+            "sys",
+        ],
+    ),
+    ("cli", &["config", "daemon", "desired", "model", "telemetry"]),
+    ("telemetry", &[]),
+];
+
+/// Words that would make a pure module impure.
+const IMPURE: &[&str] =
+    &["tokio", "std::fs", "std::process", "Instant::now", "SystemTime", "nix::"];
+
+/// Each outside crate and the only modules that may know it.
+const ADAPTERS: &[(&str, &[&str])] = &[
+    ("axum", &["api", "daemon"]),
+    ("clap", &["cli"]),
+    ("comfy_table", &["cli"]),
+    ("reqwest", &["cli"]),
+    ("rusqlite", &["store"]),
+    ("notify", &["desired"]),
+    ("serde_yaml", &["desired"]),
+    ("nix", &["sys"]),
+    ("libc", &["sys"]),
+    ("tokio", &["api", "cli", "daemon", "desired", "reconcile", "store"]),
+];
+
+/// Names that say nothing about what they name.
+const EMPTY_NAMES: &[&str] = &["manager", "helper", "util", "common", "misc", "processor"];
+
+const FN_LINES_MAX: usize = 70;
+const FILE_LINES_MAX: usize = 600;
+
+#[test]
+fn modules_import_only_what_is_below_them() {
+    for (file, text) in sources() {
+        if matches!(module(&file), "lib" | "main" | "shim_main") {
+            continue;
+        }
+        let listed = LAYERS.iter().find(|(name, _)| *name == module(&file));
+        let (_, allowed) = listed.unwrap_or_else(|| panic!("add {} to LAYERS", module(&file)));
+        for (line, used) in uses(&text) {
+            let own = used == module(&file);
+            assert!(
+                own || allowed.contains(&used),
+                "{}:{line}: {} must not use {used}",
+                file.display(),
+                module(&file),
+            );
+        }
+    }
+}
+
+#[test]
+fn pure_modules_stay_pure() {
+    for (file, text) in sources() {
+        if matches!(module(&file), "error" | "model" | "plan") {
+            for word in IMPURE {
+                assert!(!production(&text).contains(word), "{}: {word}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn outside_crates_are_known_only_to_their_adapters() {
+    for (file, text) in sources() {
+        for (name, allowed) in ADAPTERS {
+            let used = production(&text).lines().any(|line| {
+                let code = line.trim_start();
+                !code.starts_with("//") && has_path(code, name)
+            });
+            let fits = allowed.contains(&module(&file));
+            assert!(!used || fits, "{}: only {allowed:?} may use {name}", file.display());
+        }
+    }
+}
+
+/// Whether the code has `name::`, and not as the end of a longer name.
+fn has_path(code: &str, name: &str) -> bool {
+    let path = format!("{name}::");
+    code.match_indices(&path).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        !before.is_some_and(|found| found.is_alphanumeric() || found == '_' || found == ':')
+    })
+}
+
+#[test]
+fn every_file_opens_with_its_purpose_and_ends_in_time() {
+    for (file, text) in sources() {
+        assert!(text.starts_with("//! "), "{}: no //! header", file.display());
+        let lines = production(&text).lines().count();
+        assert!(lines <= FILE_LINES_MAX, "{}: {lines} lines", file.display());
+        for (line, length) in functions(&text) {
+            assert!(length <= FN_LINES_MAX, "{}:{line}: fn of {length} lines", file.display());
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_for_later_and_names_say_something() {
+    for (file, text) in sources() {
+        for word in ["FIXME", "TODO", "XXX"] {
+            assert!(!text.contains(word), "{}: {word}", file.display());
+        }
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        assert!(!EMPTY_NAMES.contains(&name), "{}", file.display());
+    }
+}
+
+/// `src/driver/bwrap.rs` belongs to `driver`.
+fn module(file: &Path) -> &str {
+    let part = file.components().nth(1).expect("src/…").as_os_str().to_str().expect("UTF-8");
+    part.strip_suffix(".rs").unwrap_or(part)
+}
+
+fn production(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap_or_default()
+}
+
+fn uses(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().flat_map(|(index, line)| {
+        line.match_indices("crate::").filter_map(move |(at, found)| {
+            let path = &line[at + found.len()..];
+            let word = path.split(|c: char| !c.is_alphanumeric() && c != '_').next()?;
+            let comment = line.trim_start().starts_with("//");
+            (!comment && !word.is_empty()).then_some((index + 1, word))
+        })
+    })
+}
+
+/// Start line and length of each function, by rustfmt's indentation.
+fn functions(text: &str) -> Vec<(usize, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (start, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let words: Vec<&str> = code.split_whitespace().take(4).collect();
+        let is_fn = words.iter().position(|word| *word == "fn").is_some_and(|at| {
+            words[..at]
+                .iter()
+                .all(|word| word.starts_with("pub") || *word == "async" || *word == "const")
+        });
+        if !is_fn {
+            continue;
+        }
+        // A declaration without a body, as in a trait.
+        let header = lines[start..].iter().find(|line| line.ends_with(['{', ';']));
+        if header.is_none_or(|line| line.ends_with(';')) {
+            continue;
+        }
+        let closing = format!("{}}}", " ".repeat(line.len() - code.len()));
+        if let Some(length) = lines[start..].iter().position(|line| *line == closing) {
+            found.push((start + 1, length + 1));
+        }
+    }
+    found
+}
+
+fn sources() -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut pending = vec![PathBuf::from("src")];
+    while let Some(dir) = pending.pop() {
+        for entry in fs::read_dir(&dir).expect("run from the crate root") {
+            let path = entry.expect("readable").path();
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("UTF-8");
+                found.push((path, text));
+            }
+        }
+    }
+    assert!(found.len() > 50, "the sources were not found");
+    found
+}
