@@ -120,6 +120,7 @@ pub fn router(api: Shared, trusted: bool) -> Router {
         .merge(open)
         .layer(axum::Extension(auth::Trusted(trusted)))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn(request::refuse_oversized))
         .fallback(|| async { ApiError::NotFound })
         .method_not_allowed_fallback(|| async {
             (

@@ -97,7 +97,8 @@ impl Host {
     pub fn residues(&self) -> Vec<Iid> {
         let dirs = fs::read_dir(self.paths.run.join("i")).into_iter().flatten().flatten();
         let names = dirs.filter_map(|entry| entry.file_name().into_string().ok());
-        let names = names.chain(self.cgroups.names()).filter(|name| !name.starts_with('.'));
+        let names =
+            names.chain(self.cgroups.names()).map(|name| name.trim_start_matches('.').to_owned());
         let mut iids: Vec<Iid> = names.filter_map(|name| Iid::parse(&name)).collect();
         iids.sort_unstable();
         iids.dedup();
@@ -116,6 +117,11 @@ impl Host {
 
     fn run_dir(&self, iid: &Iid) -> PathBuf {
         self.paths.run.join("i").join(iid.as_str())
+    }
+
+    /// What a run directory is called until it is whole.
+    fn unfinished(&self, iid: &Iid) -> PathBuf {
+        self.paths.run.join("i").join(format!(".{iid}"))
     }
 
     fn exit_path(&self, iid: &Iid) -> PathBuf {
@@ -213,8 +219,7 @@ impl Shimmed {
 
     /// Made under a temporary name: a run directory that is there is whole.
     fn make_run_dir(&self, launch: &Launch, iid: &Iid) -> Result<(), SysError> {
-        let dir = self.host.run_dir(iid);
-        let unfinished = dir.with_file_name(format!(".{iid}"));
+        let (dir, unfinished) = (self.host.run_dir(iid), self.host.unfinished(iid));
         let failed = |source| SysError::io("make", &dir, source);
         let _ = fs::remove_dir_all(&unfinished);
         let json = serde_json::to_vec(launch).expect("a launch has string keys");
@@ -418,7 +423,8 @@ impl Driver for Shimmed {
             Err(_) => self.host.reap(iid),
         }
         self.host.cgroups.group(iid.as_str()).remove().map_err(host)?;
-        for path in [self.host.run_dir(iid), self.host.exit_path(iid)] {
+        let remains = [self.host.run_dir(iid), self.host.unfinished(iid), self.host.exit_path(iid)];
+        for path in remains {
             let removed =
                 if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             match removed {

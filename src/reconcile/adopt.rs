@@ -11,6 +11,8 @@ use crate::reconcile::pass::World;
 /// is reported and left alone, since killing it would need a reason and nobody has given one.
 pub fn sweep_blocking(world: &World) {
     let Some(host) = &world.host else { return };
+    // Looked at before the records: what appears on the host has its record by then.
+    let residues = host.residues();
     let snapshot = world.store.snapshot();
     let known = |iid: &Iid| {
         snapshot
@@ -20,7 +22,7 @@ pub fn sweep_blocking(world: &World) {
             .any(|instance| instance.iid == *iid)
     };
     let Some(driver) = world.drivers.values().next() else { return };
-    for iid in host.residues().into_iter().filter(|iid| !known(iid)) {
+    for iid in residues.into_iter().filter(|iid| !known(iid)) {
         match driver.observe(&iid) {
             Ok(Observed::Gone { .. } | Observed::Exited { .. }) => {
                 if let Err(error) = driver.clean_up(&iid) {

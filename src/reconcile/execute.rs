@@ -11,7 +11,7 @@ use crate::model::{
     Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Observed,
     Owner, Sandbox, Span, Time,
 };
-use crate::plan::{Next, Plan, Step, Stopping, View, backoff, report};
+use crate::plan::{Next, Plan, Policy, Step, Stopping, View, backoff, report};
 use crate::reconcile::pass::{Again, World};
 use crate::store::{Core, StoreError};
 
@@ -31,12 +31,12 @@ pub(super) enum StepError {
 
 pub(super) fn execute(
     world: &World,
+    view: &View<'_>,
     sandbox: &Arc<Sandbox>,
     plan: &Plan,
-    now: Time,
 ) -> Result<Again, StepError> {
     let Next::Do(step) = &plan.next else { return Ok(Again::Now) };
-    let act = Act { world, sandbox, plan, now };
+    let act = Act { world, sandbox, plan, policy: view.policy, now: view.now };
     match step {
         Step::Start => act.start(),
         Step::MarkRunning { pid, started_at } => act.mark_running(*pid, *started_at),
@@ -72,6 +72,7 @@ struct Act<'a> {
     world: &'a World,
     sandbox: &'a Arc<Sandbox>,
     plan: &'a Plan,
+    policy: &'a Policy,
     now: Time,
 }
 
@@ -189,14 +190,16 @@ impl Act<'_> {
             // Another daemon started it: the kernel says what its limits are.
             None => self.driver(instance)?.adjust(&instance.iid, &instance.spec.limits)?,
         };
-        let (plan, now, iid) = (self.plan.clone(), self.now, instance.iid.clone());
+        let (policy, now, iid) = (self.policy.clone(), self.now, instance.iid.clone());
         self.commit_instance(move |core, sandbox, instance| {
             instance.phase = InstancePhase::Running;
             instance.pid = pid;
             instance.started_at = Some(started_at);
-            sandbox.status = plan.status;
-            sandbox.status.phase = crate::model::Phase::Running;
             set_limits(sandbox, limits);
+            let after = Sandbox { instance: Some(Arc::new(instance.clone())), ..sandbox.clone() };
+            let observed = Observed::Running { pid, started_at };
+            let view = View { sandbox: &after, observed: &observed, now, policy: &policy };
+            sandbox.status = report(&view, &Next::Settled, "it runs");
             let message = format!("{iid}, generation {}", instance.generation);
             core.event(Some(&sandbox.name), Level::Normal, ("Started", message), now)
         })?;
@@ -270,8 +273,7 @@ impl Act<'_> {
     /// One transaction: dead, how, what is remembered of it, and the event.
     fn record_exit(&self, exit: &ExitRecord) -> Result<Again, StepError> {
         let (exit, now) = (exit.clone(), self.now);
-        let policy =
-            crate::plan::Policy { boot_id: self.world.boot_id.clone(), ..Default::default() };
+        let policy = self.policy.clone();
         self.commit_instance(move |core, sandbox, instance| {
             if instance.phase == InstancePhase::Dead {
                 return Ok(());

@@ -129,12 +129,13 @@ pub fn pass_blocking(world: &World, name: &SandboxName, now: Time) -> Again {
     };
     world.consoles.follow(world, sandbox, &observed);
     let policy = world.policy(sandbox, &snapshot);
-    let plan = plan(&View { sandbox, observed: &observed, now, policy: &policy });
+    let view = View { sandbox, observed: &observed, now, policy: &policy };
+    let plan = plan(&view);
     let again = match &plan.next {
         Next::Do(step) => {
             let (step, why) = (step.clone(), plan.why.clone());
             info!(sandbox = name.as_str(), step = step.word(), why, "step");
-            match execute::execute(world, sandbox, &plan, now) {
+            match execute::execute(world, &view, sandbox, &plan) {
                 Ok(again) => again,
                 Err(error) => failed(name, &error),
             }

@@ -1,1 +1,325 @@
-//! x
+//! The full API and the command line over it.
+
+use futures_util::StreamExt;
+use reqwest::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
+use serde_json::{Value, json};
+use tokio_tungstenite::connect_async;
+
+use crate::desk::{Desk, PATIENCE, TOKEN};
+
+fn document(name: &str, spec: &Value) -> Value {
+    json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox", "metadata": {"name": name}, "spec": spec})
+}
+
+fn sleeper() -> Value {
+    json!({"command": ["sleep", "1000"], "limits": {"timeout_seconds": 0}})
+}
+
+async fn put(desk: &Desk, name: &str, spec: &Value) -> crate::desk::Answer {
+    let path = format!("/v1/sandboxes/{name}");
+    desk.ask("PUT", &path, &document(name, spec).to_string()).await
+}
+
+#[tokio::test]
+async fn a_put_declares_and_the_loop_does_the_rest() {
+    let desk = Desk::new().await;
+    let made = put(&desk, "web", &sleeper()).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    assert_eq!(made.json["metadata"]["owner"], "api");
+    let running = desk.wait_phase("web", "Running").await;
+    assert_eq!(running["status"]["observed_generation"], 1);
+    let limits = running["status"]["limits"].as_array().unwrap();
+    let memory = limits.iter().find(|limit| limit["limit"] == "memory_mb").unwrap();
+    assert_eq!((&memory["read_back"], &memory["enforced"]), (&json!(512), &json!(true)));
+    let same = put(&desk, "web", &sleeper()).await;
+    assert_eq!((same.status, &same.json["metadata"]["generation"]), (200, &json!(1)));
+    let deleted = desk.ask("DELETE", "/v1/sandboxes/web?wait=30s&force=true", "").await;
+    assert_eq!(deleted.status, 200);
+    assert_eq!(desk.get("/v1/sandboxes/web").await.status, 404);
+    assert!(
+        !desk.path("state/console").join(running["metadata"]["uid"].as_str().unwrap()).exists()
+    );
+}
+
+#[tokio::test]
+async fn an_edit_states_what_it_expects_and_is_refused_when_that_is_gone() {
+    let desk = Desk::new().await;
+    put(&desk, "web", &json!({"command": ["true"], "state": "stopped"})).await;
+    desk.wait_phase("web", "Stopped").await;
+    let http = reqwest::Client::new();
+    let url = desk.url("/v1/sandboxes/web");
+    let shown = http.get(&url).bearer_auth(TOKEN).send().await.unwrap();
+    let etag = shown.headers()[ETAG].clone();
+    let mut read: Value = shown.json().await.unwrap();
+    let send = |body: &Value, header: Option<(reqwest::header::HeaderName, &str)>| {
+        let mut request = http.put(&url).bearer_auth(TOKEN).body(body.to_string());
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        request.send()
+    };
+    // What was read can be changed and sent back as it is.
+    read["spec"]["command"] = json!(["false"]);
+    let changed = send(&read, Some((IF_MATCH, etag.to_str().unwrap()))).await.unwrap();
+    assert_eq!(changed.status(), 200);
+    let stale = send(&read, None).await.unwrap();
+    assert_eq!(stale.status(), 409, "the version inside the document counts too");
+    let body: Value = stale.json().await.unwrap();
+    assert_eq!(body["code"], "stale");
+    let exists = send(&document("web", &sleeper()), Some((IF_NONE_MATCH, "*"))).await.unwrap();
+    assert_eq!(exists.status(), 409);
+    let missing =
+        desk.ask("DELETE", "/v1/sandboxes/web?uid=00000000-0000-0000-0000-000000000000", "");
+    assert_eq!(missing.await.status, 409);
+}
+
+#[tokio::test]
+async fn all_faults_of_a_document_come_back_with_their_paths() {
+    let desk = Desk::new().await;
+    let bad =
+        put(&desk, "web", &json!({"tty": 1, "limits": {"memory": 1}, "image": "rubby"})).await;
+    assert_eq!(bad.status, 422);
+    let paths: Vec<&str> = bad.json["violations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["path"].as_str().unwrap())
+        .collect();
+    assert_eq!(paths, ["spec.limits.memory", "spec.tty"]);
+    let other =
+        desk.ask("PUT", "/v1/sandboxes/other", &document("web", &sleeper()).to_string()).await;
+    assert_eq!(other.status, 422);
+    let huge = "x".repeat(5 << 20);
+    assert_eq!(desk.ask("PUT", "/v1/sandboxes/web", &huge).await.status, 413);
+    assert_eq!(desk.ask("PATCH", "/v1/sandboxes/web", "").await.status, 405);
+    assert_eq!(desk.get("/v1/nothing").await.status, 404);
+    assert_eq!(desk.get("/v1/sandboxes").await.json["items"], json!([]));
+}
+
+#[tokio::test]
+async fn apply_says_first_and_does_then() {
+    let desk = Desk::new().await;
+    let text = "apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {name: a}\nspec: {command: [sleep, '1000']}\n\
+        ---\napiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {name: b}\nspec: {command: ['true'], state: stopped}\n";
+    let dry = desk.ask("POST", "/v1/apply?dry_run=1", text).await;
+    assert_eq!(dry.json["results"][0]["action"], "create");
+    assert_eq!(desk.get("/v1/sandboxes/a").await.status, 404);
+    let done = desk.ask("POST", "/v1/apply", text).await;
+    assert_eq!((done.status, &done.json["results"][1]["action"]), (200, &json!("created")));
+    desk.wait_phase("a", "Running").await;
+    let again = desk.ask("POST", "/v1/apply", text).await;
+    assert_eq!(again.json["results"][0]["action"], "unchanged");
+    let changed = text.replace("'1000'", "'2000'");
+    let dry = desk.ask("POST", "/v1/apply?dry_run=1", &changed).await;
+    assert_eq!(
+        dry.json["results"][0],
+        json!({"name": "a", "action": "change", "effect": "restart",
+        "fields": ["command"]})
+    );
+    desk.write_spec("f.yaml", "owned", &sleeper());
+    desk.wait_phase("owned", "Running").await;
+    let refused = desk.ask("POST", "/v1/apply", &text.replace("name: b", "name: owned")).await;
+    assert_eq!(refused.status, 409, "{refused:?}");
+    // One that is in the way keeps all others out.
+    assert_eq!(desk.sandbox("b").await["metadata"]["generation"], 1);
+    let bad = desk.ask("POST", "/v1/apply", "spec: [").await;
+    assert_eq!(bad.status, 422);
+}
+
+#[tokio::test]
+async fn power_verbs_are_durable_and_work_on_any_sandbox() {
+    let mut desk = Desk::new().await;
+    desk.write_spec("f.yaml", "web", &sleeper());
+    let first = desk.wait_phase("web", "Running").await["status"]["instance"]["pid"].clone();
+    let again = desk.post("/v1/sandboxes/web/restart?wait=30s", Value::Null).await;
+    assert_eq!(again.status, 200);
+    assert_ne!(again.json["status"]["instance"]["pid"], first);
+    let stopped = desk.post("/v1/sandboxes/web/stop?wait=30s", Value::Null).await;
+    assert_eq!(stopped.json["power"]["hold"], "stopped");
+    desk.wait_phase("web", "Stopped").await;
+    // Neither a restart of the daemon nor an edit of the file ends a hold.
+    desk.kill();
+    desk.start().await;
+    desk.write_spec("f.yaml", "web", &json!({"command": ["sleep", "2000"]}));
+    desk.wait_for("web", "edited", |one| one["metadata"]["generation"] == 2).await;
+    assert_eq!(desk.wait_phase("web", "Stopped").await["power"]["hold"], "stopped");
+    let started = desk.post("/v1/sandboxes/web/start?wait=1", Value::Null).await;
+    assert_eq!((started.status, &started.json["power"]["hold"]), (200, &Value::Null));
+    assert_eq!(desk.post("/v1/sandboxes/web/dance", Value::Null).await.status, 404);
+    assert_eq!(desk.post("/v1/sandboxes/web/start?wait=soon", Value::Null).await.status, 422);
+}
+
+#[tokio::test]
+async fn a_watch_tells_every_change_from_a_version_on() {
+    let desk = Desk::new().await;
+    let version =
+        desk.get("/v1/sandboxes").await.json["resource_version"].as_str().unwrap().to_owned();
+    put(&desk, "web", &json!({"command": ["true"], "restart": {"policy": "never"}})).await;
+    desk.wait_phase("web", "Completed").await;
+    desk.ask("DELETE", "/v1/sandboxes/web?wait=1", "").await;
+    let url = desk.url(&format!("/v1/sandboxes?watch=1&resource_version={version}"));
+    let mut response = reqwest::Client::new().get(url).bearer_auth(TOKEN).send().await.unwrap();
+    let (mut text, mut kinds, mut versions) = (String::new(), Vec::new(), Vec::new());
+    while kinds.last().is_none_or(|kind| kind != "DELETED") {
+        let chunk =
+            tokio::time::timeout(PATIENCE, response.chunk()).await.unwrap().unwrap().unwrap();
+        text.push_str(std::str::from_utf8(&chunk).unwrap());
+        while let Some((line, rest)) = text.split_once('\n') {
+            let event: Value = serde_json::from_str(line).unwrap();
+            kinds.push(event["type"].as_str().unwrap().to_owned());
+            let version = event["resource_version"].as_str().unwrap();
+            versions.push(version.rsplit_once('-').unwrap().1.parse::<u64>().unwrap());
+            text = rest.to_owned();
+        }
+    }
+    assert_eq!(kinds[0], "ADDED");
+    assert!(kinds[1..kinds.len() - 1].iter().all(|kind| kind == "MODIFIED"), "{kinds:?}");
+    assert!(versions.is_sorted_by(|one, next| one < next), "{versions:?}");
+    assert_eq!(desk.get("/v1/sandboxes?watch=1&resource_version=other-1").await.status, 410);
+}
+
+#[tokio::test]
+async fn logs_are_read_by_offset_followed_and_told_apart() {
+    let desk = Desk::new().await;
+    let script = "echo one; echo two >&2; sleep 0.3; echo three; sleep 1000";
+    put(&desk, "web", &json!({"command": ["bash", "-c", script]})).await;
+    let url = |query: &str| desk.url(&format!("/v1/sandboxes/web/logs?{query}"));
+    let http = reqwest::Client::new();
+    let mut follow = http.get(url("follow=1")).bearer_auth(TOKEN).send().await.unwrap();
+    let mut seen = String::new();
+    while !seen.contains("three") {
+        let chunk = tokio::time::timeout(PATIENCE, follow.chunk()).await.unwrap().unwrap().unwrap();
+        seen.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
+    assert_eq!(desk.get("/v1/sandboxes/web/logs?offset=8").await.json, "three\n");
+    assert_eq!(desk.get("/v1/sandboxes/web/logs?tail=4").await.json, "ree\n");
+    let lines =
+        http.get(url("format=json")).bearer_auth(TOKEN).send().await.unwrap().text().await.unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let two = lines.iter().find(|line| line["text"] == "two\n").unwrap();
+    assert_eq!((&two["stream"], two["time"].is_string()), (&json!("stderr"), true));
+    assert_eq!(desk.get("/v1/sandboxes/web/logs?offset=x").await.status, 400);
+}
+
+#[tokio::test]
+async fn a_ticket_opens_one_console_once() {
+    let desk = Desk::new().await;
+    put(&desk, "web", &sleeper()).await;
+    let made = desk.post("/v1/sandboxes/web/ticket?read_only=1", Value::Null).await.json;
+    let ticket = made["ticket"].as_str().unwrap();
+    let url = format!("ws://127.0.0.1:{}/console/web?ticket={ticket}", desk.port);
+    let (mut socket, _) = connect_async(&url).await.unwrap();
+    let stop = tokio_tungstenite::tungstenite::Message::Text(r#"{"type":"stop"}"#.into());
+    futures_util::SinkExt::send(&mut socket, stop).await.unwrap();
+    loop {
+        let text = socket.next().await.unwrap().unwrap().into_text().unwrap().to_string();
+        if text.contains("\"error\"") {
+            assert!(text.contains("Unauthorized"), "{text}");
+            break;
+        }
+    }
+    assert!(connect_async(&url).await.is_err(), "a ticket works once");
+}
+
+#[tokio::test]
+async fn the_files_store_keeps_what_the_api_is_told_in_files() {
+    let mut desk = Desk::with(json!({"store": "files"})).await;
+    let made = put(&desk, "web", &sleeper()).await;
+    assert_eq!(
+        (made.status, &made.json["metadata"]["owner"]),
+        (201, &json!("file:web.yaml")),
+        "{made:?}"
+    );
+    assert!(desk.path("desired/web.yaml").exists());
+    desk.wait_phase("web", "Running").await;
+    // The same contract: create, start with a command, delete.
+    let seed = desk.post("/sandboxes", json!({"runtime": "bash", "name": "seed"})).await;
+    assert_eq!(seed.status, 200, "{seed:?}");
+    let start = json!({"command": "sleep", "args": ["77"]});
+    assert_eq!(desk.post("/sandboxes/seed/start", start).await.status, 200);
+    let text = std::fs::read_to_string(desk.path("desired/seed.yaml")).unwrap();
+    assert!(text.contains("77"), "{text}");
+    desk.kill();
+    desk.start().await;
+    desk.wait_phase("web", "Running").await;
+    assert_eq!(desk.ask("DELETE", "/sandboxes/seed", "").await.status, 200);
+    assert!(!desk.path("desired/seed.yaml").exists());
+    let changed = put(&desk, "web", &json!({"command": ["sleep", "5"]})).await;
+    assert_eq!((changed.status, &changed.json["metadata"]["generation"]), (200, &json!(2)));
+    // A file that somebody else wrote is not the API's to edit.
+    desk.write_spec("theirs.yml", "theirs", &sleeper());
+    desk.wait_phase("theirs", "Running").await;
+    assert_eq!(put(&desk, "theirs", &sleeper()).await.status, 409);
+}
+
+#[tokio::test]
+async fn the_document_describes_every_route_and_no_other() {
+    let desk = Desk::new().await;
+    let document = desk.ask_as(None, "GET", "/v1/openapi.json", "").await.json;
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+    let source = std::fs::read_to_string("src/api.rs").unwrap();
+    let v1 = source.split_once("let v1 =").unwrap().1.split_once("let seed =").unwrap().0;
+    let mut routed = Vec::new();
+    for (prefix, text) in [("/v1", v1), ("", source.split_once("let seed =").unwrap().1)] {
+        for call in text.split(".route(").skip(1) {
+            let path = call.split('"').nth(1).unwrap();
+            let handlers = call.split(".route(").next().unwrap();
+            for method in ["get", "post", "put", "delete", "any"] {
+                let method_path = if method == "any" { "get" } else { method };
+                let called = handlers.contains(&format!("{method}("));
+                if called && path != "/console/" {
+                    let prefix = if path.starts_with("/v1") { "" } else { prefix };
+                    routed.push(format!("{method_path} {prefix}{path}"));
+                }
+            }
+        }
+    }
+    let mut described = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            described.push(format!("{method} {path}"));
+            assert!(
+                operation["responses"].is_object() && operation["summary"].is_string(),
+                "{path}"
+            );
+        }
+    }
+    routed.sort();
+    described.sort();
+    assert_eq!(described, routed);
+}
+
+#[tokio::test]
+async fn the_command_line_finds_the_daemon_and_prints_for_people_and_programs() {
+    let desk = Desk::new().await;
+    let spec = desk.path("web.yaml");
+    let text = "apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata:\n  name: web\nspec:\n  command: [bash, -c, 'echo hello; sleep 1000']\n";
+    std::fs::write(&spec, text).unwrap();
+    let spec = spec.to_str().unwrap();
+    assert_eq!(desk.cli(&["check", spec]).0, 0);
+    assert_eq!(desk.cli(&["plan", "-f", spec]).0, 2, "it would change something");
+    assert_eq!(desk.cli(&["apply", "-f", spec]).0, 0);
+    assert_eq!(desk.cli(&["plan", "-f", spec]).0, 0);
+    desk.wait_logs("web", "hello").await;
+    let (code, out, _) = desk.cli(&["get"]);
+    assert!(code == 0 && out.contains("NAME") && out.contains("Running"), "{out}");
+    let (_, out, _) = desk.cli(&["get", "web", "-o", "json"]);
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["metadata"]["name"], "web");
+    assert!(desk.cli(&["get", "web", "-o", "yaml"]).1.contains("name: web"));
+    assert_eq!(desk.cli(&["logs", "web"]).1, "hello\n");
+    for verb in ["stop", "start", "restart", "kill"] {
+        let (code, _, err) = desk.cli(&[verb, "web"]);
+        assert_eq!(code, 0, "{verb}: {err}");
+    }
+    assert!(desk.cli(&["events", "web"]).1.contains("KillRequested"));
+    assert!(desk.cli(&["plan"]).1.contains("nothing to do"));
+    assert_eq!(desk.cli(&["delete", "web"]).0, 0);
+    let (code, _, err) = desk.cli(&["get", "web"]);
+    assert!(code == 1 && err.contains("Not found"), "{err}");
+    assert_eq!(desk.cli(&["dance"]).0, 2);
+    std::fs::write(spec, text.replace("command:", "comand:")).unwrap();
+    let (code, out, _) = desk.cli(&["check", spec]);
+    assert_eq!(code, 2);
+    let want = "web.yaml:6:3: spec.comand: unknown field; did you mean \"command\"?\n  6 |   comand: [bash";
+    assert!(out.contains(want), "{out}");
+}

@@ -1,1 +1,416 @@
-//! x
+//! The daemon as a whole: what it does with files, what it survives, and what is left behind.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::desk::{Desk, PATIENCE};
+
+fn sleeper() -> Value {
+    json!({"command": ["sleep", "1000"], "limits": {"timeout_seconds": 0}})
+}
+
+fn pid(sandbox: &Value) -> u64 {
+    sandbox["status"]["instance"]["pid"].as_u64().unwrap()
+}
+
+fn alive(pid: u64) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+async fn wait_dead(pid: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    while alive(pid) {
+        assert!(Instant::now() < deadline, "{pid} lives");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The parent of a process, and its parent: the way from a workload to its shim.
+fn ancestors(pid: u64) -> Vec<u64> {
+    let mut found = Vec::new();
+    let mut at = pid;
+    while at > 1 {
+        let stat = fs::read_to_string(format!("/proc/{at}/stat")).unwrap_or_default();
+        let Some((_, rest)) = stat.rsplit_once(") ") else { break };
+        at = rest.split(' ').nth(1).unwrap().parse().unwrap();
+        found.push(at);
+    }
+    found
+}
+
+fn kill(pid: u64) {
+    // One that died of its parent's death a moment ago is dead too.
+    std::process::Command::new("kill").args(["-9", &pid.to_string()]).output().unwrap();
+}
+
+#[tokio::test]
+async fn a_killed_daemon_finds_its_sandboxes_running_and_learns_what_it_missed() {
+    let mut desk = Desk::new().await;
+    for name in ["a", "b"] {
+        desk.write_spec(&format!("{name}.yaml"), name, &sleeper());
+    }
+    let script = "while [ ! -e go ]; do sleep 0.02; done; exit 9";
+    let brief = json!({"command": ["bash", "-c", script], "restart": {"policy": "never"}});
+    desk.write_spec("brief.yaml", "brief", &brief);
+    let (a, b) = (desk.wait_phase("a", "Running").await, desk.wait_phase("b", "Running").await);
+    let brief = desk.wait_phase("brief", "Running").await;
+    desk.kill();
+    let workspace = desk.path("sandboxes").join(brief["metadata"]["uid"].as_str().unwrap());
+    fs::write(workspace.join("go"), "").unwrap();
+    wait_dead(pid(&brief)).await;
+    desk.start().await;
+    assert_eq!(pid(&desk.wait_phase("a", "Running").await), pid(&a));
+    assert_eq!(pid(&desk.wait_phase("b", "Running").await), pid(&b));
+    let ended = desk.wait_phase("brief", "Failed").await;
+    assert_eq!(ended["status"]["last_exit"]["code"], 9);
+    assert_eq!(desk.sandbox("a").await["status"]["restarts"], 0);
+    // Adopted means obeyed: a stop works as before.
+    let stopped = desk.post("/v1/sandboxes/a/stop?wait=30s", Value::Null).await;
+    assert_eq!(stopped.status, 200, "{stopped:?}");
+    wait_dead(pid(&a)).await;
+}
+
+#[tokio::test]
+async fn the_daemon_may_die_at_any_moment_of_a_start_and_nothing_is_doubled() {
+    let mut desk = Desk::new().await;
+    for round in 0..12_u64 {
+        let name = format!("twin{round}");
+        desk.write_spec(&format!("{name}.yaml"), &name, &sleeper());
+        let ask = desk.ask("GET", "/v1/files", "");
+        ask.await;
+        tokio::time::sleep(Duration::from_millis(150 + round * 3)).await;
+        desk.kill();
+        desk.start().await;
+    }
+    for round in 0..12 {
+        desk.wait_phase(&format!("twin{round}"), "Running").await;
+    }
+    let names = || {
+        let entries = fs::read_dir(desk.path("run/i")).unwrap().flatten();
+        entries.map(|entry| entry.file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        names().len(),
+        12,
+        "one instance each, and no remains: {:?}\n{}",
+        names(),
+        desk.log()
+    );
+    let mut workloads = 0;
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let ours = environ.windows(19).any(|part| part == b"SODIUM_SANDBOX=twin");
+        workloads += usize::from(ours && line.starts_with(b"sleep"));
+    }
+    assert_eq!(workloads, 12);
+}
+
+#[tokio::test]
+async fn a_second_daemon_on_the_same_state_says_who_has_it() {
+    let desk = Desk::new().await;
+    let mut second = desk.spawn();
+    assert_eq!(second.wait().unwrap().code(), Some(1));
+    let holder = desk.daemon.as_ref().unwrap().id();
+    let log = desk.log();
+    assert!(log.contains(&format!("another sodiumd (pid {holder}) uses")), "{log}");
+    assert_eq!(desk.get("/health").await.status, 200);
+}
+
+#[tokio::test]
+async fn an_orderly_end_leaves_the_sandboxes_running() {
+    let mut desk = Desk::new().await;
+    desk.write_spec("a.yaml", "a", &sleeper());
+    let a = desk.wait_phase("a", "Running").await;
+    let mut daemon = desk.daemon.take().unwrap();
+    std::process::Command::new("kill").args(["-INT", &daemon.id().to_string()]).status().unwrap();
+    assert!(daemon.wait().unwrap().success());
+    assert!(alive(pid(&a)));
+    desk.start().await;
+    assert_eq!(pid(&desk.wait_phase("a", "Running").await), pid(&a));
+}
+
+#[tokio::test]
+async fn whoever_of_a_sandbox_is_killed_it_ends_whole_and_comes_back_once() {
+    let desk = Desk::new().await;
+    let restart = json!({"policy": "always", "backoff": {"initial": "50ms", "max": "50ms"}});
+    let spec =
+        json!({"command": ["sleep", "1000"], "restart": restart, "limits": {"timeout_seconds": 0}});
+    desk.write_spec("a.yaml", "a", &spec);
+    let mut last = 0;
+    // The workload, bubblewrap's init, bubblewrap, the shim; then all of them.
+    for victim in 0..5 {
+        let again = |one: &Value| {
+            one["status"]["phase"] == "Running"
+                && one["status"]["instance"]["pid"].as_u64() != Some(last)
+        };
+        let running = desk.wait_for("a", "running again", again).await;
+        last = pid(&running);
+        let mut family = vec![last];
+        family.extend(ancestors(last).into_iter().take(3));
+        for one in family.iter().enumerate().filter(|(at, _)| *at == victim || victim == 4) {
+            kill(*one.1);
+        }
+        for one in family {
+            wait_dead(one).await;
+        }
+    }
+    let again = |one: &Value| {
+        one["status"]["phase"] == "Running"
+            && one["status"]["instance"]["pid"].as_u64() != Some(last)
+    };
+    desk.wait_for("a", "running again", again).await;
+    assert_eq!(fs::read_dir(desk.path("run/i")).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn files_are_edited_broken_mended_renamed_and_removed() {
+    let desk = Desk::new().await;
+    desk.write_spec("web.yaml", "web", &sleeper());
+    let first = desk.wait_phase("web", "Running").await;
+    // In place: the limit moves, the process stays.
+    let mut spec = sleeper();
+    spec["limits"]["memory_mb"] = json!(99);
+    desk.write_spec("web.yaml", "web", &spec);
+    let adjusted = |one: &Value| one["status"]["observed_generation"] == 2;
+    let second = desk.wait_for("web", "adjusted", adjusted).await;
+    assert_eq!(pid(&second), pid(&first));
+    let limits = second["status"]["limits"].as_array().unwrap();
+    assert!(limits.iter().any(|limit| limit["limit"] == "memory_mb" && limit["read_back"] == 99));
+    // Restart: another command is another process.
+    spec["command"] = json!(["sleep", "2000"]);
+    desk.write_spec("web.yaml", "web", &spec);
+    let third = desk
+        .wait_for("web", "restarted", |one| {
+            one["status"]["observed_generation"] == 3 && one["status"]["phase"] == "Running"
+        })
+        .await;
+    assert_ne!(pid(&third), pid(&second));
+    // Broken: told, and nothing else.
+    fs::write(desk.path("desired/web.yaml"), "spec: {limits: {memroy_mb: 1}}").unwrap();
+    let fault = |one: &Value| {
+        let conditions = one["status"]["conditions"].as_array().unwrap();
+        conditions.iter().any(|condition| condition["reason"] == "InvalidFile")
+    };
+    let broken = desk.wait_for("web", "told of the fault", fault).await;
+    assert_eq!(pid(&broken), pid(&third));
+    assert!(desk.cli(&["get", "files"]).1.contains("Invalid"));
+    // Mended, then renamed: the same process all along.
+    desk.write_spec("web.yaml", "web", &spec);
+    desk.wait_for("web", "mended", |one| !fault(one)).await;
+    fs::rename(desk.path("desired/web.yaml"), desk.path("desired/other.yaml")).unwrap();
+    let renamed = |one: &Value| one["metadata"]["owner"] == "file:other.yaml";
+    assert_eq!(pid(&desk.wait_for("web", "renamed", renamed).await), pid(&third));
+    // Removed: it goes, and its workspace is kept until the file comes back.
+    let uid = third["metadata"]["uid"].as_str().unwrap();
+    fs::write(desk.path("sandboxes").join(uid).join("mine"), "kept").unwrap();
+    fs::remove_file(desk.path("desired/other.yaml")).unwrap();
+    desk.wait_for("web", "gone", |one| one["code"] == "not_found").await;
+    wait_dead(pid(&third)).await;
+    desk.write_spec("web.yaml", "web", &spec);
+    let back = desk.wait_phase("web", "Running").await;
+    let uid = back["metadata"]["uid"].as_str().unwrap();
+    assert_eq!(fs::read_to_string(desk.path("sandboxes").join(uid).join("mine")).unwrap(), "kept");
+}
+
+#[tokio::test]
+async fn an_emptied_or_missing_directory_stops_nothing_until_somebody_confirms() {
+    let desk = Desk::new().await;
+    let names = ["a", "b", "c", "d", "e"];
+    for name in names {
+        desk.write_spec(&format!("{name}.yaml"), name, &sleeper());
+    }
+    for name in names {
+        desk.wait_phase(name, "Running").await;
+    }
+    // Gone altogether, as if unmounted.
+    fs::rename(desk.path("desired"), desk.path("elsewhere")).unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fs::create_dir(desk.path("desired")).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while desk.cli(&["get", "files"]).1.matches("Held").count() < names.len() {
+        assert!(Instant::now() < deadline, "{}", desk.cli(&["get", "files"]).1);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for name in names {
+        assert_eq!(desk.sandbox(name).await["status"]["phase"], "Running");
+    }
+    assert_eq!(desk.cli(&["confirm"]).0, 0);
+    for name in names {
+        desk.wait_for(name, "gone", |one| one["code"] == "not_found").await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_spec_is_told_and_harms_no_other() {
+    let desk = Desk::new().await;
+    let at = |name: &str| desk.path("desired").join(name);
+    fs::write(at("half.yaml"), "apiVersion: sodium.dev/v1\nkind: Sand").unwrap();
+    fs::write(at("latin.yaml"), b"metadata: {name: caf\xe9}").unwrap();
+    fs::write(at("big.yaml"), vec![b'#'; 5 << 20]).unwrap();
+    fs::create_dir(at("dir.yaml")).unwrap();
+    symlink("/etc/hostname", at("out.yaml")).unwrap();
+    std::process::Command::new("mkfifo").arg(at("pipe.yaml")).status().unwrap();
+    fs::write(at("bom.yaml"), "\u{feff}apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {name: bom}\nspec: {command: [sleep, '9']}\n").unwrap();
+    desk.write_spec("good.yaml", "good", &sleeper());
+    desk.wait_phase("good", "Running").await;
+    desk.wait_phase("bom", "Running").await;
+    let want = [
+        ("half.yaml", "is missing"),
+        ("latin.yaml", "UTF-8"),
+        ("big.yaml", "the limit is"),
+        ("dir.yaml", "is not a file"),
+        ("out.yaml", "symlink out"),
+        ("pipe.yaml", "is not a file"),
+    ];
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let files = desk.get("/v1/files").await.json;
+        let fault = |name: &str| {
+            let item = files["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|item| item["path"] == name)
+                .cloned();
+            item.unwrap_or_default()["faults"].to_string()
+        };
+        if want.iter().all(|(name, text)| fault(name).contains(text)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{files:#}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_specs_are_taken_and_one_edit_among_them_is_quick() {
+    let mut desk = Desk::prepared(json!({}));
+    for index in 0..10_000 {
+        let spec = json!({"command": ["true"], "state": "stopped"});
+        let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
+            "metadata": {"name": format!("s{index}")}, "spec": spec});
+        fs::write(desk.path("desired").join(format!("s{index}.yaml")), document.to_string())
+            .unwrap();
+    }
+    desk.start().await;
+    let deadline = Instant::now() + PATIENCE * 2;
+    while desk.get("/v1/sandboxes/s9999").await.status != 200 {
+        assert!(Instant::now() < deadline, "{}", desk.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    desk.write_spec("s5000.yaml", "s5000", &json!({"command": ["sleep", "1000"]}));
+    let began = Instant::now();
+    desk.wait_phase("s5000", "Running").await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn stdin_that_is_not_read_is_bounded_and_said() {
+    let desk = Desk::new().await;
+    desk.write_spec("a.yaml", "a", &sleeper());
+    desk.wait_phase("a", "Running").await;
+    // The kernel's pipe and our buffer hold some; the rest is refused, not lost silently.
+    let answer = desk.post("/sandboxes/a/input", json!({"input": "x".repeat(300_000)})).await;
+    assert_eq!((answer.status, &answer.json["code"]), (503, &json!("stdin_full")), "{answer:?}");
+    let taken = answer.json["taken"].as_u64().unwrap();
+    assert!((60_000..300_000).contains(&taken), "{answer:?}");
+    assert_eq!(desk.get("/health").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_slow_reader_of_stdin_gets_every_byte() {
+    let desk = Desk::new().await;
+    let script = "import sys, time\nn = 0\nwhile True:\n    b = sys.stdin.buffer.read1(7000)\n    if not b: break\n    n += len(b)\n    time.sleep(0.01)\n    if n >= 200001: break\nprint('read', n)";
+    desk.write_spec("a.yaml", "a", &json!({"command": ["python3", "-c", script]}));
+    desk.wait_phase("a", "Running").await;
+    let answer = desk.post("/sandboxes/a/input", json!({"input": "x".repeat(200_000)})).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    desk.wait_logs("a", "read 200001").await;
+}
+
+#[tokio::test]
+async fn a_thousand_idle_connections_leave_room_for_one_more() {
+    let desk = Desk::new().await;
+    let idle: Vec<std::net::TcpStream> = (0..1_000)
+        .map(|_| std::net::TcpStream::connect(("127.0.0.1", desk.port)).unwrap())
+        .collect();
+    assert_eq!(desk.get("/v1/sandboxes").await.status, 200);
+    drop(idle);
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_says_so_and_what_runs_goes_on() {
+    let desk = Desk::prepared(json!({"state_path": "./small/state"}));
+    let small = desk.path("small");
+    fs::create_dir(&small).unwrap();
+    let image = desk.path("small.img");
+    fs::File::create(&image).unwrap().set_len(24 << 20).unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let done = std::process::Command::new(program).args(args).output().unwrap();
+        assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    run("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()]);
+    run("mount", &["-o", "loop", image.to_str().unwrap(), small.to_str().unwrap()]);
+    let _unmount = Unmount(small.clone());
+    let mut desk = desk;
+    desk.start().await;
+    let chatty = json!({"command": ["bash", "-c", "while :; do echo tick; sleep 0.02; done"],
+        "limits": {"timeout_seconds": 0}});
+    desk.write_spec("a.yaml", "a", &chatty);
+    let a = desk.wait_phase("a", "Running").await;
+    // Fill it to the last block.
+    let mut filler = fs::File::create(small.join("filler")).unwrap();
+    while std::io::Write::write_all(&mut filler, &[1; 4096]).is_ok() {}
+    let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox", "metadata": {"name": "b"},
+        "spec": {"command": ["true"], "files": {"x": "y".repeat(100_000)}}});
+    let refused = desk.ask("PUT", "/v1/sandboxes/b", &document.to_string()).await;
+    assert_eq!((refused.status, &refused.json["code"]), (507, &json!("disk_full")), "{refused:?}");
+    assert!(refused.json["error"].as_str().unwrap().contains("free some space"), "{refused:?}");
+    assert!(alive(pid(&a)));
+    assert_eq!(desk.get("/v1/sandboxes/b").await.status, 404);
+    assert_eq!(desk.get("/readyz").await.status, 200, "an empty transaction needs no space");
+    drop(filler);
+    fs::remove_file(small.join("filler")).unwrap();
+    let done = desk.ask("PUT", "/v1/sandboxes/b", &document.to_string()).await;
+    assert_eq!(done.status, 201, "{done:?}");
+    desk.wait_phase("b", "Completed").await;
+    assert_eq!(pid(&desk.sandbox("a").await), pid(&a));
+    // Before the mount goes, everything on it must.
+    drop(desk);
+}
+
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_state_directory_that_is_gone_or_not_to_be_written_is_said() {
+    let mut desk = Desk::new().await;
+    desk.write_spec("a.yaml", "a", &sleeper());
+    desk.wait_phase("a", "Running").await;
+    fs::rename(desk.path("state"), desk.path("moved")).unwrap();
+    let refused = desk.post("/v1/sandboxes/a/stop", Value::Null).await;
+    assert_eq!(refused.status, 500, "{refused:?}");
+    assert!(desk.log().contains("was removed or replaced while in use"), "{}", desk.log());
+    assert_eq!(desk.get("/readyz").await.status, 503);
+    fs::rename(desk.path("moved"), desk.path("state")).unwrap();
+    assert_eq!(desk.post("/v1/sandboxes/a/stop?wait=30s", Value::Null).await.status, 200);
+    desk.kill();
+    // Read-only, even for root: a file where the directory should be.
+    fs::rename(desk.path("state"), desk.path("moved")).unwrap();
+    fs::write(desk.path("state"), "").unwrap();
+    let mut daemon = desk.spawn();
+    assert_eq!(daemon.wait().unwrap().code(), Some(1));
+    assert!(desk.log().contains("make "), "{}", desk.log());
+    fs::remove_file(desk.path("state")).unwrap();
+    fs::rename(desk.path("moved"), desk.path("state")).unwrap();
+}

@@ -21,6 +21,7 @@ pub struct Desk {
     pub dir: tempfile::TempDir,
     pub daemon: Option<Child>,
     pub port: u16,
+    state: PathBuf,
     http: reqwest::Client,
 }
 
@@ -58,7 +59,8 @@ impl Desk {
             config[key] = value.clone();
         }
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        Self { dir, daemon: None, port: 0, http: reqwest::Client::new() }
+        let state = dir.path().join(config["state_path"].as_str().unwrap_or("state"));
+        Self { dir, daemon: None, port: 0, state, http: reqwest::Client::new() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -223,7 +225,7 @@ impl Desk {
 impl Drop for Desk {
     fn drop(&mut self) {
         self.kill();
-        let (run, state) = (self.path("run"), self.path("state"));
+        let (run, state) = (self.path("run"), self.state.clone());
         if !run.exists() || !state.exists() {
             return;
         }
