@@ -83,7 +83,7 @@ impl Host {
         {
             fs::create_dir_all(&dir).map_err(|source| SysError::io("mkdir", &dir, source))?;
         }
-        let cgroups = cgroup::Root::detect(&cgroup_name(&paths.run));
+        let cgroups = cgroups_of(&paths.run);
         let children = Mutex::new(HashMap::new());
         Ok(Self { paths, cgroups, workspaces, console_bytes, epoch, children })
     }
@@ -143,6 +143,11 @@ impl Host {
             children.remove(iid);
         }
     }
+}
+
+/// The cgroups of the daemon with this run directory.
+pub fn cgroups_of(run: &Path) -> cgroup::Root {
+    cgroup::Root::detect(&cgroup_name(run))
 }
 
 /// Where the console of a sandbox is, below the state directory.

@@ -128,7 +128,10 @@ impl Act<'_> {
         let status = self.plan.status.clone();
         let again = sandbox.instance.is_some();
         // Intent first: from here on it may exist, and the store says so.
-        let committed = self.commit(move |_, sandbox| {
+        let (why, now, said) = (self.plan.why.clone(), self.now, iid.clone());
+        let committed = self.commit(move |core, sandbox| {
+            let message = format!("{said}: {why}");
+            core.event(Some(&sandbox.name), Level::Normal, ("Starting", message), now)?;
             sandbox.history.instances = n;
             sandbox.history.restarts += u64::from(again);
             sandbox.instance = Some(Arc::new(intent));

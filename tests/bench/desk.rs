@@ -1,0 +1,314 @@
+//! A daemon to measure, and how to read what it costs.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+const TOKEN: &str = "a-token-for-benchmarks";
+
+type Socket =
+    tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
+pub struct Desk {
+    pub dir: tempfile::TempDir,
+    daemon: Option<Child>,
+    port: u16,
+    http: reqwest::Client,
+}
+
+impl Desk {
+    pub async fn new(extra: Value) -> Self {
+        let mut desk = Self::prepared(extra);
+        desk.start().await;
+        desk
+    }
+
+    pub fn prepared(extra: Value) -> Self {
+        let dir = tempfile::Builder::new().prefix("sodium-bench-").tempdir().unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(dir.path(), mode).unwrap();
+        fs::create_dir(dir.path().join("desired")).unwrap();
+        let mut config =
+            json!({"port": 0, "token": TOKEN, "run_path": "./run", "images_path": "./images"});
+        for (key, value) in extra.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        Self { dir, daemon: None, port: 0, http: reqwest::Client::new() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub async fn start(&mut self) {
+        let log = self.path("log");
+        let file = fs::File::create(&log).unwrap();
+        let daemon = Command::new(env!("CARGO_BIN_EXE_sodiumd"))
+            .args(["run", "--config"])
+            .arg(self.path("config.json"))
+            .env("SODIUMD_LOG", "warn")
+            .stdin(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        self.daemon = Some(daemon);
+        loop {
+            let text = fs::read_to_string(&log).unwrap();
+            if let Some((_, rest)) = text.split_once("http://127.0.0.1:")
+                && rest.contains('\n')
+            {
+                let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+                self.port = digits.parse().unwrap();
+                break;
+            }
+            let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "the daemon ended: {text}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        while self.http.get(self.url("/healthz")).send().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+        }
+    }
+
+    /// Ends the daemon; its sandboxes were ended before.
+    pub fn stop(&mut self) {
+        self.kill();
+        let root = sodiumd::driver::host::cgroups_of(&self.path("run"));
+        root.remove();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().id()
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let sent = self.http.get(self.url(path)).bearer_auth(TOKEN).send().await;
+        sent.unwrap().json().await.unwrap()
+    }
+
+    pub async fn post(&self, path: &str, body: &'static str) -> Value {
+        self.post_owned(path.to_owned(), body).await
+    }
+
+    pub async fn post_owned(&self, path: String, body: &'static str) -> Value {
+        let sent =
+            self.http.post(self.url(&path)).bearer_auth(TOKEN).body(body).send().await.unwrap();
+        let status = sent.status();
+        let json = sent.json().await.unwrap();
+        assert!(status.is_success() || status == 409, "{path}: {json}");
+        json
+    }
+
+    pub async fn put(&self, name: &str, spec: &Value) {
+        let document = document(name, spec).to_string();
+        let url = self.url(&format!("/v1/sandboxes/{name}"));
+        let sent = self.http.put(url).bearer_auth(TOKEN).body(document).send().await.unwrap();
+        assert!(sent.status().is_success(), "{}", sent.text().await.unwrap());
+    }
+
+    pub async fn console(&self, name: &str) -> Socket {
+        self.console_as(name, "binary").await
+    }
+
+    async fn console_as(&self, name: &str, format: &str) -> Socket {
+        let head = self.get(&format!("/v1/sandboxes/{name}")).await;
+        assert!(head["metadata"].is_object());
+        let url = format!(
+            "ws://127.0.0.1:{}/console/{name}?token={TOKEN}&format={format}&tail=0",
+            self.port
+        );
+        tokio_tungstenite::connect_async(url).await.unwrap().0
+    }
+
+    pub async fn wait_stopped(&self, name: &str) {
+        loop {
+            let sandbox = self.get(&format!("/v1/sandboxes/{name}")).await;
+            if sandbox["status"]["instance"].is_null() && sandbox["status"]["phase"] != "Pending" {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn items(&self) -> Vec<Value> {
+        self.get("/v1/sandboxes").await["items"].as_array().unwrap().clone()
+    }
+
+    pub async fn wait_running(&self, count: usize) {
+        loop {
+            let items = self.items().await;
+            let running = items.iter().filter(|one| one["status"]["phase"] == "Running").count();
+            if running == count {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn wait_declared(&self, count: usize) {
+        let last = format!("/v1/sandboxes/s{}", count - 1);
+        while self.get(&last).await["status"]["observed_generation"] != 1 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+
+    pub fn declare(&self, count: usize) {
+        for index in 0..count {
+            self.write_spec(index, &json!({"command": ["true"], "state": "stopped"}));
+        }
+    }
+
+    fn write_spec(&self, index: usize, spec: &Value) {
+        let path = self.path("desired").join(format!("s{index}.yaml"));
+        let temporary = path.with_extension("tmp");
+        fs::write(&temporary, document(&format!("s{index}"), spec).to_string()).unwrap();
+        fs::rename(temporary, path).unwrap();
+    }
+
+    /// Saves one spec after another; for each, milliseconds from saved to its step begun.
+    pub async fn edits(&self, count: usize) -> Vec<f64> {
+        let mut times = Vec::new();
+        for index in 0..count {
+            let saved = sodiumd::sys::clock::wall_ms();
+            let restart = json!({"policy": "never"});
+            self.write_spec(index, &json!({"command": ["true"], "restart": restart}));
+            let path = format!("/v1/events?sandbox=s{index}");
+            loop {
+                let sandbox = self.get(&format!("/v1/sandboxes/s{index}")).await;
+                let exit = &sandbox["status"]["last_exit"];
+                if let Some(iid) = exit["iid"].as_str() {
+                    assert!(!iid.is_empty());
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            // The intent's own time: the event of the step that began it.
+            let events = self.get(&path).await;
+            let begun =
+                events["items"].as_array().unwrap().iter().find(|one| one["reason"] == "Starting");
+            let begun = begun.map(|one| one["time"].as_str().unwrap().to_owned()).unwrap();
+            let begun: sodiumd::model::Time = serde_json::from_value(json!(begun)).unwrap();
+            times.push(begun.0.saturating_sub(saved) as f64);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        times
+    }
+
+    pub fn shim_pids(&self) -> Vec<u32> {
+        let locks = fs::read_dir(self.path("run/i")).unwrap().flatten();
+        locks
+            .filter_map(|entry| {
+                fs::read_to_string(entry.path().join("lock")).ok()?.trim().parse().ok()
+            })
+            .collect()
+    }
+
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    /// `kill -9`, start, and how long until the API answers and until each sandbox takes input again.
+    pub async fn adoption(&mut self, count: usize) -> (Duration, Duration) {
+        self.kill();
+        let began = Instant::now();
+        self.start().await;
+        let answered = began.elapsed();
+        for index in 0..count {
+            loop {
+                let answer =
+                    self.post_owned(format!("/sandboxes/s{index}/input"), r#"{"input": ""}"#).await;
+                if answer["success"] == true {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        (answered, began.elapsed())
+    }
+
+    pub async fn delete_all(&self, count: usize) {
+        let deletes = (0..count).map(|index| {
+            let url = self.url(&format!("/sandboxes/s{index}"));
+            self.http.delete(url).bearer_auth(TOKEN).send()
+        });
+        futures_util::stream::iter(deletes).buffer_unordered(32).collect::<Vec<_>>().await;
+    }
+
+    /// MiB/s from a sandbox to a WebSocket.
+    pub async fn throughput(&self, name: &str, format: &str, bytes: usize) -> f64 {
+        let mut socket = self.console_as(name, format).await;
+        let began = Instant::now();
+        let read = async {
+            let mut left = bytes;
+            while left > 0 {
+                match socket.next().await.unwrap().unwrap() {
+                    Message::Binary(chunk) => left -= chunk.len(),
+                    Message::Text(text) if text.starts_with(r#"{"type":"output""#) => {
+                        // Each line of 64 bytes has one character that JSON writes as two.
+                        let content = text.len() - r#"{"type":"output","content":""}"#.len();
+                        left = left.saturating_sub(content * 64 / 65);
+                    }
+                    Message::Text(text) if text.contains("\"exit\"") => break,
+                    Message::Text(text) => assert!(!text.contains("\"gap\""), "{text}"),
+                    _ => (),
+                }
+            }
+        };
+        tokio::join!(self.post("/sandboxes/loud/start", "{}"), read);
+        let took = began.elapsed();
+        self.wait_stopped(name).await;
+        bytes as f64 / f64::from(1 << 20) / took.as_secs_f64()
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn document(name: &str, spec: &Value) -> Value {
+    json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox", "metadata": {"name": name}, "spec": spec})
+}
+
+/// Proportional set size: what a process has to itself, and its share of the rest.
+pub fn pss_kib(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("Pss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+pub fn median(values: &[f64]) -> f64 {
+    sorted(values)[values.len() / 2]
+}
+
+pub fn p99(values: &[f64]) -> f64 {
+    sorted(values)[(values.len() * 99 / 100).min(values.len() - 1)]
+}
