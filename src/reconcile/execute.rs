@@ -206,7 +206,8 @@ impl Act<'_> {
             let message = format!("{iid}, generation {}", instance.generation);
             core.event(Some(&sandbox.name), Level::Normal, ("Started", message), now)
         })?;
-        Ok(Again::Now)
+        // Its status is complete: there is nothing that another look would add now.
+        Ok(Again::In(super::pass::RESYNC))
     }
 
     fn mark_healthy(&self) -> Result<Again, StepError> {

@@ -155,7 +155,10 @@ impl Link {
 
     fn heard_state(&mut self, state: &State) {
         self.heard_credit(state.stdin_next, state.stdin_credit, state.stdin_open);
-        if self.phase.replace(state.phase) != Some(state.phase) {
+        let before = self.phase.replace(state.phase);
+        // That it is being launched is what the loop has just ordered.
+        let news = before != Some(state.phase) && state.phase != Phase::Launching;
+        if news {
             self.about.queue.push(&self.about.name);
         }
         self.set_head(Some(state.console_next));

@@ -21,7 +21,7 @@ use crate::store::{Snapshot, Store, StoreError};
 /// Pause before trying again what may cure itself.
 const RETRY: Span = Span::seconds(1);
 /// A sandbox that something of exists for is looked at this often, whatever was reported.
-const RESYNC: Span = Span::seconds(60);
+pub(super) const RESYNC: Span = Span::seconds(60);
 /// One of which nothing exists, this often.
 const RESYNC_IDLE: Span = Span::seconds(600);
 

@@ -80,12 +80,14 @@ impl Shim {
         let _ = spawn::new_session();
         process::become_subreaper()?;
         let signals = Signals::open()?;
+        let epoch = launch.epoch;
+        let inherited = inherited_connection()?;
+        spawn::cloexec_from(3)?;
+        // The workload first: what follows here goes on beside its start.
+        let workload = Workload::start(launch)?;
         let timer = Timer::open()?;
         let listener = socket::listen(Path::new(SOCKET))?;
-        let connections = inherited_connection()?.into_iter().collect();
-        let epoch = launch.epoch;
-        spawn::cloexec_from(3)?;
-        let workload = Workload::start(launch)?;
+        let connections = inherited.into_iter().collect();
         Ok(Some(Self {
             workload,
             listener,
@@ -278,20 +280,25 @@ impl Shim {
 
     /// Tells subscribers who have taken what came before.
     fn tell(&mut self) {
-        let (state, credit) = (self.state(), self.workload.credit());
-        for connection in &mut self.connections {
-            if !connection.subscribed || !connection.is_idle() {
+        for index in 0..self.connections.len() {
+            let connection = &self.connections[index];
+            if !connection.subscribed || !connection.is_idle() || connection.news == News::default()
+            {
                 continue;
             }
+            // The state says everything that the others would.
+            let (state, credit) = (self.state(), self.workload.credit());
+            let connection = &mut self.connections[index];
             let news = std::mem::take(&mut connection.news);
-            if news.console && !news.state {
+            if news.state {
+                connection.send(&Reply::State(Box::new(state)));
+                continue;
+            }
+            if news.console {
                 connection.send(&Reply::Console { next: state.console_next });
             }
             if news.credit {
                 connection.send(&credit);
-            }
-            if news.state {
-                connection.send(&Reply::State(Box::new(state.clone())));
             }
         }
     }

@@ -20,8 +20,10 @@ use crate::shim::stdin::Stdin;
 use crate::sys::process::{self, Ended};
 use crate::sys::{SysError, clock, poll};
 
-/// Read at once from an output before others get their turn.
+/// Read at once from an output: what a pipe holds.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// Reads of a full output before others get their turn, and before readers are told.
+const READS_AT_ONCE: usize = 4;
 /// A process outside the group may hold our pipe open after everything inside has ended; it is
 /// waited for this long, then its output is no longer ours.
 const DRAIN_MS: u64 = 2_000;
@@ -30,8 +32,9 @@ const KILL_AGAIN_MS: u64 = 2;
 /// How often a full or broken disk is asked again to take the exit.
 const STORE_AGAIN_MS: u64 = 1_000;
 /// Looks at whether bubblewrap has become the workload: soon, then less often, then it is believed.
-const PROBE_MS_MAX: u64 = 16;
-const PROBE_GIVE_UP_MS: u64 = 500;
+const PROBE_MS_MIN: u64 = 2;
+const PROBE_MS_MAX: u64 = 64;
+const PROBE_GIVE_UP_MS: u64 = 2_000;
 /// Kept of standard error, to say why bubblewrap failed.
 const STDERR_TAIL_BYTES: usize = 512;
 
@@ -118,12 +121,14 @@ impl Workload {
     /// Starts it. A failure to start is an exit like any other, told and stored; an error means
     /// that there is not even a console to tell it on.
     pub(super) fn start(launch: Launch) -> Result<Self, SysError> {
-        let spool = Writer::open(&launch.spool_dir, launch.spool_bytes_max)
-            .map_err(|source| SysError::io("open spool", &launch.spool_dir, source))?;
         let now = clock::boot_ms();
+        let launched_at_ms = clock::wall_ms();
         let timeout_at_boot_ms = launch.timeout_ms.map(|timeout| now + timeout);
         let ending = Ending { timeout_at_boot_ms, ..Ending::default() };
         let started = child::start(&launch);
+        // Beside the child's own way to its program. Without a console it dies with us.
+        let spool = Writer::open(&launch.spool_dir, launch.spool_bytes_max)
+            .map_err(|source| SysError::io("open spool", &launch.spool_dir, source))?;
         let is_tty = launch.tty.is_some();
         let mut work = Self {
             launch,
@@ -140,7 +145,7 @@ impl Workload {
             main: None,
             terminal: None,
             launched_boot_ms: now,
-            launched_at_ms: clock::wall_ms(),
+            launched_at_ms,
             ending,
             wrapper: Wrapper::default(),
             failed: None,
@@ -219,16 +224,29 @@ impl Workload {
 
     // What is seen of it.
 
-    /// Reads one output. Returns whether there was anything.
+    /// Reads one output, several times while it is full. Returns whether there was anything.
     pub(super) fn read_output(&mut self, stream: Stream) -> bool {
+        let mut any = false;
+        for _ in 0..READS_AT_ONCE {
+            match self.read_once(stream) {
+                0 => return any,
+                OUTPUT_BYTES_MAX => any = true,
+                _ => return true,
+            }
+        }
+        any
+    }
+
+    /// Bytes read; 0 when there are none now, or no more.
+    fn read_once(&mut self, stream: Stream) -> usize {
         let source = if stream == Stream::Stderr { &self.stderr } else { &self.stdout };
-        let Some(fd) = source else { return false };
+        let Some(fd) = source else { return 0 };
         let count = match poll::read_some(fd.as_fd(), &mut self.buffer) {
             Ok(Some(count @ 1..)) => count,
-            Ok(None) => return false,
+            Ok(None) => return 0,
             Ok(Some(_)) | Err(_) => {
                 self.close_output(stream);
-                return false;
+                return 0;
             }
         };
         self.spool.write(stream, clock::wall_ms(), &self.buffer[..count]);
@@ -237,7 +255,7 @@ impl Workload {
             let excess = self.stderr_tail.len().saturating_sub(STDERR_TAIL_BYTES);
             self.stderr_tail.drain(..excess);
         }
-        true
+        count
     }
 
     fn close_output(&mut self, stream: Stream) {
@@ -353,7 +371,7 @@ impl Workload {
             return;
         }
         let waited = now.saturating_sub(self.launched_boot_ms);
-        self.wrapper.probe_boot_ms = Some(now + (waited / 4).clamp(1, PROBE_MS_MAX));
+        self.wrapper.probe_boot_ms = Some(now + (waited / 2).clamp(PROBE_MS_MIN, PROBE_MS_MAX));
         let Some(init) = self.wrapper.init_pid else { return };
         let Some(main) = process::children(init).first().copied() else { return };
         let wrapper = process::program(self.child_pid);

@@ -148,18 +148,17 @@ impl Desk {
         }
     }
 
-    async fn items(&self) -> Vec<Value> {
-        self.get("/v1/sandboxes").await["items"].as_array().unwrap().clone()
-    }
-
+    /// Follows the events until so many have started. Looking at lists would be measured too.
     pub async fn wait_running(&self, count: usize) {
-        loop {
-            let items = self.items().await;
-            let running = items.iter().filter(|one| one["status"]["phase"] == "Running").count();
-            if running == count {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        let url = self.url("/v1/events?follow=1");
+        let mut events = self.http.get(url).bearer_auth(TOKEN).send().await.unwrap();
+        let (mut started, mut pending) = (0, String::new());
+        while started < count {
+            let chunk = events.chunk().await.unwrap().unwrap();
+            pending.push_str(std::str::from_utf8(&chunk).unwrap());
+            let end = pending.rfind('\n').map_or(0, |at| at + 1);
+            started += pending[..end].matches(r#""reason":"Started""#).count();
+            pending.drain(..end);
         }
     }
 
