@@ -9,10 +9,10 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::{Mutex, MutexGuard};
 
 use uuid::Uuid;
@@ -26,10 +26,13 @@ use crate::shim::exit;
 use crate::shim::launch::{Confinement, FILE, LOCK, Launch, SOCKET};
 use crate::shim::protocol::{Phase, Request, State};
 use crate::sys::cgroup::{self, Usage};
-use crate::sys::{SysError, clock, lock};
+use crate::sys::{SysError, clock, lock, socket};
 
 mod convert;
 mod ledger;
+mod spares;
+
+use spares::{Spare, Spares};
 
 /// What the workload's PATH is, inside and, for plain processes, outside.
 const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
@@ -55,6 +58,7 @@ pub struct Host {
     pub epoch: u64,
     /// Shims that are our children, to be reaped when they are gone.
     children: Mutex<HashMap<Iid, Child>>,
+    spares: Spares,
 }
 
 /// How a workload is confined.
@@ -85,7 +89,8 @@ impl Host {
         }
         let cgroups = cgroups_of(&paths.run);
         let children = Mutex::new(HashMap::new());
-        Ok(Self { paths, cgroups, workspaces, console_bytes, epoch, children })
+        let spares = Spares::new(&paths.shim, &paths.run.join("shims.log"));
+        Ok(Self { paths, cgroups, workspaces, console_bytes, epoch, children, spares })
     }
 
     /// Where a sandbox's console is.
@@ -234,33 +239,21 @@ impl Shimmed {
             .map_err(failed)
     }
 
-    /// Spawns the shim with our lock as its standard output and our end of a socket pair as its
-    /// standard input: it holds the lock from birth and is followed from birth.
-    fn spawn_shim(&self, iid: &Iid) -> Result<UnixStream, DriverError> {
+    /// Gives the instance to a shim, together with the lock: it holds it from its first moment.
+    fn assign_shim(&self, iid: &Iid) -> Result<UnixStream, DriverError> {
         let host = |source| DriverError::Host { stage: "start shim", source };
         let dir = self.host.run_dir(iid);
         let held = lock::try_take(&dir.join(LOCK)).map_err(host)?;
         let held = held.ok_or_else(|| DriverError::Refused(format!("{iid} has a shim already")))?;
-        let lock_fd = lock::hand_over(held);
-        let spawn = || -> io::Result<(Child, UnixStream)> {
-            let (ours, theirs) = UnixStream::pair()?;
-            let log = fs::File::options()
-                .append(true)
-                .create(true)
-                .open(self.host.paths.run.join("shims.log"))?;
-            let child = Command::new(&self.host.paths.shim)
-                .arg(&dir)
-                .env_clear()
-                .stdin(OwnedFd::from(theirs))
-                .stdout(Stdio::from(lock_fd))
-                .stderr(log)
-                .spawn()?;
-            Ok((child, ours))
-        };
         let program = self.host.paths.shim.clone();
-        let (child, ours) = spawn().map_err(|source| DriverError::Spawn { program, source })?;
+        let spare = self.host.spares.take();
+        let Spare { child, control } =
+            spare.map_err(|source| DriverError::Spawn { program, source })?;
+        let lock = lock::hand_over(held);
+        let path = dir.as_os_str().as_encoded_bytes();
+        socket::send_with_fd(&control, path, lock.as_fd()).map_err(host)?;
         self.host.children().insert(iid.clone(), child);
-        Ok(ours)
+        Ok(control)
     }
 
     fn prepare(&self, order: &Order<'_>) -> Result<Vec<LimitStatus>, DriverError> {
@@ -378,7 +371,7 @@ impl Driver for Shimmed {
 
     fn start(&self, order: &Order<'_>) -> Result<Started, DriverError> {
         let limits = self.prepare(order)?;
-        let link = self.spawn_shim(order.iid)?;
+        let link = self.assign_shim(order.iid)?;
         Ok(Started { link: Some(link), limits })
     }
 

@@ -95,8 +95,8 @@ fn may_exist(instance: &Instance) -> bool {
 
 /// What is wrong with the newest text of a sandbox's spec.
 fn source_fault(sandbox: &Sandbox, snapshot: &Snapshot) -> Option<(String, String)> {
-    let rival = snapshot.files.iter().find_map(|(path, file)| {
-        let why = file.conflicts.get(&sandbox.name)?;
+    let rival = snapshot.conflicts.get(&sandbox.name).and_then(|path| {
+        let why = snapshot.files.get(path)?.conflicts.get(&sandbox.name)?;
         Some(("Conflict".to_owned(), format!("{path} declares it too: {why}")))
     });
     let Owner::File(path) = &sandbox.owner else { return rival };

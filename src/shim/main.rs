@@ -1,9 +1,10 @@
 //! The shim's loop: wait for something, take note of it, see what follows, tell whoever listens.
 
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::error::chain;
@@ -16,22 +17,20 @@ use crate::sys::lock::{self, Lock};
 use crate::sys::poll::{self, Interest, Ready, Signals, Timer};
 use crate::sys::{SysError, clock, process, pty, socket, spawn};
 
-/// Another shim has this instance: EX_TEMPFAIL.
-const EXIT_LOCKED: u8 = 75;
 /// The shim could not even begin: EX_OSERR.
 const EXIT_BROKEN: u8 = 71;
+/// Longest path of a run directory.
+const PATH_BYTES_MAX: usize = 4096;
 /// Connections served at once. The daemon needs two; more is somebody lost.
 const CONNECTIONS_MAX: usize = 16;
 
-/// Runs the shim for the run directory named by the first argument, until it is released.
+/// Runs the shim: waits on standard input, a socket, for the run directory it is to serve and for that
+/// directory's lock, and serves it until it is released. A daemon that goes away before it has said
+/// so needs no shim.
 pub fn run() -> ExitCode {
-    let Some(dir) = std::env::args_os().nth(1) else {
-        complain("usage: sodium-shim RUN_DIRECTORY (started by sodiumd, not by hand)");
-        return ExitCode::from(64);
-    };
-    match Shim::begin(Path::new(&dir)) {
+    match Shim::begin() {
         Ok(Some(mut shim)) => shim.serve(),
-        Ok(None) => ExitCode::from(EXIT_LOCKED),
+        Ok(None) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&chain(&error));
             ExitCode::from(EXIT_BROKEN)
@@ -65,29 +64,29 @@ enum Source {
 }
 
 impl Shim {
-    /// Takes the instance and starts its workload. `None`: another shim has it.
-    fn begin(dir: &Path) -> Result<Option<Self>, SysError> {
-        // Paths of sockets are short, so everything in the run directory is named from within.
-        std::env::set_current_dir(dir).map_err(|source| SysError::io("chdir", dir, source))?;
-        let inherited = lock::inherit(std::io::stdout().as_fd(), Path::new(LOCK))?;
-        let Some(lock) =
-            inherited.map_or_else(|| lock::try_take(Path::new(LOCK)), |lock| Ok(Some(lock)))?
-        else {
-            return Ok(None);
-        };
-        let launch = read_launch()?;
+    /// Prepares for any instance, waits for one, and starts its workload. `None`: none came.
+    fn begin() -> Result<Option<Self>, SysError> {
         // Fails only for a group leader, which then is a leader already.
         let _ = spawn::new_session();
         process::become_subreaper()?;
         let signals = Signals::open()?;
-        let epoch = launch.epoch;
-        let inherited = inherited_connection()?;
+        let control = control_socket()?;
         spawn::cloexec_from(3)?;
+        let Some((dir, lock)) = assignment(&control)? else { return Ok(None) };
+        // Paths of sockets are short, so everything in the run directory is named from within.
+        std::env::set_current_dir(&dir).map_err(|source| SysError::io("chdir", &dir, source))?;
+        // Held from before our birth, so that no one could think it free in between.
+        let Some(lock) = lock::inherit(lock.as_fd(), Path::new(LOCK))? else { return Ok(None) };
+        let launch = read_launch()?;
+        let epoch = launch.epoch;
+        // Whoever ordered it follows it from the first moment, without waiting for a socket to appear.
+        let mut follower = Connection::new(control);
+        follower.subscribed = true;
         // The workload first: what follows here goes on beside its start.
         let workload = Workload::start(launch)?;
         let timer = Timer::open()?;
         let listener = socket::listen(Path::new(SOCKET))?;
-        let connections = inherited.into_iter().collect();
+        let connections = vec![follower];
         Ok(Some(Self {
             workload,
             listener,
@@ -328,24 +327,24 @@ fn read_launch() -> Result<Launch, SysError> {
     serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
 }
 
-/// Standard input is the daemon's end of a socket pair, if the daemon started us: it follows us
-/// from the first moment, without waiting for a socket to appear.
-fn inherited_connection() -> Result<Option<Connection>, SysError> {
-    let copied = std::io::stdin().as_fd().try_clone_to_owned();
-    let Ok(fd) = copied else { return Ok(None) };
+/// Standard input is our end of a socket pair. It moves away, so that nothing mistakes it for input.
+fn control_socket() -> Result<UnixStream, SysError> {
     let null = std::fs::File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(|source| SysError::io("open", Path::new("/dev/null"), source))?;
-    // The lock came in as standard output and has been copied by now.
+    let copied = std::io::stdin().as_fd().try_clone_to_owned();
+    let copied = copied.map_err(|source| SysError { call: "dup(0)".to_owned(), source })?;
     for number in [0, 1] {
         spawn::place_fd(null.as_fd(), number)?;
     }
-    let stream = UnixStream::from(fd);
-    if socket::peer(&stream).is_err() {
-        return Ok(None);
-    }
-    let mut connection = Connection::new(stream);
-    connection.subscribed = true;
-    Ok(Some(connection))
+    Ok(UnixStream::from(copied))
+}
+
+/// Which run directory to serve, and its lock. `None`: the daemon is gone, or has changed its mind.
+fn assignment(control: &UnixStream) -> Result<Option<(PathBuf, OwnedFd)>, SysError> {
+    let mut buffer = [0; PATH_BYTES_MAX];
+    let (count, lock) = socket::receive_with_fd(control, &mut buffer)?;
+    let dir = PathBuf::from(std::ffi::OsStr::from_bytes(&buffer[..count]));
+    Ok(lock.filter(|_| count > 0).map(|lock| (dir, lock)))
 }
 
 fn refuse(code: &str, message: &str) -> Reply {

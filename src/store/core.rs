@@ -68,6 +68,7 @@ impl Core {
             sandboxes: Default::default(),
             names: Default::default(),
             files: Default::default(),
+            conflicts: Default::default(),
             events: Default::default(),
             root: meta("root")?.and_then(|text| serde_json::from_str(&text).ok()),
         };
@@ -79,6 +80,9 @@ impl Core {
             working.sandboxes.insert(sandbox.name.clone(), Arc::new(sandbox));
         }
         for (path, record) in rows::files(&connection).map_err(failed("load"))?.map_err(corrupt)? {
+            for name in record.conflicts.keys() {
+                working.conflicts.insert(name.clone(), path.clone());
+            }
             working.files.insert(path, Arc::new(record));
         }
         let events = rows::events(&connection, EVENT_COUNT_MAX).map_err(failed("load"))?;
@@ -241,6 +245,13 @@ impl Core {
         self.touched = true;
         rows::put_file(&self.connection, path, record.as_ref())
             .map_err(|error| self.failed("write", error))?;
+        let conflicts = &mut self.working.conflicts;
+        for name in self.working.files.get(path).into_iter().flat_map(|old| old.conflicts.keys()) {
+            conflicts.remove(name);
+        }
+        for name in record.iter().flat_map(|record| record.conflicts.keys()) {
+            conflicts.insert(name.clone(), path.to_owned());
+        }
         match record {
             Some(record) => self.working.files.insert(path.to_owned(), Arc::new(record)),
             None => self.working.files.remove(path),

@@ -19,6 +19,8 @@ pub struct Snapshot {
     pub sandboxes: OrdMap<SandboxName, Arc<Sandbox>>,
     pub names: OrdMap<Uuid, SandboxName>,
     pub files: OrdMap<String, Arc<FileRecord>>,
+    /// Names that a file declares and does not own: which file. Few, if any.
+    pub conflicts: OrdMap<SandboxName, String>,
     /// The newest events, oldest first.
     pub events: Vector<Arc<Event>>,
     /// Which directory the files were last read from: device and inode.

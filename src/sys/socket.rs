@@ -1,10 +1,14 @@
 //! Unix sockets and who is at their other end.
 
-use std::os::fd::AsFd;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg,
+};
 
 use crate::sys::SysError;
 
@@ -20,6 +24,39 @@ pub fn peer(socket: &UnixStream) -> Result<Peer, SysError> {
     let found = getsockopt(&socket.as_fd(), PeerCredentials)
         .map_err(|errno| SysError::nix("getsockopt(SO_PEERCRED)", errno))?;
     Ok(Peer { pid: found.pid().unsigned_abs(), uid: found.uid() })
+}
+
+/// Sends bytes and a descriptor together: whoever takes the bytes has the descriptor, and until then
+/// the kernel keeps it open.
+pub fn send_with_fd(socket: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> Result<(), SysError> {
+    let fds = [fd.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let (parts, flags) = ([IoSlice::new(bytes)], MsgFlags::MSG_NOSIGNAL);
+    let sent = sendmsg::<()>(socket.as_raw_fd(), &parts, &rights, flags, None);
+    sent.map(drop).map_err(|errno| SysError::nix("sendmsg(SCM_RIGHTS)", errno))
+}
+
+/// Waits for bytes and the descriptor that comes with them. No bytes: the other end is gone.
+pub fn receive_with_fd(
+    socket: &UnixStream,
+    buffer: &mut [u8],
+) -> Result<(usize, Option<OwnedFd>), SysError> {
+    let failed = |errno| SysError::nix("recvmsg(SCM_RIGHTS)", errno);
+    let mut space = nix::cmsg_space!(RawFd);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags).map_err(failed)?;
+    let mut received = None;
+    for control in message.cmsgs().map_err(failed)? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            for fd in fds {
+                // SAFETY: the kernel has just made this descriptor for us, so nothing else owns it.
+                received = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+    }
+    Ok((message.bytes, received))
 }
 
 /// Listens at `path` under a temporary name first, so that whoever finds the socket can connect.
