@@ -31,3 +31,6 @@ pub use task::run;
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("blocking work neither panics nor is cancelled")
 }
+
+#[cfg(test)]
+mod tests;

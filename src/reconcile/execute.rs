@@ -194,6 +194,9 @@ impl Act<'_> {
             None => self.driver(instance)?.adjust(&instance.iid, &instance.spec.limits)?,
         };
         let (policy, now, iid) = (self.policy.clone(), self.now, instance.iid.clone());
+        // Changed in place since it was started? Then this is not the end of it.
+        let complete = instance.generation == self.sandbox.generation;
+        let next = if complete { Next::Settled } else { Next::Do(Step::Adjust) };
         self.commit_instance(move |core, sandbox, instance| {
             instance.phase = InstancePhase::Running;
             instance.pid = pid;
@@ -202,12 +205,12 @@ impl Act<'_> {
             let after = Sandbox { instance: Some(Arc::new(instance.clone())), ..sandbox.clone() };
             let observed = Observed::Running { pid, started_at };
             let view = View { sandbox: &after, observed: &observed, now, policy: &policy };
-            sandbox.status = report(&view, &Next::Settled, "it runs");
+            sandbox.status = report(&view, &next, "it runs");
             let message = format!("{iid}, generation {}", instance.generation);
             core.event(Some(&sandbox.name), Level::Normal, ("Started", message), now)
         })?;
-        // Its status is complete: there is nothing that another look would add now.
-        Ok(Again::In(super::pass::RESYNC))
+        // With a complete status, there is nothing that another look would add now.
+        Ok(if complete { Again::In(super::pass::RESYNC) } else { Again::Now })
     }
 
     fn mark_healthy(&self) -> Result<Again, StepError> {

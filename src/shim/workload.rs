@@ -250,6 +250,10 @@ impl Workload {
             }
         };
         self.spool.write(stream, clock::wall_ms(), &self.buffer[..count]);
+        if stream == Stream::Stdout && self.wrapper.probe_boot_ms.is_some() {
+            // bubblewrap itself never writes here: whoever did is the workload.
+            self.wrapper.probe_boot_ms = Some(clock::boot_ms());
+        }
         if stream == Stream::Stderr && self.life == Life::Launching {
             self.stderr_tail.extend_from_slice(&self.buffer[..count]);
             let excess = self.stderr_tail.len().saturating_sub(STDERR_TAIL_BYTES);

@@ -1,13 +1,13 @@
 //! A daemon to measure, and how to read what it costs.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tokio_tungstenite::tungstenite::Message;
 
 const TOKEN: &str = "a-token-for-benchmarks";
 
@@ -125,14 +125,8 @@ impl Desk {
     }
 
     pub async fn console(&self, name: &str) -> Socket {
-        self.console_as(name, "binary").await
-    }
-
-    async fn console_as(&self, name: &str, format: &str) -> Socket {
-        let head = self.get(&format!("/v1/sandboxes/{name}")).await;
-        assert!(head["metadata"].is_object());
         let url = format!(
-            "ws://127.0.0.1:{}/console/{name}?token={TOKEN}&format={format}&tail=0",
+            "ws://127.0.0.1:{}/console/{name}?token={TOKEN}&format=binary&tail=0",
             self.port
         );
         tokio_tungstenite::connect_async(url).await.unwrap().0
@@ -254,30 +248,84 @@ impl Desk {
         futures_util::stream::iter(deletes).buffer_unordered(32).collect::<Vec<_>>().await;
     }
 
-    /// MiB/s from a sandbox to a WebSocket.
+    /// MiB/s from a sandbox to a WebSocket. The reader only walks the frames: what is measured is the
+    /// daemon, not a client library.
     pub async fn throughput(&self, name: &str, format: &str, bytes: usize) -> f64 {
-        let mut socket = self.console_as(name, format).await;
-        let began = Instant::now();
-        let read = async {
+        let mut stream = self.upgraded(name, format);
+        let reader = std::thread::spawn(move || {
             let mut left = bytes;
+            let mut buffer = vec![0; 1 << 20];
+            let (mut filled, mut at) = (0, 0);
             while left > 0 {
-                match socket.next().await.unwrap().unwrap() {
-                    Message::Binary(chunk) => left -= chunk.len(),
-                    Message::Text(text) if text.starts_with(r#"{"type":"output""#) => {
-                        // Each line of 64 bytes has one character that JSON writes as two.
-                        let content = text.len() - r#"{"type":"output","content":""}"#.len();
-                        left = left.saturating_sub(content * 64 / 65);
-                    }
-                    Message::Text(text) if text.contains("\"exit\"") => break,
-                    Message::Text(text) => assert!(!text.contains("\"gap\""), "{text}"),
-                    _ => (),
+                // Everything of a frame but its header and, for text, its envelope is output.
+                while let Some((header, length)) = frame_header(&buffer[at..filled])
+                    && filled - at >= header + length
+                {
+                    let payload = &buffer[at + header..at + header + length];
+                    left = left.saturating_sub(output_bytes(buffer[at], payload));
+                    at += header + length;
+                }
+                buffer.copy_within(at..filled, 0);
+                filled -= at;
+                at = 0;
+                if left > 0 {
+                    let count = stream.read(&mut buffer[filled..]).unwrap();
+                    assert!(count > 0, "the daemon hung up with {left} bytes to go");
+                    filled += count;
                 }
             }
-        };
-        tokio::join!(self.post("/sandboxes/loud/start", "{}"), read);
+        });
+        let began = Instant::now();
+        self.post("/sandboxes/loud/start", "{}").await;
+        while !reader.is_finished() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         let took = began.elapsed();
+        reader.join().unwrap();
         self.wait_stopped(name).await;
         bytes as f64 / f64::from(1 << 20) / took.as_secs_f64()
+    }
+
+    fn upgraded(&self, name: &str, format: &str) -> std::net::TcpStream {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let request = format!(
+            "GET /console/{name}?token={TOKEN}&format={format}&tail=0 HTTP/1.1\r\nHost: localhost\r\n\
+             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+        stream
+    }
+}
+
+/// Lengths of a server's frame header and payload, if the header is all there.
+fn frame_header(bytes: &[u8]) -> Option<(usize, usize)> {
+    match *bytes.get(1)? {
+        126 => Some((4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap())))),
+        127 => {
+            let length = u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap());
+            Some((10, usize::try_from(length).unwrap()))
+        }
+        short => Some((2, usize::from(short))),
+    }
+}
+
+/// Bytes of the program's output in a frame.
+fn output_bytes(opcode: u8, payload: &[u8]) -> usize {
+    const ENVELOPE: &[u8] = br#"{"type":"output","content":""#;
+    assert!(!payload.starts_with(br#"{"from""#), "a gap");
+    match opcode & 0xF {
+        2 => payload.len(),
+        // Each line of 64 bytes has one character that JSON writes as two.
+        1 if payload.starts_with(ENVELOPE) => (payload.len() - ENVELOPE.len() - 2) * 64 / 65,
+        _ => 0,
     }
 }
 
