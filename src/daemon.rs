@@ -58,7 +58,7 @@ pub fn rules(config: &Config) -> Rules {
 
 /// Runs until asked to end.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    spawn::limit_arenas(2);
+    spawn::tune_allocator();
     spawn::raise_open_files();
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()

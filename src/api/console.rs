@@ -89,6 +89,7 @@ pub(super) async fn console(
             binary,
             decoder: Decoder::default(),
             buffer: vec![0; CHUNK_BYTES],
+            text: String::new(),
         };
         let writing = tokio::spawn(writer.run(inbox));
         listen(&api, &sandbox, stream, (notices, read_only)).await;
@@ -182,6 +183,8 @@ struct Writer {
     binary: bool,
     decoder: Decoder,
     buffer: Vec<u8>,
+    /// Room for the text of a frame, kept from one to the next.
+    text: String,
 }
 
 /// The client left, or takes nothing.
@@ -267,7 +270,8 @@ impl Writer {
     }
 
     fn text_frame(&mut self, offset: u64, count: usize) -> std::io::Result<String> {
-        let mut text = String::with_capacity(count + 16);
+        let mut text = std::mem::take(&mut self.text);
+        text.clear();
         for span in self.reader.spans(offset..offset + count as u64)? {
             let at = |in_log: u64| usize::try_from(in_log - offset).unwrap_or(0);
             let bytes = &self.buffer[at(span.range.start)..at(span.range.end)];
@@ -277,6 +281,7 @@ impl Writer {
         frame.extend_from_slice(br#"{"type":"output","content":"#);
         serde_json::to_writer(&mut frame, &text)?;
         frame.push(b'}');
+        self.text = text;
         Ok(String::from_utf8(frame).expect("serde_json writes UTF-8"))
     }
 

@@ -22,6 +22,9 @@ use crate::sys::{SysError, clock, poll};
 
 /// Read at once from an output: what a pipe holds.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// What the pipe of a workload that fills it is grown to. Fewer, larger steps: a busy console gains a
+/// third.
+const PIPE_BYTES_BUSY: i32 = 512 * 1024;
 /// Reads of a full output before others get their turn, and before readers are told.
 const READS_AT_ONCE: usize = 4;
 /// A process outside the group may hold our pipe open after everything inside has ended; it is
@@ -62,6 +65,8 @@ pub(super) struct Workload {
     failed: Option<(String, String)>,
     stderr_tail: Vec<u8>,
     buffer: Vec<u8>,
+    /// Whether the pipe of stdout, and of stderr, was grown.
+    grown: [bool; 2],
 }
 
 #[derive(Debug)]
@@ -151,6 +156,7 @@ impl Workload {
             failed: None,
             stderr_tail: Vec::new(),
             buffer: vec![0; OUTPUT_BYTES_MAX],
+            grown: [false; 2],
         };
         match started {
             Ok(child) => work.connect(child, is_tty),
@@ -230,11 +236,23 @@ impl Workload {
         for _ in 0..READS_AT_ONCE {
             match self.read_once(stream) {
                 0 => return any,
-                OUTPUT_BYTES_MAX => any = true,
+                OUTPUT_BYTES_MAX => {
+                    any = true;
+                    self.grow(stream);
+                }
                 _ => return true,
             }
         }
         any
+    }
+
+    fn grow(&mut self, stream: Stream) {
+        let source = if stream == Stream::Stderr { &self.stderr } else { &self.stdout };
+        let grown = &mut self.grown[usize::from(stream == Stream::Stderr)];
+        if let Some(fd) = source.as_ref().filter(|_| !*grown) {
+            *grown = true;
+            poll::grow_pipe(fd.as_fd(), PIPE_BYTES_BUSY);
+        }
     }
 
     /// Bytes read; 0 when there are none now, or no more.

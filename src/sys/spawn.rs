@@ -135,11 +135,19 @@ pub fn raise_open_files() {
     let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
 }
 
-/// Keeps the allocator from giving each thread an arena of its own: a daemon of few busy threads
-/// gains nothing from them and pays in memory.
-pub fn limit_arenas(count: i32) {
-    // SAFETY: mallopt takes two integers; it is called before any thread is started.
-    let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, count) };
+/// Sets the allocator up for a daemon of few busy threads: two arenas are enough, and buffers of a
+/// console's size are kept instead of being mapped, faulted in and unmapped for every frame.
+pub fn tune_allocator() {
+    const KEPT_BYTES: i32 = 1 << 20;
+    let settings = [
+        (libc::M_ARENA_MAX, 2),
+        (libc::M_MMAP_THRESHOLD, KEPT_BYTES),
+        (libc::M_TRIM_THRESHOLD, KEPT_BYTES),
+    ];
+    for (what, value) in settings {
+        // SAFETY: mallopt takes two integers; it is called before any thread is started.
+        let _ = unsafe { libc::mallopt(what, value) };
+    }
 }
 
 /// Becomes another user for good, with no supplementary groups.
