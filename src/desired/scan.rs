@@ -4,7 +4,7 @@
 //! not read again. Whatever cannot be read is a fault of that file, never of the scan; a directory
 //! that cannot be read is a fault of the scan, and then nothing is concluded from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -21,7 +21,7 @@ const RACY_MS: u64 = 2_000;
 #[derive(Debug, Default)]
 pub struct Scanner {
     root: PathBuf,
-    seen: BTreeMap<String, Stat>,
+    seen: HashMap<String, Stat>,
 }
 
 /// One look at the directory.
@@ -62,7 +62,7 @@ struct Stat {
 
 impl Scanner {
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), seen: BTreeMap::new() }
+        Self { root: root.to_owned(), seen: HashMap::new() }
     }
 
     /// Looks at everything. An error means that nothing is known.
@@ -71,9 +71,12 @@ impl Scanner {
         let mut scan = Scan { root: (meta.dev(), meta.ino()), ..Scan::default() };
         for entry in fs::read_dir(&self.root)? {
             // A directory that breaks off half way must not look as if the rest were gone.
-            let name = entry?.file_name();
+            let entry = entry?;
+            let name = entry.file_name();
             let Some(name) = name.to_str().filter(|name| is_spec(name)) else { continue };
-            self.look(name, now_ms, &mut scan);
+            // Asked of the open directory, which is cheaper than walking to each file by its path.
+            let found = entry.metadata().ok().filter(|meta| !meta.is_symlink());
+            self.look(name, found, now_ms, &mut scan);
         }
         scan.present.sort_unstable();
         self.seen.retain(|name, _| scan.present.binary_search(name).is_ok());
@@ -85,7 +88,7 @@ impl Scanner {
         let meta = fs::metadata(&self.root)?;
         let mut scan = Scan { root: (meta.dev(), meta.ino()), ..Scan::default() };
         for name in names.iter().filter(|name| is_spec(name)) {
-            self.look(name, now_ms, &mut scan);
+            self.look(name, None, now_ms, &mut scan);
         }
         Ok(scan)
     }
@@ -95,9 +98,9 @@ impl Scanner {
         self.seen.remove(name);
     }
 
-    fn look(&mut self, name: &str, now_ms: u64, scan: &mut Scan) {
+    fn look(&mut self, name: &str, known: Option<Metadata>, now_ms: u64, scan: &mut Scan) {
         let path = self.root.join(name);
-        let stat = match fs::metadata(&path) {
+        let stat = match known.map_or_else(|| fs::metadata(&path), Ok) {
             Ok(meta) => Stat::of(&meta, now_ms),
             // Gone between the listing and now: then it is gone.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => return,

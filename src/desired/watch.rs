@@ -282,9 +282,11 @@ fn tell(
         let name = path.file_name().and_then(|name| name.to_str()).filter(|_| inside);
         match name {
             Some(name) if is_spec(name) => hints.send(Message::Hint(Some(name.to_owned())))?,
-            // Editors' temporary files tell nothing, until one is renamed to a spec.
-            Some(name) if name.starts_with('.') && !name.starts_with("..") => (),
-            Some(_) | None => hints.send(Message::Hint(None))?,
+            // What leads symlinks elsewhere, as Kubernetes swaps its volumes.
+            Some(name) if name.starts_with("..") => hints.send(Message::Hint(None))?,
+            // Temporary files and the like tell nothing, until one is renamed to a spec.
+            Some(_) => (),
+            None => hints.send(Message::Hint(None))?,
         }
     }
     Ok(())

@@ -2,8 +2,8 @@
 
 use crate::model::condition::{self, Condition};
 use crate::model::{
-    ConditionType, ExitKind, InstancePhase, LimitStatus, Limits, Observed, Phase, Sandbox, Spec,
-    Status, Time, Truth,
+    ConditionType, ExitKind, InstancePhase, LimitStatus, Observed, Phase, Sandbox, Spec, Status,
+    Time, Truth,
 };
 use crate::plan::{Next, Policy, Step, View};
 
@@ -79,21 +79,18 @@ fn unkept(limits: &[LimitStatus]) -> String {
     texts.join("; ")
 }
 
-/// What a start would make of the limits, as far as is known before it.
+/// What is known of the limits before a start: those that nothing here will keep.
 fn predicted_limits(spec: &Spec, policy: &Policy) -> Vec<LimitStatus> {
     let broken = unenforced(spec, policy);
-    let predict = |name: &'static str| {
-        let reason = broken.iter().find(|(broken, _)| *broken == name).map(|(_, reason)| *reason);
-        LimitStatus {
-            limit: name.to_owned(),
-            requested: spec.limits.get(name).unwrap_or(0),
-            mechanism: String::new(),
-            read_back: None,
-            enforced: reason.is_none(),
-            reason: reason.unwrap_or("not running").to_owned(),
-        }
+    let predict = |(name, reason): (&str, &str)| LimitStatus {
+        limit: name.to_owned(),
+        requested: spec.limits.get(name).unwrap_or(0),
+        mechanism: String::new(),
+        read_back: None,
+        enforced: false,
+        reason: reason.to_owned(),
     };
-    Limits::NAMES.into_iter().map(predict).collect()
+    broken.into_iter().map(predict).collect()
 }
 
 fn running(view: &View<'_>) -> (Truth, &'static str) {

@@ -215,7 +215,7 @@ async fn declared() -> Vec<Bar> {
             ours: format!("{cpu:.2} %"),
             reference: "-".to_owned(),
             bar: "0 %",
-            met: cpu < 0.5,
+            met: cpu < 0.05,
             figures: json!({"percent": cpu}),
         },
         Bar {
