@@ -60,6 +60,9 @@ pub enum StoreError {
     /// No space for what was to be written. Nothing was changed.
     #[error("no space left for {}; free some space there and try again", path.display())]
     Full { path: Arc<Path> },
+    /// The file system does not let us write. Nothing was changed.
+    #[error("{} cannot be written; mount it writable and try again", path.display())]
+    ReadOnly { path: Arc<Path> },
     /// The file is no longer where it was opened, so that nothing written would be found again.
     #[error("{} was removed or replaced while in use; restart the daemon", path.display())]
     Gone { path: Arc<Path> },

@@ -77,6 +77,9 @@ impl ApiError {
                 (StatusCode::SERVICE_UNAVAILABLE, "busy")
             }
             Self::Store(StoreError::Full { .. }) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            Self::Store(StoreError::ReadOnly { .. }) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "read_only")
+            }
             Self::Store(
                 StoreError::Gone { .. }
                 | StoreError::Sqlite { .. }

@@ -309,11 +309,21 @@ impl Core {
 
     fn failed(&self, op: &'static str, source: rusqlite::Error) -> StoreError {
         let path = Arc::clone(&self.path);
-        if source.sqlite_error_code() == Some(ErrorCode::DiskFull) {
-            return StoreError::Full { path };
+        match source.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => StoreError::Full { path },
+            Some(ErrorCode::ReadOnly) => StoreError::ReadOnly { path },
+            Some(ErrorCode::SystemIoFailure) if is_read_only(&path) => {
+                StoreError::ReadOnly { path }
+            }
+            _ => StoreError::Sqlite { op, path, source: Arc::new(source) },
         }
-        StoreError::Sqlite { op, path, source: Arc::new(source) }
     }
+}
+
+/// SQLite reports a file system that became read-only as a plain I/O error.
+fn is_read_only(path: &Path) -> bool {
+    let opened = fs::File::options().append(true).open(path);
+    opened.is_err_and(|error| error.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
 }
 
 fn inode(path: &Path) -> Option<(u64, u64)> {

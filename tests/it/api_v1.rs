@@ -25,7 +25,8 @@ async fn a_put_declares_and_the_loop_does_the_rest() {
     let desk = Desk::new().await;
     let made = put(&desk, "web", &sleeper()).await;
     assert_eq!(made.status, 201, "{made:?}");
-    assert_eq!(made.json["metadata"]["owner"], "api");
+    let owner = if crate::STORE == "files" { "file:web.yaml" } else { "api" };
+    assert_eq!(made.json["metadata"]["owner"], owner);
     let running = desk.wait_phase("web", "Running").await;
     assert_eq!(running["status"]["observed_generation"], 1);
     let limits = running["status"]["limits"].as_array().unwrap();

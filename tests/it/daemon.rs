@@ -380,7 +380,21 @@ async fn a_full_disk_refuses_and_says_so_and_what_runs_goes_on() {
     assert_eq!(done.status, 201, "{done:?}");
     desk.wait_phase("b", "Completed").await;
     assert_eq!(pid(&desk.sandbox("a").await), pid(&a));
-    // Before the mount goes, everything on it must.
+    assert_eq!(desk.post("/v1/sandboxes/a/stop?wait=30s", Value::Null).await.status, 200);
+    let deadline = Instant::now() + PATIENCE;
+    while fs::read_dir(desk.path("run/i")).unwrap().count() > 0 {
+        assert!(Instant::now() < deadline, "a shim stays");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Mounted read-only, a start says so.
+    desk.kill();
+    run("umount", &[small.to_str().unwrap()]);
+    run("mount", &["-o", "loop,ro", image.to_str().unwrap(), small.to_str().unwrap()]);
+    assert_eq!(desk.spawn().wait().unwrap().code(), Some(1));
+    assert!(desk.log().contains("Read-only file system"), "{}", desk.log());
+    // What is left is cleaned up on the file system as it was.
+    run("umount", &[small.to_str().unwrap()]);
+    run("mount", &["-o", "loop", image.to_str().unwrap(), small.to_str().unwrap()]);
     drop(desk);
 }
 

@@ -53,6 +53,7 @@ impl Desk {
         fs::create_dir(dir.path().join("desired")).unwrap();
         let mut config = json!({
             "port": 0, "token": TOKEN, "isolation_floor": "process", "run_path": "./run",
+            "store": crate::STORE,
             "images_path": Path::new(env!("CARGO_MANIFEST_DIR")).join("images"),
         });
         for (key, value) in extra.as_object().unwrap() {

@@ -10,3 +10,6 @@ mod daemon;
 mod desk;
 mod driver_contract;
 mod tidy;
+
+/// Where the API of the daemons under test writes.
+pub const STORE: &str = "sqlite";
