@@ -247,6 +247,9 @@ fn world(
     drivers.insert(Isolation::Process, Arc::new(Shimmed::process(Arc::clone(&host))));
     let none = "gvisor is not part of this release; use bubblewrap".to_owned();
     unavailable.insert(Isolation::Gvisor, none);
+    let runtime = tokio::runtime::Handle::current();
+    let consoles =
+        Consoles::new(Arc::clone(queue), runtime, store.epoch(), Some(Arc::clone(&host)));
     Ok(World {
         store,
         drivers,
@@ -254,7 +257,7 @@ fn world(
         host: Some(host),
         images: Arc::new(rules.images.clone()),
         boot_id: clock::boot_id(),
-        consoles: Arc::new(Consoles::new(Arc::clone(queue), tokio::runtime::Handle::current())),
+        consoles: Arc::new(consoles),
     })
 }
 

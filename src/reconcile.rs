@@ -18,13 +18,14 @@ pub mod link;
 pub mod pass;
 pub mod queue;
 pub mod task;
+pub mod world;
 
 mod execute;
 
 pub use crate::driver::Usage;
 pub use handle::Handle;
-pub use pass::World;
 pub use task::run;
+pub use world::World;
 
 /// The one door to the blocking pool.
 #[expect(clippy::disallowed_methods, reason = "this is the door")]

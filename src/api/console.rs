@@ -24,8 +24,7 @@ use crate::api::{ApiError, Shared, logs, request, seed, wire};
 use crate::model::draft;
 use crate::model::tree::Node;
 use crate::model::{Iid, InstancePhase, Sandbox};
-use crate::reconcile::console::Head;
-use crate::reconcile::link::Command;
+use crate::reconcile::link::{Command, Head};
 use crate::shim::spool::{Chunk, Reader};
 use crate::store::edit::Verb;
 

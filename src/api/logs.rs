@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use crate::api::sandboxes::{Pairs, find, flag};
 use crate::api::text::Decoder;
 use crate::api::{ApiError, Shared};
-use crate::reconcile::console::Head;
+use crate::reconcile::link::Head;
 use crate::shim::spool::{Chunk, Reader};
 
 /// Read at once.

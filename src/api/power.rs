@@ -1,7 +1,5 @@
 //! Power verbs and tickets.
 
-use std::time::Duration;
-
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
@@ -13,25 +11,6 @@ use crate::api::{ApiError, Shared, request, wait};
 use crate::model::{Span, Violation};
 use crate::reconcile::link::Command;
 use crate::store::edit::{self, Verb};
-
-/// Nobody waits longer; the wish is durable anyway.
-const WAIT_MAX: Duration = Duration::from_secs(300);
-
-/// `?wait=30s`, `?wait=1` for the default, nothing for not waiting.
-pub(super) fn parse_wait(text: Option<&str>) -> Result<Option<Duration>, ApiError> {
-    match text {
-        None | Some("0" | "false") => Ok(None),
-        Some("1" | "true" | "") => Ok(Some(wait::START_WITHIN)),
-        Some(text) => match Span::parse(text) {
-            Ok(span) => Ok(Some(span.duration().min(WAIT_MAX))),
-            Err(error) => {
-                let violation =
-                    Violation::new("wait", format!("{text:?} is not a duration: {error}"));
-                Err(ApiError::Invalid(vec![violation]))
-            }
-        },
-    }
-}
 
 pub(super) async fn verb(
     State(api): State<Shared>,
@@ -52,7 +31,7 @@ pub(super) async fn verb(
     let (_, verb) = known.copied().ok_or(ApiError::NotFound)?;
     let (name, now) = (sandbox.name.clone(), api.now());
     let wish = api.store.write(move |core| edit::power(core, name.as_str(), verb, now)).await??;
-    if let Some(within) = parse_wait(pairs.get("wait").map(String::as_str))? {
+    if let Some(within) = wait::parse(pairs.get("wait").map(String::as_str))? {
         match verb {
             Verb::Start | Verb::Restart => wait::started(&api, &wish, within).await?,
             Verb::Stop | Verb::Kill => wait::stopped(&api, &wish, within).await?,

@@ -143,7 +143,7 @@ pub(super) async fn delete(
     }
     let DeleteQuery { keep_workspace, force, .. } = query;
     declare::delete(&api, &sandbox, Delete { uid: query.uid, keep_workspace, force }).await?;
-    if let Some(within) = super::power::parse_wait(query.wait.as_deref())? {
+    if let Some(within) = wait::parse(query.wait.as_deref())? {
         wait::deleted(&api, &sandbox, within).await?;
     }
     Ok(Json(json!({"success": true})))

@@ -7,10 +7,29 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::api::{ApiError, Shared};
-use crate::model::{ExitKind, InstancePhase, Sandbox, SandboxName};
+use crate::model::{ExitKind, InstancePhase, Sandbox, SandboxName, Span, Violation};
 
 /// How long a start may take before its client is told to look for itself.
 pub(super) const START_WITHIN: Duration = Duration::from_secs(30);
+
+/// Nobody waits longer; the wish is durable anyway.
+const WAIT_MAX: Duration = Duration::from_secs(300);
+
+/// `?wait=30s`, `?wait=1` for the default, nothing for not waiting.
+pub(super) fn parse(text: Option<&str>) -> Result<Option<Duration>, ApiError> {
+    match text {
+        None | Some("0" | "false") => Ok(None),
+        Some("1" | "true" | "") => Ok(Some(START_WITHIN)),
+        Some(text) => match Span::parse(text) {
+            Ok(span) => Ok(Some(span.duration().min(WAIT_MAX))),
+            Err(error) => {
+                let violation =
+                    Violation::new("wait", format!("{text:?} is not a duration: {error}"));
+                Err(ApiError::Invalid(vec![violation]))
+            }
+        },
+    }
+}
 
 /// Waits until `done` has an answer about the sandbox, which may be gone by then.
 pub(super) async fn until<T>(

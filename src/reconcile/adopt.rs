@@ -5,7 +5,7 @@ use tracing::warn;
 
 use crate::error::chain;
 use crate::model::{Iid, Observed};
-use crate::reconcile::pass::World;
+use crate::reconcile::world::World;
 
 /// Looks at everything on the host that no sandbox accounts for. What is dead is removed; what runs
 /// is reported and left alone, since killing it would need a reason and nobody has given one.

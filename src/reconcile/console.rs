@@ -9,24 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use crate::driver::Started;
+use crate::driver::host::Host;
+use crate::driver::{Driver, Started};
 use crate::model::{Iid, LimitStatus, Observed, Sandbox, SandboxName};
-use crate::reconcile::link::{self, Command};
-use crate::reconcile::pass::World;
+use crate::reconcile::link::{self, Command, Head};
 use crate::reconcile::queue::Queue;
 use crate::shim::spool::Reader;
 
 /// Requests that wait for one shim. Beyond it, whoever asks is told to slow down.
 const COMMAND_COUNT_MAX: usize = 16;
-
-/// What the console of a sandbox has come to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Head {
-    /// The offset after the newest byte.
-    pub next: u64,
-    /// The instance that runs now.
-    pub running: Option<Iid>,
-}
 
 /// All consoles.
 #[derive(Debug)]
@@ -35,6 +26,10 @@ pub struct Consoles {
     limits: Mutex<HashMap<Iid, Vec<LimitStatus>>>,
     queue: Arc<Queue>,
     runtime: tokio::runtime::Handle,
+    /// What shims are told of us.
+    epoch: u64,
+    /// Where consoles are; a simulation has none.
+    host: Option<Arc<Host>>,
 }
 
 #[derive(Debug)]
@@ -44,19 +39,25 @@ struct Entry {
 }
 
 impl Consoles {
-    pub fn new(queue: Arc<Queue>, runtime: tokio::runtime::Handle) -> Self {
-        Self { entries: Mutex::default(), limits: Mutex::default(), queue, runtime }
+    pub fn new(
+        queue: Arc<Queue>,
+        runtime: tokio::runtime::Handle,
+        epoch: u64,
+        host: Option<Arc<Host>>,
+    ) -> Self {
+        Self { entries: Mutex::default(), limits: Mutex::default(), queue, runtime, epoch, host }
     }
 
     /// Follows a sandbox's console, running or not.
-    pub fn watch(
-        &self,
-        uid: Uuid,
-        spool: impl FnOnce() -> Option<PathBuf>,
-    ) -> watch::Receiver<Head> {
+    pub fn watch(&self, uid: Uuid) -> watch::Receiver<Head> {
         let mut entries = self.lock();
-        let entry = entries.entry(uid).or_insert_with(|| Entry::new(spool()));
+        let entry = entries.entry(uid).or_insert_with(|| Entry::new(self.spool(uid)));
         entry.head.subscribe()
+    }
+
+    /// Where the console's bytes are.
+    pub fn spool(&self, uid: Uuid) -> Option<PathBuf> {
+        self.host.as_ref().map(|host| host.console(uid))
     }
 
     /// The way to the shim of a running sandbox.
@@ -70,10 +71,10 @@ impl Consoles {
 
     /// A start succeeded: follow it from its first moment, and keep what its limits are until it is
     /// seen running.
-    pub(super) fn started(&self, world: &World, sandbox: &Sandbox, iid: &Iid, started: Started) {
+    pub(super) fn started(self: &Arc<Self>, sandbox: &Sandbox, iid: &Iid, started: Started) {
         self.limits().insert(iid.clone(), started.limits);
         if let Some(stream) = started.link {
-            self.attach(world, sandbox, iid, stream);
+            self.attach(sandbox, iid, stream);
         }
     }
 
@@ -82,7 +83,12 @@ impl Consoles {
     }
 
     /// Follows an instance that runs and is not followed: adopted, or its connection broke.
-    pub(super) fn follow(&self, world: &World, sandbox: &Sandbox, observed: &Observed) {
+    pub(super) fn follow(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        observed: &Observed,
+        driver: Option<&dyn Driver>,
+    ) {
         let alive = matches!(
             observed,
             Observed::Launching | Observed::Running { .. } | Observed::Stopping { .. }
@@ -92,31 +98,29 @@ impl Consoles {
         if followed {
             return;
         }
-        let driver = world.driver(instance.spec.isolation);
         if let Some(stream) = driver.and_then(|driver| driver.connect(&instance.iid)) {
-            self.attach(world, sandbox, &instance.iid, stream);
+            self.attach(sandbox, &instance.iid, stream);
         }
     }
 
-    fn attach(&self, world: &World, sandbox: &Sandbox, iid: &Iid, stream: UnixStream) {
+    fn attach(self: &Arc<Self>, sandbox: &Sandbox, iid: &Iid, stream: UnixStream) {
         let (commands, inbox) = mpsc::channel(COMMAND_COUNT_MAX);
         let uid = sandbox.uid;
         let head = {
             let mut entries = self.lock();
-            let spool = world.host.as_ref().map(|host| host.console(uid));
-            let entry = entries.entry(uid).or_insert_with(|| Entry::new(spool));
+            let entry = entries.entry(uid).or_insert_with(|| Entry::new(self.spool(uid)));
             entry.link = Some((iid.clone(), commands));
             entry.head.clone()
         };
         let following = link::Following {
             name: sandbox.name.clone(),
             iid: iid.clone(),
-            epoch: world.store.epoch(),
+            epoch: self.epoch,
             head,
             inbox,
             queue: Arc::clone(&self.queue),
         };
-        let consoles = Arc::clone(&world.consoles);
+        let consoles = Arc::clone(self);
         self.runtime.spawn(async move {
             let (name, iid) = (following.name.clone(), following.iid.clone());
             link::follow(stream, following).await;

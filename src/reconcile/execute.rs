@@ -12,7 +12,7 @@ use crate::model::{
     Owner, Sandbox, Span, Time,
 };
 use crate::plan::{Next, Plan, Policy, Step, Stopping, View, backoff, report};
-use crate::reconcile::pass::{Again, World};
+use crate::reconcile::world::{Again, RESYNC, World};
 use crate::store::{Core, StoreError};
 
 /// How soon to look at something that is expected to be over in a moment.
@@ -153,7 +153,7 @@ impl Act<'_> {
         });
         match started {
             Ok(started) => {
-                self.world.consoles.started(self.world, &committed, &iid, started);
+                self.world.consoles.started(&committed, &iid, started);
                 // Its events will say when it runs; this only catches what they miss.
                 Ok(Again::In(Span::seconds(1)))
             }
@@ -210,7 +210,7 @@ impl Act<'_> {
             core.event(Some(&sandbox.name), Level::Normal, ("Started", message), now)
         })?;
         // With a complete status, there is nothing that another look would add now.
-        Ok(if complete { Again::In(super::pass::RESYNC) } else { Again::Now })
+        Ok(if complete { Again::In(RESYNC) } else { Again::Now })
     }
 
     fn mark_healthy(&self) -> Result<Again, StepError> {

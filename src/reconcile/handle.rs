@@ -11,10 +11,9 @@ use crate::driver::Usage;
 use crate::model::{Sandbox, SandboxName, Time};
 use crate::plan::Plan;
 use crate::reconcile::blocking;
-use crate::reconcile::console::Head;
-use crate::reconcile::link::{Command, InputError};
-use crate::reconcile::pass::World;
+use crate::reconcile::link::{Command, Head, InputError};
 use crate::reconcile::queue::Queue;
+use crate::reconcile::world::World;
 
 /// Clone it freely.
 #[derive(Clone)]
@@ -41,12 +40,12 @@ impl Handle {
 
     /// Where the console's bytes are.
     pub fn spool(&self, uid: Uuid) -> Option<PathBuf> {
-        self.world.host.as_ref().map(|host| host.console(uid))
+        self.world.consoles.spool(uid)
     }
 
     /// Follows a console from instance to instance.
     pub fn watch_console(&self, uid: Uuid) -> watch::Receiver<Head> {
-        self.world.consoles.watch(uid, || self.spool(uid))
+        self.world.consoles.watch(uid)
     }
 
     /// Hands input to what runs, and waits until it was taken.

@@ -14,7 +14,6 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::model::{Iid, SandboxName};
-use crate::reconcile::console::Head;
 use crate::reconcile::queue::Queue;
 use crate::shim::protocol::{
     Frame, Phase, Reply, Request, State, VERSION, control, stdin, take_frame,
@@ -26,6 +25,15 @@ const INPUT_WITHIN: Duration = Duration::from_secs(10);
 const INPUT_CHUNK_BYTES: usize = 16 * 1024;
 /// Inputs that wait behind one that is not read.
 const INPUT_COUNT_MAX: usize = 16;
+
+/// What the console of a sandbox has come to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Head {
+    /// The offset after the newest byte.
+    pub next: u64,
+    /// The instance that runs now.
+    pub running: Option<Iid>,
+}
 
 /// Something to ask of the shim.
 #[derive(Debug)]

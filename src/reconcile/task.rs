@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::model::{Deletion, Owner, Power, Sandbox, SandboxName, Time};
 use crate::reconcile::blocking;
-use crate::reconcile::pass::{Again, World, pass_blocking};
+use crate::reconcile::pass::pass_blocking;
 use crate::reconcile::queue::Queue;
+use crate::reconcile::world::{Again, World};
 use crate::store::ChangeKind;
 
 /// Passes at once. They mostly wait for the disk and for shims; more would only crowd each other.

@@ -17,8 +17,9 @@ use crate::model::{
     admission,
 };
 use crate::reconcile::console::Consoles;
-use crate::reconcile::pass::{Again, pass_blocking};
+use crate::reconcile::pass::pass_blocking;
 use crate::reconcile::queue::Queue;
+use crate::reconcile::world::Again;
 use crate::store::edit::{self, Delete, Precondition, Put, Verb};
 use crate::store::{Store, database_path};
 
@@ -167,7 +168,7 @@ fn world(dir: &tempfile::TempDir, driver: &Arc<FakeDriver>) -> World {
         host: None,
         images: Arc::default(),
         boot_id: "boot".to_owned(),
-        consoles: Arc::new(Consoles::new(queue, runtime.handle().clone())),
+        consoles: Arc::new(Consoles::new(queue, runtime.handle().clone(), 1, None)),
     }
 }
 
@@ -247,7 +248,8 @@ async fn what_failed_is_tried_again_when_it_was_promised_and_not_at_the_resync()
     let driver = Arc::new(FakeDriver::default());
     let queue = Arc::new(Queue::default());
     let mut world = world(&dir, &driver);
-    world.consoles = Arc::new(Consoles::new(Arc::clone(&queue), tokio::runtime::Handle::current()));
+    world.consoles =
+        Arc::new(Consoles::new(Arc::clone(&queue), tokio::runtime::Handle::current(), 1, None));
     let world = Arc::new(world);
     driver.fail_next(1);
     let put = Put {

@@ -84,8 +84,12 @@ impl Desk {
         }
     }
 
-    /// Ends the daemon; its sandboxes were ended before.
+    /// Ends the daemon; its sandboxes were ended before, and their shims are let go of first.
     pub fn stop(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while fs::read_dir(self.path("run/i")).unwrap().count() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         self.kill();
         let root = sodiumd::driver::host::cgroups_of(&self.path("run"));
         root.remove();

@@ -1,0 +1,107 @@
+//! Everything a pass works with, and what can be seen and said with it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::driver::host::Host;
+use crate::driver::{Driver, DriverError};
+use crate::model::image::Image;
+use crate::model::{
+    Instance, InstancePhase, Isolation, Observed, Owner, Sandbox, SandboxName, Span, Time,
+};
+use crate::plan::{Plan, Policy, View, plan};
+use crate::reconcile::console::Consoles;
+use crate::store::{Snapshot, Store};
+
+/// A sandbox that something of exists for is looked at this often, whatever was reported.
+pub(super) const RESYNC: Span = Span::seconds(60);
+/// Everything a pass works with.
+pub struct World {
+    pub store: Store,
+    pub drivers: BTreeMap<Isolation, Arc<dyn Driver>>,
+    /// Why an isolation is not to be had.
+    pub unavailable: BTreeMap<Isolation, String>,
+    /// Where consoles and workspaces are; a simulation has none.
+    pub host: Option<Arc<Host>>,
+    pub images: Arc<BTreeMap<String, Image>>,
+    pub boot_id: String,
+    pub consoles: Arc<Consoles>,
+}
+
+/// When a sandbox is to be looked at again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    Now,
+    In(Span),
+    /// It is gone for good.
+    Never,
+}
+
+impl World {
+    /// The driver that started an instance, or would start one.
+    pub fn driver(&self, isolation: Isolation) -> Option<&Arc<dyn Driver>> {
+        // All drivers see the same instances, so any can end what a missing one has started.
+        self.drivers.get(&isolation).or_else(|| self.drivers.values().next_back())
+    }
+
+    pub(super) fn policy(&self, sandbox: &Sandbox, snapshot: &Snapshot) -> Policy {
+        let isolation = sandbox.spec.isolation;
+        let driver = self.drivers.get(&isolation);
+        let none = || format!("no driver for {}", isolation.as_str());
+        Policy {
+            unenforced: driver.map(|driver| driver.unenforced()).unwrap_or_default(),
+            unavailable: driver
+                .is_none()
+                .then(|| self.unavailable.get(&isolation).cloned().unwrap_or_else(none)),
+            boot_id: self.boot_id.clone(),
+            source_fault: source_fault(sandbox, snapshot),
+        }
+    }
+
+    /// Looks and plans, and does nothing: what the loop would do next.
+    pub fn explain(&self, name: &SandboxName, now: Time) -> Option<Plan> {
+        let snapshot = self.store.snapshot();
+        let sandbox = snapshot.sandboxes.get(name)?;
+        let observed = self.observe(sandbox).ok()?;
+        let policy = self.policy(sandbox, &snapshot);
+        Some(plan(&View { sandbox, observed: &observed, now, policy: &policy }))
+    }
+
+    pub(super) fn observe(&self, sandbox: &Sandbox) -> Result<Observed, DriverError> {
+        let nothing = Observed::Gone { exit: None, residue: false };
+        let Some(instance) = sandbox.instance.as_ref().filter(|one| may_exist(one)) else {
+            return Ok(nothing);
+        };
+        match self.driver(instance.spec.isolation) {
+            Some(driver) => driver.observe(&instance.iid),
+            None => Ok(Observed::Unknown),
+        }
+    }
+}
+
+fn may_exist(instance: &Instance) -> bool {
+    instance.phase != InstancePhase::Dead || !instance.released
+}
+
+/// What is wrong with the newest text of a sandbox's spec.
+fn source_fault(sandbox: &Sandbox, snapshot: &Snapshot) -> Option<(String, String)> {
+    let rival = snapshot.conflicts.get(&sandbox.name).and_then(|path| {
+        let why = snapshot.files.get(path)?.conflicts.get(&sandbox.name)?;
+        Some(("Conflict".to_owned(), format!("{path} declares it too: {why}")))
+    });
+    let Owner::File(path) = &sandbox.owner else { return rival };
+    let Some(file) = snapshot.files.get(path) else { return rival };
+    if let Some(fault) = file.faults.first() {
+        let more = match file.faults.len() {
+            1 => String::new(),
+            count => format!(" (and {} more)", count - 1),
+        };
+        return Some(("InvalidFile".to_owned(), format!("{path}: {fault}{more}")));
+    }
+    match &file.held {
+        Some(why) if file.missing.contains_key(&sandbox.name) => {
+            Some(("PruneHeld".to_owned(), format!("{path} is gone; kept: {why}")))
+        }
+        Some(_) | None => rival,
+    }
+}
