@@ -38,6 +38,8 @@ const STORE_AGAIN_MS: u64 = 1_000;
 const PROBE_MS_MIN: u64 = 2;
 const PROBE_MS_MAX: u64 = 64;
 const PROBE_GIVE_UP_MS: u64 = 2_000;
+/// bubblewrap's init is the first process of its pid namespace, and forks the workload first of all.
+const WORKLOAD_INNER_PID: u32 = 2;
 /// Kept of standard error, to say why bubblewrap failed.
 const STDERR_TAIL_BYTES: usize = 512;
 
@@ -395,7 +397,10 @@ impl Workload {
         let waited = now.saturating_sub(self.launched_boot_ms);
         self.wrapper.probe_boot_ms = Some(now + (waited / 2).clamp(PROBE_MS_MIN, PROBE_MS_MAX));
         let Some(init) = self.wrapper.init_pid else { return };
-        let Some(main) = process::children(init).first().copied() else { return };
+        // What the workload left behind when it ended is handed to bubblewrap's init as well, so its
+        // children alone do not tell which of them is the workload.
+        let is_workload = |pid: &u32| process::inner_pid(*pid) == Some(WORKLOAD_INNER_PID);
+        let Some(main) = process::children(init).into_iter().find(is_workload) else { return };
         let wrapper = process::program(self.child_pid);
         let became = process::program(main).is_some_and(|program| Some(program) != wrapper);
         if became || waited > PROBE_GIVE_UP_MS {

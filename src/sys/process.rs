@@ -103,6 +103,13 @@ pub fn children(pid: u32) -> Vec<u32> {
     text.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect()
 }
 
+/// What a process is numbered in the innermost of its pid namespaces.
+pub fn inner_pid(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_ascii_whitespace().next_back()?.parse().ok()
+}
+
 /// The program a process runs; `None` when it is gone or not ours to see.
 pub fn program(pid: u32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/exe")).ok()
@@ -157,6 +164,12 @@ mod tests {
         assert_eq!(signal_number("INT"), Some(2));
         assert_eq!(signal_number("SIGNOPE"), None);
         assert_eq!(signal_name(9), "SIGKILL");
+    }
+
+    #[test]
+    fn outside_of_any_namespace_a_process_has_one_number() {
+        assert_eq!(inner_pid(std::process::id()), Some(std::process::id()));
+        assert_eq!(inner_pid(u32::MAX), None);
     }
 
     #[test]
