@@ -34,13 +34,15 @@ pub(super) async fn list(State(api): State<Shared>, pairs: Pairs) -> Result<Resp
     let lines =
         stream::unfold((commits, since, about), |(mut commits, mut since, about)| async move {
             loop {
+                // One snapshot for both: an event committed in between belongs to the next round.
+                let snapshot = std::sync::Arc::clone(&commits.borrow_and_update());
                 let mut text = String::new();
-                for event in &commits.borrow_and_update().events {
+                for event in &snapshot.events {
                     if event.seq > since && concerns(event, about.as_deref()) {
                         text.push_str(&format!("{}\n", json!(**event)));
                     }
                 }
-                since = since.max(commits.borrow().events.last().map_or(0, |event| event.seq));
+                since = since.max(snapshot.events.last().map_or(0, |event| event.seq));
                 if !text.is_empty() {
                     return Some((Ok::<_, Infallible>(Bytes::from(text)), (commits, since, about)));
                 }
