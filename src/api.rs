@@ -39,7 +39,7 @@ use crate::model::admission::Rules;
 use crate::reconcile::Handle;
 use crate::store::Store;
 
-pub use auth::{Auth, Tickets};
+pub use auth::{Auth, Tickets, secret};
 pub use declare::Declare;
 pub use error::ApiError;
 

@@ -282,9 +282,7 @@ fn token(config: &Config) -> anyhow::Result<(String, PathBuf)> {
     {
         return Ok((text.trim().to_owned(), path));
     }
-    let mut bytes = [0_u8; 32];
-    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("make a token: {error}"))?;
-    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let token = api::secret().map_err(|error| anyhow::anyhow!("make a token: {error}"))?;
     path::write_durably(&path, format!("{token}\n").as_bytes())?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).context("protect the token")?;
     Ok((token, path))

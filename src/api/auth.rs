@@ -20,6 +20,13 @@ pub(super) const TICKET_MS: u64 = 30_000;
 /// Tickets that wait to be used. More is somebody asking for nothing else.
 const TICKET_COUNT_MAX: usize = 1_024;
 
+/// 256 random bits as text: a token, or a ticket.
+pub fn secret() -> Result<String, getrandom::Error> {
+    let mut bytes = [0_u8; 32];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// The token.
 pub struct Auth {
     token: String,
@@ -85,9 +92,7 @@ pub(super) struct Ticket {
 impl Tickets {
     /// Makes one. `None`: too many wait already.
     pub(super) fn issue(&self, ticket: Ticket, now: Time) -> Option<String> {
-        let mut bytes = [0_u8; 32];
-        getrandom::fill(&mut bytes).ok()?;
-        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text = secret().ok()?;
         let mut tickets = self.lock();
         tickets.retain(|_, ticket| ticket.expires_at > now);
         if tickets.len() >= TICKET_COUNT_MAX {
