@@ -2,6 +2,8 @@
 //! the workload's terminal or pipes, keeps the console, reaps every descendant, runs the grace and
 //! the run timeout, and writes down how the workload ended.
 //!
+//! Shims are forked from one `forkserver` per daemon, and outlive both.
+//!
 //! It has no policy: whether to start again is never its question. It has one thread, one poll, and
 //! no memory of clients; whoever connects is told the whole state. It links only [`crate::sys`].
 //!
@@ -21,8 +23,16 @@ pub mod spool;
 
 mod child;
 mod connection;
+mod forkserver;
 mod main;
 mod stdin;
 mod workload;
 
+use std::io::Write;
+
 pub use main::run;
+
+/// Standard error is a file of the daemon's; nobody waits for it.
+fn complain(message: &str) {
+    let _ = writeln!(std::io::stderr(), "sodium-shim: {message}");
+}

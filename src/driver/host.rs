@@ -6,13 +6,12 @@
 //!   STATE/console/UID/                        the spool
 //! ```
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::sync::{Mutex, MutexGuard};
 
 use uuid::Uuid;
@@ -26,13 +25,13 @@ use crate::shim::exit;
 use crate::shim::launch::{Confinement, FILE, LOCK, Launch, SOCKET};
 use crate::shim::protocol::{Phase, Request, State};
 use crate::sys::cgroup::{self, Usage};
-use crate::sys::{SysError, clock, lock, socket};
+use crate::sys::{SysError, clock, lock};
 
 mod convert;
+mod forks;
 mod ledger;
-mod spares;
 
-use spares::{Spare, Spares};
+use forks::ForkServer;
 
 /// What the workload's PATH is, inside and, for plain processes, outside.
 const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
@@ -56,9 +55,9 @@ pub struct Host {
     pub console_bytes: u64,
     /// Highest so far: shims refuse an older daemon.
     pub epoch: u64,
-    /// Shims that are our children, to be reaped when they are gone.
-    children: Mutex<HashMap<Iid, Child>>,
-    spares: Spares,
+    /// Instances for which this daemon has ordered a shim.
+    ordered: Mutex<HashSet<Iid>>,
+    forks: ForkServer,
 }
 
 /// How a workload is confined.
@@ -88,9 +87,9 @@ impl Host {
             fs::create_dir_all(&dir).map_err(|source| SysError::io("mkdir", &dir, source))?;
         }
         let cgroups = cgroups_of(&paths.run);
-        let children = Mutex::new(HashMap::new());
-        let spares = Spares::new(&paths.shim, &paths.run.join("shims.log"));
-        Ok(Self { paths, cgroups, workspaces, console_bytes, epoch, children, spares })
+        let forks = ForkServer::new(&paths.shim, &paths.run.join("shims.log"));
+        let ordered = Mutex::default();
+        Ok(Self { paths, cgroups, workspaces, console_bytes, epoch, ordered, forks })
     }
 
     /// Where a sandbox's console is.
@@ -137,16 +136,8 @@ impl Host {
         self.run_dir(iid).join(SOCKET)
     }
 
-    fn children(&self) -> MutexGuard<'_, HashMap<Iid, Child>> {
-        self.children.lock().expect("nobody panics while holding the children")
-    }
-
-    /// Reaps our shim if it has ended.
-    fn reap(&self, iid: &Iid) {
-        let mut children = self.children();
-        if children.get_mut(iid).is_some_and(|child| !matches!(child.try_wait(), Ok(None))) {
-            children.remove(iid);
-        }
+    fn ordered(&self) -> MutexGuard<'_, HashSet<Iid>> {
+        self.ordered.lock().expect("nobody panics while holding the set")
     }
 }
 
@@ -239,20 +230,16 @@ impl Shimmed {
             .map_err(failed)
     }
 
-    /// Gives the instance to a shim, together with the lock: it holds it from its first moment.
-    fn assign_shim(&self, iid: &Iid) -> Result<UnixStream, DriverError> {
-        let host = |source| DriverError::Host { stage: "start shim", source };
+    /// Orders a shim for the instance and hands it the lock: it holds it from its first moment.
+    fn order_shim(&self, iid: &Iid) -> Result<UnixStream, DriverError> {
         let dir = self.host.run_dir(iid);
-        let held = lock::try_take(&dir.join(LOCK)).map_err(host)?;
+        let held = lock::try_take(&dir.join(LOCK))
+            .map_err(|source| DriverError::Host { stage: "start shim", source })?;
         let held = held.ok_or_else(|| DriverError::Refused(format!("{iid} has a shim already")))?;
+        let ordered = self.host.forks.order(&dir, lock::hand_over(held).as_fd());
         let program = self.host.paths.shim.clone();
-        let spare = self.host.spares.take();
-        let Spare { child, control } =
-            spare.map_err(|source| DriverError::Spawn { program, source })?;
-        let lock = lock::hand_over(held);
-        let path = dir.as_os_str().as_encoded_bytes();
-        socket::send_with_fd(&control, path, lock.as_fd()).map_err(host)?;
-        self.host.children().insert(iid.clone(), child);
+        let control = ordered.map_err(|source| DriverError::Spawn { program, source })?;
+        self.host.ordered().insert(iid.clone());
         Ok(control)
     }
 
@@ -298,11 +285,10 @@ impl Shimmed {
     /// Nobody answers: the lock and the cgroup tell whether that is an end.
     fn observe_silent(&self, iid: &Iid) -> Result<Observed, DriverError> {
         let host = |source| DriverError::Host { stage: "look", source };
-        self.host.reap(iid);
         let group = self.host.cgroups.group(iid.as_str());
         if lock::is_held(&self.host.run_dir(iid).join(LOCK)).map_err(host)? {
             // Ours and just born: its socket is not there yet.
-            let young = self.host.children().contains_key(iid) && !self.host.socket(iid).exists();
+            let young = self.host.ordered().contains(iid) && !self.host.socket(iid).exists();
             return Ok(if young { Observed::Launching } else { Observed::Unknown });
         }
         if group.is_populated() {
@@ -324,10 +310,6 @@ impl Shimmed {
                 )));
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        if let Some(mut child) = self.host.children().remove(iid) {
-            // The lock is free, so it is exiting; an error means that somebody else has reaped it.
-            let _ = child.wait();
         }
         Ok(())
     }
@@ -371,7 +353,7 @@ impl Driver for Shimmed {
 
     fn start(&self, order: &Order<'_>) -> Result<Started, DriverError> {
         let limits = self.prepare(order)?;
-        let link = self.assign_shim(order.iid)?;
+        let link = self.order_shim(order.iid)?;
         Ok(Started { link: Some(link), limits })
     }
 
@@ -403,7 +385,10 @@ impl Driver for Shimmed {
     fn kill_shim(&self, iid: &Iid) -> Result<(), DriverError> {
         let host = |source| DriverError::Host { stage: "kill shim", source };
         let dir = self.host.run_dir(iid);
-        convert::kill_holder(&dir.join(LOCK), &dir).map_err(host)?;
+        if !convert::kill_holder(&dir.join(LOCK), &dir).map_err(host)? {
+            // No shim has taken the lock over yet: then its order is what holds it.
+            self.host.forks.abandon();
+        }
         self.kill_orphan(iid)
     }
 
@@ -418,8 +403,9 @@ impl Driver for Shimmed {
             Err(_) if lock::is_held(&self.host.run_dir(iid).join(LOCK)).map_err(host)? => {
                 return Err(DriverError::Refused(format!("the shim of {iid} does not answer")));
             }
-            Err(_) => self.host.reap(iid),
+            Err(_) => (),
         }
+        self.host.ordered().remove(iid);
         self.host.cgroups.group(iid.as_str()).remove().map_err(host)?;
         let remains = [self.host.run_dir(iid), self.host.unfinished(iid), self.host.exit_path(iid)];
         for path in remains {

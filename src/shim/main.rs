@@ -1,14 +1,14 @@
 //! The shim's loop: wait for something, take note of it, see what follows, tell whoever listens.
 
-use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::error::chain;
+use crate::shim::complain;
 use crate::shim::connection::{Connection, News};
+use crate::shim::forkserver::{self, Assignment};
 use crate::shim::launch::{LOCK, Launch, SOCKET};
 use crate::shim::protocol::{Frame, Phase, Reply, Request, State, VERSION};
 use crate::shim::spool::Stream;
@@ -19,16 +19,17 @@ use crate::sys::{SysError, clock, process, pty, socket, spawn};
 
 /// The shim could not even begin: EX_OSERR.
 const EXIT_BROKEN: u8 = 71;
-/// Longest path of a run directory.
-const PATH_BYTES_MAX: usize = 4096;
 /// Connections served at once. The daemon needs two; more is somebody lost.
 const CONNECTIONS_MAX: usize = 16;
 
-/// Runs the shim: waits on standard input, a socket, for the run directory it is to serve and for that
-/// directory's lock, and serves it until it is released. A daemon that goes away before it has said
-/// so needs no shim.
+/// Runs the fork server, and in each process that it forks the shim of one instance, until that is
+/// released.
 pub fn run() -> ExitCode {
-    match Shim::begin() {
+    let served = forkserver::serve().and_then(|assignment| match assignment {
+        Some(assignment) => Shim::begin(assignment),
+        None => Ok(None),
+    });
+    match served {
         Ok(Some(mut shim)) => shim.serve(),
         Ok(None) => ExitCode::SUCCESS,
         Err(error) => {
@@ -64,22 +65,18 @@ enum Source {
 }
 
 impl Shim {
-    /// Prepares for any instance, waits for one, and starts its workload. `None`: none came.
-    fn begin() -> Result<Option<Self>, SysError> {
-        // Fails only for a group leader, which then is a leader already.
-        let _ = spawn::new_session();
+    /// Starts the workload of the run directory. `None`: the lock is not that directory's.
+    fn begin(assignment: Assignment) -> Result<Option<Self>, SysError> {
+        let Assignment { run_dir, control, lock } = assignment;
+        spawn::new_session()?;
         process::become_subreaper()?;
         let signals = Signals::open()?;
-        let control = control_socket()?;
-        spawn::cloexec_from(3)?;
-        let Some((dir, lock)) = assignment(&control)? else { return Ok(None) };
         // Paths of sockets are short, so everything in the run directory is named from within.
-        std::env::set_current_dir(&dir).map_err(|source| SysError::io("chdir", &dir, source))?;
-        // Held from before our birth, so that no one could think it free in between.
-        let Some(lock) = lock::inherit(lock.as_fd(), Path::new(LOCK))? else { return Ok(None) };
+        std::env::set_current_dir(&run_dir)
+            .map_err(|source| SysError::io("chdir", &run_dir, source))?;
+        let Some(lock) = lock::inherit(lock, Path::new(LOCK))? else { return Ok(None) };
         let launch = read_launch()?;
         let epoch = launch.epoch;
-        // Whoever ordered it follows it from the first moment, without waiting for a socket to appear.
         let mut follower = Connection::new(control);
         follower.subscribed = true;
         // The workload first: what follows here goes on beside its start.
@@ -327,31 +324,6 @@ fn read_launch() -> Result<Launch, SysError> {
     serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
 }
 
-/// Standard input is our end of a socket pair. It moves away, so that nothing mistakes it for input.
-fn control_socket() -> Result<UnixStream, SysError> {
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null");
-    let null = null.map_err(|source| SysError::io("open", Path::new("/dev/null"), source))?;
-    let copied = std::io::stdin().as_fd().try_clone_to_owned();
-    let copied = copied.map_err(|source| SysError { call: "dup(0)".to_owned(), source })?;
-    for number in [0, 1] {
-        spawn::place_fd(null.as_fd(), number)?;
-    }
-    Ok(UnixStream::from(copied))
-}
-
-/// Which run directory to serve, and its lock. `None`: the daemon is gone, or has changed its mind.
-fn assignment(control: &UnixStream) -> Result<Option<(PathBuf, OwnedFd)>, SysError> {
-    let mut buffer = [0; PATH_BYTES_MAX];
-    let (count, lock) = socket::receive_with_fd(control, &mut buffer)?;
-    let dir = PathBuf::from(std::ffi::OsStr::from_bytes(&buffer[..count]));
-    Ok(lock.filter(|_| count > 0).map(|lock| (dir, lock)))
-}
-
 fn refuse(code: &str, message: &str) -> Reply {
     Reply::Error { code: code.to_owned(), message: message.to_owned() }
-}
-
-/// Standard error is a file of the daemon's; nobody waits for it.
-fn complain(message: &str) {
-    let _ = writeln!(std::io::stderr(), "sodium-shim: {message}");
 }

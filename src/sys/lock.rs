@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -21,14 +21,13 @@ pub fn try_take(path: &Path) -> Result<Option<Lock>, SysError> {
     take(open(path)?, path)
 }
 
-/// Makes a lock that this process inherited at `fd` its own. `None`: `fd` is not the file at `path`,
+/// Makes a lock that was handed to this process its own. `None`: `fd` is not the file at `path`,
 /// or somebody else holds it.
 ///
 /// A lock that is handed to a child at its birth leaves no moment in which the child lives and
 /// nobody can tell.
-pub fn inherit(fd: BorrowedFd<'_>, path: &Path) -> Result<Option<Lock>, SysError> {
-    let copy = fd.try_clone_to_owned().map_err(|source| SysError::io("dup", path, source))?;
-    let file = File::from(copy);
+pub fn inherit(fd: OwnedFd, path: &Path) -> Result<Option<Lock>, SysError> {
+    let file = File::from(fd);
     let same = match (file.metadata(), std::fs::metadata(path)) {
         (Ok(ours), Ok(theirs)) => ours.dev() == theirs.dev() && ours.ino() == theirs.ino(),
         _ => false,
@@ -91,8 +90,6 @@ fn open(path: &Path) -> Result<File, SysError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]
@@ -117,8 +114,7 @@ mod tests {
         let copy = fd.try_clone().unwrap();
         drop(fd);
         assert!(is_held(&path).unwrap());
-        let heir = inherit(copy.as_fd(), &path).unwrap().unwrap();
-        drop(copy);
+        let heir = inherit(copy, &path).unwrap().unwrap();
         assert!(is_held(&path).unwrap());
         drop(heir);
         assert!(!is_held(&path).unwrap());

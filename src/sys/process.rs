@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use crate::sys::SysError;
@@ -97,6 +98,16 @@ pub fn become_subreaper() -> Result<(), SysError> {
         .map_err(|errno| SysError::nix("prctl(PR_SET_CHILD_SUBREAPER)", errno))
 }
 
+/// Whether children that end leave nothing to reap. A program that this process becomes inherits it.
+pub fn reap_unseen(unseen: bool) -> Result<(), SysError> {
+    let handler = if unseen { SigHandler::SigIgn } else { SigHandler::SigDfl };
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: neither action runs code of ours, so there is no handler that could misbehave.
+    unsafe { sigaction(Signal::SIGCHLD, &action) }
+        .map(drop)
+        .map_err(|errno| SysError::nix("sigaction(SIGCHLD)", errno))
+}
+
 /// Direct children of a process, oldest first. Empty when it is gone.
 pub fn children(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
@@ -115,23 +126,15 @@ pub fn program(pid: u32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/exe")).ok()
 }
 
-/// When the process started, in clock ticks since boot. Tells it from a later one of the same id.
-pub fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name may contain anything, so count fields after its closing parenthesis.
-    let after = stat.rsplit_once(')')?.1;
-    after.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
 /// The number a name like `SIGTERM` or `TERM` stands for.
 pub fn signal_number(name: &str) -> Option<i32> {
     let full = if name.starts_with("SIG") { name.to_owned() } else { format!("SIG{name}") };
-    full.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
+    full.parse::<Signal>().ok().map(|signal| signal as i32)
 }
 
 /// The name of a signal's number: `SIGTERM`.
 pub fn signal_name(number: i32) -> String {
-    nix::sys::signal::Signal::try_from(number)
+    Signal::try_from(number)
         .map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
 }
 
@@ -170,11 +173,5 @@ mod tests {
     fn outside_of_any_namespace_a_process_has_one_number() {
         assert_eq!(inner_pid(std::process::id()), Some(std::process::id()));
         assert_eq!(inner_pid(u32::MAX), None);
-    }
-
-    #[test]
-    fn start_ticks_tell_processes_apart() {
-        assert!(start_ticks(std::process::id()).unwrap() > 0);
-        assert!(start_ticks(u32::MAX).is_none());
     }
 }

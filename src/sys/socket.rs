@@ -7,7 +7,8 @@ use std::path::Path;
 
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, getsockopt,
+    recvmsg, sendmsg, socketpair,
 };
 
 use crate::sys::SysError;
@@ -26,33 +27,45 @@ pub fn peer(socket: &UnixStream) -> Result<Peer, SysError> {
     Ok(Peer { pid: found.pid().unsigned_abs(), uid: found.uid() })
 }
 
-/// Sends bytes and a descriptor together: whoever takes the bytes has the descriptor, and until then
-/// the kernel keeps it open.
-pub fn send_with_fd(socket: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> Result<(), SysError> {
-    let fds = [fd.as_raw_fd()];
+/// Two ends over which messages stay apart, each with its own descriptors.
+pub fn packets() -> Result<(OwnedFd, OwnedFd), SysError> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+        .map_err(|errno| SysError::nix("socketpair", errno))
+}
+
+/// Sends bytes and descriptors together: whoever takes the bytes has the descriptors, and until then
+/// the kernel keeps them open.
+pub fn send_with_fds<const N: usize>(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    fds: [BorrowedFd<'_>; N],
+) -> Result<(), SysError> {
+    let fds = fds.map(|fd| fd.as_raw_fd());
     let rights = [ControlMessage::ScmRights(&fds)];
     let (parts, flags) = ([IoSlice::new(bytes)], MsgFlags::MSG_NOSIGNAL);
     let sent = sendmsg::<()>(socket.as_raw_fd(), &parts, &rights, flags, None);
     sent.map(drop).map_err(|errno| SysError::nix("sendmsg(SCM_RIGHTS)", errno))
 }
 
-/// Waits for bytes and the descriptor that comes with them. No bytes: the other end is gone.
-pub fn receive_with_fd(
-    socket: &UnixStream,
+/// Waits for bytes and the descriptors that come with them, two at most. No bytes: the other end is
+/// gone.
+pub fn receive_with_fds(
+    socket: BorrowedFd<'_>,
     buffer: &mut [u8],
-) -> Result<(usize, Option<OwnedFd>), SysError> {
+) -> Result<(usize, Vec<OwnedFd>), SysError> {
     let failed = |errno| SysError::nix("recvmsg(SCM_RIGHTS)", errno);
-    let mut space = nix::cmsg_space!(RawFd);
+    let mut space = nix::cmsg_space!([RawFd; 2]);
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message =
         recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags).map_err(failed)?;
-    let mut received = None;
+    let mut received = Vec::new();
     for control in message.cmsgs().map_err(failed)? {
         if let ControlMessageOwned::ScmRights(fds) = control {
             for fd in fds {
                 // SAFETY: the kernel has just made this descriptor for us, so nothing else owns it.
-                received = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+                received.push(unsafe { OwnedFd::from_raw_fd(fd) });
             }
         }
     }

@@ -36,10 +36,13 @@ pub(super) fn signal_number(name: &str) -> i32 {
 
 /// Kills the process that noted itself in the lock, if it is the shim: nothing else has the run
 /// directory as its working directory. The pid is only where to look; the kill goes through a handle
-/// that was opened before the look.
-pub(super) fn kill_holder(lock: &Path, run_dir: &Path) -> Result<(), SysError> {
-    let Ok(pid) = lock::holder(lock).parse::<u32>() else { return Ok(()) };
-    let Ok(pidfd) = process::open_pidfd(pid) else { return Ok(()) };
+/// that was opened before the look. Returns whether there was one.
+pub(super) fn kill_holder(lock: &Path, run_dir: &Path) -> Result<bool, SysError> {
+    let Ok(pid) = lock::holder(lock).parse::<u32>() else { return Ok(false) };
+    let Ok(pidfd) = process::open_pidfd(pid) else { return Ok(false) };
     let there = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|dir| dir == run_dir);
-    if there { process::signal(pidfd.as_fd(), 9) } else { Ok(()) }
+    if there {
+        process::signal(pidfd.as_fd(), 9)?;
+    }
+    Ok(there)
 }

@@ -1,0 +1,68 @@
+//! The fork server: one process per daemon, out of which every shim is forked.
+//!
+//! A fork takes a tenth of the time of starting a program, and shims that come from one process share
+//! what none of them writes. It has one thread, holds nothing of any instance once the shim is forked,
+//! and ends with its daemon, which no shim does.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use crate::error::chain;
+use crate::sys::spawn::{self, Fork};
+use crate::sys::{SysError, process, socket};
+
+/// Longest path of a run directory.
+const PATH_BYTES_MAX: usize = 4096;
+
+/// What the daemon hands over, in one message: a path and two descriptors.
+#[derive(Debug)]
+pub(super) struct Assignment {
+    pub run_dir: PathBuf,
+    /// Whoever ordered the instance follows it here from the first moment.
+    pub control: UnixStream,
+    /// Held from before the shim's birth, so that no one could think it free in between.
+    pub lock: OwnedFd,
+}
+
+/// Forks a shim for each message on standard input. Returns in each shim with its assignment, and in
+/// the server with `None`, when the daemon is gone.
+pub(super) fn serve() -> Result<Option<Assignment>, SysError> {
+    // Fails only for a group leader, which then is a leader already.
+    let _ = spawn::new_session();
+    let orders = take_standard_input()?;
+    spawn::cloexec_from(3)?;
+    process::reap_unseen(true)?;
+    let mut buffer = [0; PATH_BYTES_MAX];
+    loop {
+        let (count, fds) = socket::receive_with_fds(orders.as_fd(), &mut buffer)?;
+        if count == 0 {
+            return Ok(None);
+        }
+        let Ok([control, lock]) = <[OwnedFd; 2]>::try_from(fds) else { continue };
+        match spawn::fork_into(None) {
+            Ok(Fork::Parent { .. }) => (),
+            Ok(Fork::Child) => {
+                let run_dir = PathBuf::from(std::ffi::OsStr::from_bytes(&buffer[..count]));
+                process::reap_unseen(false)?;
+                return Ok(Some(Assignment { run_dir, control: control.into(), lock }));
+            }
+            // The lock and the socket are closed here, which says that there is no shim.
+            Err(error) => super::complain(&chain(&error)),
+        }
+    }
+}
+
+/// Standard input is our end of a socket. It moves away, so that nothing mistakes it for input.
+fn take_standard_input() -> Result<OwnedFd, SysError> {
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|source| SysError::io("open", Path::new("/dev/null"), source))?;
+    let copied = std::io::stdin().as_fd().try_clone_to_owned();
+    let copied = copied.map_err(|source| SysError { call: "dup(0)".to_owned(), source })?;
+    for number in [0, 1] {
+        spawn::place_fd(null.as_fd(), number)?;
+    }
+    Ok(copied)
+}
