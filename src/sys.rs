@@ -14,7 +14,8 @@ pub mod seccomp;
 pub mod socket;
 pub mod spawn;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 /// A system call failed.
@@ -46,6 +47,16 @@ impl SysError {
     pub fn errno(&self) -> i32 {
         self.source.raw_os_error().unwrap_or(0)
     }
+}
+
+/// Reads a file of /proc or a cgroup, which has no size and is made anew by each look at it.
+pub(crate) fn read_small(path: &Path) -> io::Result<String> {
+    /// What most of them fit into, so that one call reads them.
+    const USUAL_BYTES: usize = 4096;
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
+    // Through `take`, because a bare read_to_end() asks for the size first.
+    File::open(path)?.take(u64::MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Whether we run as root, and may therefore give each sandbox a uid of its own.

@@ -61,7 +61,6 @@ enum Source {
     Output(Stream),
     Stdin,
     Failure,
-    Status,
 }
 
 impl Shim {
@@ -144,12 +143,11 @@ impl Shim {
             interests.push(Interest { fd: connection.fd(), read: true, write });
         }
         let io = &self.workload;
-        let ends: [(Source, Option<BorrowedFd<'_>>); 5] = [
+        let ends: [(Source, Option<BorrowedFd<'_>>); 4] = [
             (Source::Output(Stream::Stdout), io.stdout.as_ref().map(AsFd::as_fd)),
             (Source::Output(Stream::Stderr), io.stderr.as_ref().map(AsFd::as_fd)),
             (Source::Stdin, io.stdin.wants_write()),
             (Source::Failure, io.failure.as_ref().map(AsFd::as_fd)),
-            (Source::Status, io.status.as_ref().map(AsFd::as_fd)),
         ];
         for (source, fd) in ends {
             let Some(fd) = fd else { continue };
@@ -180,9 +178,6 @@ impl Shim {
                 }
             }
             Source::Failure => self.workload.read_failure(),
-            Source::Status => {
-                self.workload.read_status();
-            }
         }
     }
 

@@ -50,7 +50,7 @@ pub(super) struct Workload {
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
     pub failure: Option<OwnedFd>,
-    pub status: Option<OwnedFd>,
+    status: Option<OwnedFd>,
     pub started_at_ms: Option<u64>,
     pub exit: Option<Exit>,
     spool: Writer,
@@ -177,6 +177,7 @@ impl Workload {
         self.stderr = child.stderr;
         self.failure = Some(child.failure);
         self.status = child.status;
+        self.wrapper.probe_boot_ms = self.status.as_ref().map(|_| clock::boot_ms() + PROBE_MS_MIN);
         self.terminal = child.terminal;
     }
 
@@ -300,7 +301,7 @@ impl Workload {
     }
 
     /// Reads what bubblewrap says. Returns whether there was anything.
-    pub(super) fn read_status(&mut self) -> bool {
+    fn read_status(&mut self) -> bool {
         let Some(fd) = &self.status else { return false };
         let mut chunk = [0; 512];
         match poll::read_some(fd.as_fd(), &mut chunk) {
@@ -318,7 +319,6 @@ impl Workload {
             if let Ok(line) = serde_json::from_str::<StatusLine>(line) {
                 self.wrapper.init_pid = line.child_pid.or(self.wrapper.init_pid);
                 self.wrapper.exit_code = line.exit_code.or(self.wrapper.exit_code);
-                self.wrapper.probe_boot_ms = Some(clock::boot_ms());
             }
             self.wrapper.text = rest.to_owned();
         }
@@ -396,6 +396,8 @@ impl Workload {
         }
         let waited = now.saturating_sub(self.launched_boot_ms);
         self.wrapper.probe_boot_ms = Some(now + (waited / 2).clamp(PROBE_MS_MIN, PROBE_MS_MAX));
+        // It is said in several pieces; waiting for each would wake us for nothing.
+        while self.wrapper.init_pid.is_none() && self.read_status() {}
         let Some(init) = self.wrapper.init_pid else { return };
         // What the workload left behind when it ended is handed to bubblewrap's init as well, so its
         // children alone do not tell which of them is the workload.

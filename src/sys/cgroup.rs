@@ -323,7 +323,7 @@ fn write(dir: &Path, file: &str, value: &str) -> Result<(), SysError> {
 }
 
 fn read(dir: &Path, file: &str) -> String {
-    fs::read_to_string(dir.join(file)).unwrap_or_default()
+    super::read_small(&dir.join(file)).unwrap_or_default()
 }
 
 /// The number after `key` in a file of `key number` lines.

@@ -88,38 +88,48 @@ impl Signals {
 
 /// A deadline on the clock that counts suspends and never jumps.
 #[derive(Debug)]
-pub struct Timer(TimerFd);
+pub struct Timer {
+    fd: TimerFd,
+    /// What it is set to, as far as that is known.
+    set_to: Option<Option<u64>>,
+}
 
 impl Timer {
     pub fn open() -> Result<Self, SysError> {
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)
             .map_err(|errno| SysError::nix("timerfd_create", errno))?;
-        Ok(Self(timer))
+        Ok(Self { fd: timer, set_to: Some(None) })
     }
 
     /// Fires once at `boot_ms`; `None` never.
-    pub fn set(&self, boot_ms: Option<u64>) -> Result<(), SysError> {
+    pub fn set(&mut self, boot_ms: Option<u64>) -> Result<(), SysError> {
+        if self.set_to == Some(boot_ms) {
+            return Ok(());
+        }
         let done = match boot_ms {
             // Zero would disarm, so the past is the first millisecond.
-            Some(at) => self.0.set(
+            Some(at) => self.fd.set(
                 Expiration::OneShot(TimeSpec::from_duration(Duration::from_millis(at.max(1)))),
                 TimerSetTimeFlags::TFD_TIMER_ABSTIME,
             ),
-            None => self.0.unset(),
+            None => self.fd.unset(),
         };
-        done.map_err(|errno| SysError::nix("timerfd_settime", errno))
+        done.map_err(|errno| SysError::nix("timerfd_settime", errno))?;
+        self.set_to = Some(boot_ms);
+        Ok(())
     }
 
     /// Reads the expiry, so that the descriptor is quiet again.
-    pub fn drain(&self) {
+    pub fn drain(&mut self) {
+        self.set_to = None;
         let mut count = [0_u8; 8];
         // Nonblocking: EAGAIN says it has not fired, which is fine too.
-        let _ = nix::unistd::read(self.0.as_fd(), &mut count);
+        let _ = nix::unistd::read(self.fd.as_fd(), &mut count);
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 

@@ -3,13 +3,13 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
-use crate::sys::SysError;
+use crate::sys::{SysError, read_small};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,13 +110,14 @@ pub fn reap_unseen(unseen: bool) -> Result<(), SysError> {
 
 /// Direct children of a process, oldest first. Empty when it is gone.
 pub fn children(pid: u32) -> Vec<u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = read_small(Path::new(&path)).unwrap_or_default();
     text.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect()
 }
 
 /// What a process is numbered in the innermost of its pid namespaces.
 pub fn inner_pid(pid: u32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = read_small(Path::new(&format!("/proc/{pid}/status"))).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     line.split_ascii_whitespace().next_back()?.parse().ok()
 }

@@ -147,8 +147,22 @@ impl Desk {
     }
 
     /// Follows the events until so many have started. Looking at lists would be measured too.
-    pub async fn wait_running(&self, count: usize) {
-        let url = self.url("/v1/events?follow=1");
+    /// One verb for each of the crowd, as many at once as a busy panel would send.
+    pub async fn power_all(&self, verb: &str, count: usize) {
+        let asked =
+            (0..count).map(|index| self.post_owned(format!("/v1/sandboxes/s{index}/{verb}"), "{}"));
+        futures_util::stream::iter(asked).buffer_unordered(32).collect::<Vec<_>>().await;
+    }
+
+    /// The number of the newest event.
+    pub async fn last_event(&self) -> u64 {
+        let events = self.get("/v1/events").await;
+        events["items"].as_array().unwrap().last().map_or(0, |event| event["seq"].as_u64().unwrap())
+    }
+
+    /// Until so many starts have succeeded after that event.
+    pub async fn wait_started(&self, since: u64, count: usize) {
+        let url = self.url(&format!("/v1/events?follow=1&since={since}"));
         let mut events = self.http.get(url).bearer_auth(TOKEN).send().await.unwrap();
         let (mut started, mut pending) = (0, String::new());
         while started < count {

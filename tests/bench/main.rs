@@ -21,6 +21,7 @@ use desk::{Desk, median, p99, pss_kib};
 
 const STARTS: usize = 60;
 const CROWD: usize = 200;
+const CROWD_ROUNDS: usize = 5;
 const DECLARED: usize = 10_000;
 const CONSOLE_BYTES: usize = 1 << 30;
 
@@ -126,14 +127,19 @@ async fn crowd() -> Vec<Bar> {
         desk.put(&format!("s{index}"), &spec).await;
     }
     let bwrap = raw::Bwrap::new(desk.dir.path(), &["bash", "-c", script]);
-    let reference = bwrap.crowd(CROWD);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let began = Instant::now();
-    let starts =
-        (0..CROWD).map(|index| desk.post_owned(format!("/v1/sandboxes/s{index}/start"), "{}"));
-    futures_util::stream::iter(starts).buffer_unordered(32).collect::<Vec<_>>().await;
-    desk.wait_running(CROWD).await;
-    let ours = began.elapsed();
+    let (mut ours, mut reference) = (Vec::new(), Vec::new());
+    for round in 0..CROWD_ROUNDS {
+        if round > 0 {
+            desk.power_all("stop?wait=60s", CROWD).await;
+        }
+        reference.push(bwrap.crowd(CROWD).as_secs_f64());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let since = desk.last_event().await;
+        let began = Instant::now();
+        desk.power_all("start", CROWD).await;
+        desk.wait_started(since, CROWD).await;
+        ours.push(began.elapsed().as_secs_f64());
+    }
     tokio::time::sleep(Duration::from_secs(12)).await;
     let shims = desk.shim_pids();
     let shim_kib: f64 = shims.iter().map(|pid| pss_kib(*pid)).sum::<f64>() / shims.len() as f64;
@@ -141,7 +147,9 @@ async fn crowd() -> Vec<Bar> {
     let (answered, adopted) = desk.adoption(CROWD).await;
     desk.delete_all(CROWD).await;
     desk.stop();
-    let ratio = ours.as_secs_f64() / reference.as_secs_f64();
+    let (rounds, ours, reference) =
+        (json!({"s": ours, "reference_s": reference}), median(&ours), median(&reference));
+    let ratio = ours / reference;
     let per = (shim_kib + daemon_kib) / 1024.0;
     vec![
         Bar {
@@ -154,11 +162,11 @@ async fn crowd() -> Vec<Bar> {
         },
         Bar {
             what: "start 200 sandboxes",
-            ours: format!("{:.2} s", ours.as_secs_f64()),
-            reference: format!("{:.2} s", reference.as_secs_f64()),
+            ours: format!("{ours:.2} s"),
+            reference: format!("{reference:.2} s"),
             bar: "<= 1.5 x",
             met: ratio <= 1.5,
-            figures: json!({"s": ours.as_secs_f64(), "reference_s": reference.as_secs_f64(), "ratio": ratio}),
+            figures: json!({"s": ours, "reference_s": reference, "ratio": ratio, "rounds": rounds}),
         },
         Bar {
             what: "per running sandbox beside the runtime (PSS)",

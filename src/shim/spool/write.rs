@@ -126,6 +126,9 @@ impl Writer {
 
     /// Removes the oldest segments until at most `keep` bytes are left of them.
     fn trim(&self, keep: u64) {
+        if self.next <= keep {
+            return;
+        }
         let starts = segments(&self.dir).unwrap_or_default();
         let current = self.segment.as_ref().map(|segment| segment.start);
         for start in starts {
@@ -143,8 +146,11 @@ fn open_segment(dir: &Path, start: u64) -> io::Result<Segment> {
     options.append(true).create(true).mode(0o600).custom_flags(crate::sys::path::NO_FOLLOW);
     let index = options.open(index_path(dir, start))?;
     // A torn entry would put all later ones out of step.
-    let whole = index.metadata()?.len() / ENTRY_BYTES as u64 * ENTRY_BYTES as u64;
-    index.set_len(whole)?;
+    let there = index.metadata()?.len();
+    let torn = there % ENTRY_BYTES as u64;
+    if torn > 0 {
+        index.set_len(there - torn)?;
+    }
     let log = options.open(log_path(dir, start))?;
     Ok(Segment { log, index, start })
 }

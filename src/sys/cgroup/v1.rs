@@ -1,5 +1,6 @@
 //! Version 1: one hierarchy per controller, each with files of its own.
 
+use std::io;
 use std::path::Path;
 
 use nix::sys::signal::{Signal, kill};
@@ -32,23 +33,26 @@ pub(super) fn apply(
 
 fn memory(dir: &Path, bytes: Option<u64>) -> Result<Option<u64>, SysError> {
     let value = bytes.map_or_else(|| "-1".to_owned(), |bytes| bytes.to_string());
-    let with_swap = dir.join("memory.memsw.limit_in_bytes").exists();
+    let set_sum = || match write(dir, "memory.memsw.limit_in_bytes", &value) {
+        // A kernel that does not account for swap has no such file.
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    };
     // Memory may not exceed memory and swap together, so growing begins with the sum.
-    if with_swap && write(dir, "memory.limit_in_bytes", &value).is_err() {
-        write(dir, "memory.memsw.limit_in_bytes", &value)?;
-    }
-    write(dir, "memory.limit_in_bytes", &value)?;
-    if with_swap {
-        write(dir, "memory.memsw.limit_in_bytes", &value)?;
+    if write(dir, "memory.limit_in_bytes", &value).is_err() {
+        set_sum()?;
+        write(dir, "memory.limit_in_bytes", &value)?;
+    } else {
+        set_sum()?;
     }
     let now = number(&read(dir, "memory.limit_in_bytes"));
     Ok((now < MEMORY_UNLIMITED_FROM).then_some(now))
 }
 
+/// A new group's period is [`PERIOD_USEC`], and nobody changes it.
 fn cpu(dir: &Path, percent: Option<u64>) -> Result<Option<u64>, SysError> {
     let quota = percent
         .map_or_else(|| "-1".to_owned(), |percent| (percent * PERIOD_USEC / 100).to_string());
-    write(dir, "cpu.cfs_period_us", &PERIOD_USEC.to_string())?;
     write(dir, "cpu.cfs_quota_us", &quota)?;
     let quota: i64 = read(dir, "cpu.cfs_quota_us").trim().parse().unwrap_or(-1);
     Ok(u64::try_from(quota).ok().map(|quota| quota * 100 / PERIOD_USEC))
