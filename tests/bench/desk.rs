@@ -16,6 +16,8 @@ type Socket =
 
 pub struct Desk {
     pub dir: tempfile::TempDir,
+    /// On a file system in memory, as /run is wherever an init system made it.
+    run: tempfile::TempDir,
     daemon: Option<Child>,
     port: u16,
     http: reqwest::Client,
@@ -33,13 +35,14 @@ impl Desk {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(dir.path(), mode).unwrap();
         fs::create_dir(dir.path().join("desired")).unwrap();
-        let mut config =
-            json!({"port": 0, "token": TOKEN, "run_path": "./run", "images_path": "./images"});
+        let run = tempfile::Builder::new().prefix("sodium-bench-").tempdir_in("/dev/shm").unwrap();
+        let mut config = json!({"port": 0, "token": TOKEN, "run_path": run.path(),
+            "images_path": "./images"});
         for (key, value) in extra.as_object().unwrap() {
             config[key] = value.clone();
         }
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        Self { dir, daemon: None, port: 0, http: reqwest::Client::new() }
+        Self { dir, run, daemon: None, port: 0, http: reqwest::Client::new() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -87,11 +90,13 @@ impl Desk {
     /// Ends the daemon; its sandboxes were ended before, and their shims are let go of first.
     pub fn stop(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(10);
-        while fs::read_dir(self.path("run/i")).unwrap().count() > 0 && Instant::now() < deadline {
+        while fs::read_dir(self.run.path().join("i")).unwrap().count() > 0
+            && Instant::now() < deadline
+        {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.kill();
-        let root = sodiumd::driver::host::cgroups_of(&self.path("run"));
+        let root = sodiumd::driver::host::cgroups_of(self.run.path());
         root.remove();
     }
 
@@ -225,7 +230,7 @@ impl Desk {
     }
 
     pub fn shim_pids(&self) -> Vec<u32> {
-        let locks = fs::read_dir(self.path("run/i")).unwrap().flatten();
+        let locks = fs::read_dir(self.run.path().join("i")).unwrap().flatten();
         locks
             .filter_map(|entry| {
                 fs::read_to_string(entry.path().join("lock")).ok()?.trim().parse().ok()
