@@ -1,6 +1,7 @@
 //! `/v1/events`: what happened, oldest first; with `follow`, as it happens.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use crate::api::sandboxes::{Pairs, flag};
 use crate::api::{ApiError, Shared};
 use crate::model::Event;
+use crate::store::Snapshot;
 
 pub(super) async fn list(State(api): State<Shared>, pairs: Pairs) -> Result<Response, ApiError> {
     let about = pairs.get("sandbox").cloned();
@@ -24,8 +26,7 @@ pub(super) async fn list(State(api): State<Shared>, pairs: Pairs) -> Result<Resp
     };
     if !flag(&pairs, "follow") {
         let snapshot = api.store.snapshot();
-        let wanted =
-            |event: &&std::sync::Arc<Event>| event.seq > since && concerns(event, about.as_deref());
+        let wanted = |event: &&Arc<Event>| event.seq > since && concerns(event, about.as_deref());
         let events: Vec<Value> =
             snapshot.events.iter().filter(wanted).map(|event| json!(**event)).collect();
         return Ok(Json(json!({"items": events})).into_response());
@@ -34,15 +35,9 @@ pub(super) async fn list(State(api): State<Shared>, pairs: Pairs) -> Result<Resp
     let lines =
         stream::unfold((commits, since, about), |(mut commits, mut since, about)| async move {
             loop {
-                // One snapshot for both: an event committed in between belongs to the next round.
-                let snapshot = std::sync::Arc::clone(&commits.borrow_and_update());
-                let mut text = String::new();
-                for event in &snapshot.events {
-                    if event.seq > since && concerns(event, about.as_deref()) {
-                        text.push_str(&format!("{}\n", json!(**event)));
-                    }
-                }
-                since = since.max(snapshot.events.last().map_or(0, |event| event.seq));
+                let snapshot = Arc::clone(&commits.borrow_and_update());
+                let (text, newest) = news(&snapshot, since, about.as_deref());
+                since = newest;
                 if !text.is_empty() {
                     return Some((Ok::<_, Infallible>(Bytes::from(text)), (commits, since, about)));
                 }
@@ -51,6 +46,18 @@ pub(super) async fn list(State(api): State<Shared>, pairs: Pairs) -> Result<Resp
         });
     let kind = [(CONTENT_TYPE, "application/x-ndjson")];
     Ok((kind, Body::from_stream(lines)).into_response())
+}
+
+/// What a follower who has seen everything up to `since` is told, and up to where that goes. Both by the
+/// same snapshot: an event committed in between belongs to the next round.
+fn news(snapshot: &Snapshot, since: u64, about: Option<&str>) -> (String, u64) {
+    let mut text = String::new();
+    for event in &snapshot.events {
+        if event.seq > since && concerns(event, about) {
+            text.push_str(&format!("{}\n", json!(**event)));
+        }
+    }
+    (text, since.max(snapshot.events.last().map_or(0, |event| event.seq)))
 }
 
 fn concerns(event: &Event, about: Option<&str>) -> bool {

@@ -4,9 +4,10 @@
 //! not read again. Whatever cannot be read is a fault of that file, never of the scan; a directory
 //! that cannot be read is a fault of the scan, and then nothing is concluded from it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,11 @@ const RACY_MS: u64 = 2_000;
 #[derive(Debug, Default)]
 pub struct Scanner {
     root: PathBuf,
-    seen: HashMap<String, Stat>,
+    seen: BTreeMap<String, Stat>,
+    /// The directory itself, as it was before the last complete scan.
+    root_seen: Option<Stat>,
+    /// Up to where [`Scanner::next_few`] has come.
+    checked: String,
 }
 
 /// One look at the directory.
@@ -62,11 +67,12 @@ struct Stat {
 
 impl Scanner {
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), seen: HashMap::new() }
+        Self { root: root.to_owned(), ..Self::default() }
     }
 
     /// Looks at everything. An error means that nothing is known.
     pub fn scan(&mut self, now_ms: u64) -> io::Result<Scan> {
+        self.root_seen = None;
         let meta = fs::metadata(&self.root)?;
         let mut scan = Scan { root: (meta.dev(), meta.ino()), ..Scan::default() };
         for entry in fs::read_dir(&self.root)? {
@@ -80,7 +86,30 @@ impl Scanner {
         }
         scan.present.sort_unstable();
         self.seen.retain(|name, _| scan.present.binary_search(name).is_ok());
+        self.root_seen = Some(Stat::of(&meta, now_ms)).filter(|stat| stat.settled);
         Ok(scan)
+    }
+
+    /// Whether every name is still what the last complete scan found behind it, but for files that were
+    /// written in place: making, removing and renaming touch the directory.
+    pub fn same_names(&self) -> bool {
+        let Some(then) = self.root_seen else { return false };
+        fs::metadata(&self.root)
+            .is_ok_and(|meta| Stat { settled: true, ..Stat::of(&meta, 0) } == then)
+    }
+
+    /// The names whose times are not trusted, and the next few of all, round and round.
+    pub fn next_few(&mut self, count: usize) -> Vec<String> {
+        let after = (Excluded(self.checked.as_str()), Unbounded);
+        let next: Vec<&String> =
+            self.seen.range::<str, _>(after).take(count).map(|(name, _)| name).collect();
+        // A short one was the last of this round.
+        let last = next.get(count - 1).map(|name| (*name).clone()).unwrap_or_default();
+        let doubtful = self.seen.iter().filter(|(_, stat)| !stat.settled).map(|(name, _)| name);
+        let names: BTreeSet<&String> = next.into_iter().chain(doubtful).collect();
+        let names = names.into_iter().cloned().collect();
+        self.checked = last;
+        names
     }
 
     /// Looks at the named files only, and says nothing of the others.
@@ -93,9 +122,11 @@ impl Scanner {
         Ok(scan)
     }
 
-    /// Forgets a file, so that the next scan reads it whatever its times say.
+    /// Distrusts a file's times, so that the next look reads it whatever they say.
     pub fn forget(&mut self, name: &str) {
-        self.seen.remove(name);
+        if let Some(stat) = self.seen.get_mut(name) {
+            stat.settled = false;
+        }
     }
 
     fn look(&mut self, name: &str, known: Option<Metadata>, now_ms: u64, scan: &mut Scan) {
@@ -182,6 +213,52 @@ mod tests {
     use super::*;
 
     const LATER: u64 = 10_u64.pow(15);
+
+    #[test]
+    fn names_that_come_go_or_change_show_in_the_directory_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("a.yaml"), "x").unwrap();
+        let mut scanner = Scanner::new(dir.path());
+        assert!(!scanner.same_names(), "nothing was scanned yet");
+        scanner.scan(LATER).unwrap();
+        assert!(scanner.same_names());
+        let changes: [&dyn Fn(); 3] = [
+            &|| fs::write(path("b.yaml"), "x").unwrap(),
+            &|| fs::rename(path("b.yaml"), path("a.yaml")).unwrap(),
+            &|| fs::remove_file(path("a.yaml")).unwrap(),
+        ];
+        for change in changes {
+            change();
+            assert!(!scanner.same_names());
+            scanner.scan(LATER).unwrap();
+            assert!(scanner.same_names());
+        }
+        // Just changed: another change within the same tick would not show.
+        scanner.scan(0).unwrap();
+        assert!(!scanner.same_names());
+    }
+
+    #[test]
+    fn a_few_at_a_time_are_all_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a.yaml", "b.yaml", "c.yaml", "d.yaml"] {
+            fs::write(dir.path().join(name), "x").unwrap();
+        }
+        let mut scanner = Scanner::new(dir.path());
+        scanner.scan(LATER).unwrap();
+        assert_eq!(scanner.next_few(3), ["a.yaml", "b.yaml", "c.yaml"]);
+        assert_eq!(scanner.next_few(3), ["d.yaml"]);
+        assert_eq!(scanner.next_few(4), ["a.yaml", "b.yaml", "c.yaml", "d.yaml"]);
+        assert_eq!(scanner.next_few(4), [""; 0]);
+        assert_eq!(scanner.next_few(1), ["a.yaml"]);
+        scanner.forget("d.yaml");
+        assert_eq!(scanner.next_few(1), ["b.yaml", "d.yaml"]);
+        assert_eq!(
+            read_names(&scanner.scan_some(&["d.yaml".to_owned()], LATER).unwrap()),
+            ["d.yaml"]
+        );
+    }
 
     fn read_names(scan: &Scan) -> Vec<&str> {
         scan.read.keys().map(String::as_str).collect()

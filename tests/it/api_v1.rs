@@ -254,6 +254,31 @@ async fn the_files_store_keeps_what_the_api_is_told_in_files() {
 }
 
 #[tokio::test]
+async fn a_follower_of_events_sees_each_of_them_once() {
+    const MADE: usize = 120;
+    let desk = Desk::new().await;
+    let follow = reqwest::Client::new().get(desk.url("/v1/events?follow=1")).bearer_auth(TOKEN);
+    let mut followed = follow.send().await.unwrap();
+    let names: Vec<String> = (0..MADE).map(|index| format!("s{index}")).collect();
+    let spec = json!({"command": ["true"], "state": "stopped"});
+    let made = names.iter().map(|name| put(&desk, name, &spec));
+    let made = futures_util::stream::iter(made).buffer_unordered(16).collect::<Vec<_>>();
+    let mut text = String::new();
+    let read = async {
+        while text.matches(r#""reason":"Created""#).count() < MADE {
+            text.push_str(std::str::from_utf8(&followed.chunk().await.unwrap().unwrap()).unwrap());
+        }
+    };
+    let (answers, read) = tokio::join!(made, tokio::time::timeout(PATIENCE, read));
+    assert!(answers.iter().all(|answer| answer.status == 201));
+    read.expect("each creation reaches the follower");
+    let whole = &text[..=text.rfind('\n').unwrap()];
+    let events = whole.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let seqs: Vec<u64> = events.map(|event| event["seq"].as_u64().unwrap()).collect();
+    assert!(seqs.is_sorted_by(|earlier, later| earlier < later), "{seqs:?}");
+}
+
+#[tokio::test]
 async fn the_document_describes_every_route_and_no_other() {
     let desk = Desk::new().await;
     let document = desk.ask_as(None, "GET", "/v1/openapi.json", "").await.json;
