@@ -98,7 +98,7 @@ impl Scanner {
             .is_ok_and(|meta| Stat { settled: true, ..Stat::of(&meta, 0) } == then)
     }
 
-    /// The names whose times are not trusted, and the next few of all, round and round.
+    /// A few names whose times are not trusted, and the next few of all, round and round.
     pub fn next_few(&mut self, count: usize) -> Vec<String> {
         let after = (Excluded(self.checked.as_str()), Unbounded);
         let next: Vec<&String> =
@@ -106,7 +106,7 @@ impl Scanner {
         // A short one was the last of this round.
         let last = next.get(count - 1).map(|name| (*name).clone()).unwrap_or_default();
         let doubtful = self.seen.iter().filter(|(_, stat)| !stat.settled).map(|(name, _)| name);
-        let names: BTreeSet<&String> = next.into_iter().chain(doubtful).collect();
+        let names: BTreeSet<&String> = next.into_iter().chain(doubtful.take(count)).collect();
         let names = names.into_iter().cloned().collect();
         self.checked = last;
         names
