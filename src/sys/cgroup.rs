@@ -119,10 +119,6 @@ impl Root {
     pub fn detect(name: &str) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut root = Self::from_mounts(&mounts);
-        root.v1.retain(|_, mount| {
-            *mount = mount.join(name);
-            fs::create_dir_all(&*mount).is_ok()
-        });
         if let Some(mount) = root.unified.take() {
             let dir = mount.join(name);
             if fs::create_dir_all(&dir).is_ok() {
@@ -130,12 +126,17 @@ impl Root {
                 root.unified = Some(dir);
             }
         }
-        // A controller is attached to one hierarchy only; should both claim it, v2 governs.
+        // A controller is attached to one hierarchy only; should both claim it, v2 governs. What v2
+        // accounts for anyway needs no directory in v1.
         let governed = root.unified_controllers.clone();
         root.v1.retain(|controller, _| !governed.contains(controller));
         if root.unified.is_some() {
             root.v1.remove(&Controller::Cpuacct);
         }
+        root.v1.retain(|_, mount| {
+            *mount = mount.join(name);
+            fs::create_dir_all(&*mount).is_ok()
+        });
         root
     }
 
