@@ -278,7 +278,7 @@ async fn a_follower_of_events_sees_each_of_them_once() {
     // Those of one transaction share its number.
     assert!(events.is_sorted_by_key(|event| event["seq"].as_u64().unwrap()), "{whole}");
     let created = events.iter().filter(|event| event["reason"] == "Created");
-    let mut seen: Vec<&str> = created.map(|event| event["sandbox"].as_str().unwrap()).collect();
+    let mut seen: Vec<&str> = created.map(|event| event["name"].as_str().unwrap()).collect();
     seen.sort_unstable();
     seen.dedup();
     assert_eq!(seen.len(), MADE, "{whole}");
