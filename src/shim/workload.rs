@@ -275,7 +275,7 @@ impl Workload {
             // bubblewrap itself never writes here: whoever did is the workload.
             self.wrapper.probe_boot_ms = Some(clock::boot_ms());
         }
-        if stream == Stream::Stderr && self.life == Life::Launching {
+        if stream == Stream::Stderr && self.main.is_none() {
             self.stderr_tail.extend_from_slice(&self.buffer[..count]);
             let excess = self.stderr_tail.len().saturating_sub(STDERR_TAIL_BYTES);
             self.stderr_tail.drain(..excess);
