@@ -13,6 +13,7 @@ pub mod bwrap;
 pub mod fake;
 pub mod host;
 pub mod process;
+mod shown;
 pub mod workspace;
 
 use std::io;

@@ -4,60 +4,35 @@
 //! /tmp and the root itself are new. What bubblewrap needs of the host's files it is handed as open
 //! descriptors, because the user it runs as may not walk there.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::driver::shown::{ETC, ETC_NETWORK, GROUP, HOME, INSIDE_ID, PASSWD, Shown};
 use crate::driver::{DriverError, Order};
 use crate::model::Network;
 use crate::shim::launch::STATUS_FD;
-use crate::sys::SysError;
 use crate::sys::path;
 use crate::sys::seccomp;
 
-/// Where the workspace is inside, and HOME.
-pub const HOME: &str = "/home/container";
-/// Who the workload is inside.
-pub const INSIDE_ID: u32 = 1000;
 /// bubblewrap itself and the init it leaves in the sandbox count against the limit on processes.
 pub const OWN_PROCESSES: u64 = 2;
+
+const FILTER: &str = "filter.bpf";
 
 const FILTER_FD: i32 = 10;
 const WORKSPACE_FD: i32 = 12;
 const PASSWD_FD: i32 = 13;
 const GROUP_FD: i32 = 14;
 
-/// Read-only files of the host that programs ask for, where they exist.
-const ETC: &[&str] = &[
-    "/etc/ld.so.cache",
-    "/etc/alternatives",
-    "/etc/ssl/certs",
-    "/etc/ca-certificates",
-    "/etc/localtime",
-    "/etc/mime.types",
-    "/etc/nsswitch.conf",
-    "/etc/services",
-    "/etc/protocols",
-    "/etc/bash.bashrc",
-    "/etc/python3",
-    "/etc/python3.11",
-    "/etc/java-17-openjdk",
-];
-/// And these only with the host's network.
-const ETC_NETWORK: &[&str] = &["/etc/resolv.conf", "/etc/hosts", "/etc/gai.conf"];
-
-/// What this host has, found once.
+/// The program, and what its sandboxes are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bubblewrap {
     pub program: PathBuf,
-    /// `/bin` and its like: the symlink's target on a merged-/usr host, or none.
-    pub top_level: Vec<(String, Option<String>)>,
-    /// Files made for the sandboxes, in the run directory.
-    pub made: PathBuf,
+    pub shown: Shown,
 }
 
 impl Bubblewrap {
     /// Finds the program and writes the files that every sandbox is shown.
-    pub fn detect(made: &Path) -> Result<Self, DriverError> {
+    pub fn detect(run: &Path) -> Result<Self, DriverError> {
         let hint = "install it with: apt-get install bubblewrap";
         let program = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap"]
             .into_iter()
@@ -65,33 +40,18 @@ impl Bubblewrap {
             .find(|path| path.is_file())
             .ok_or(DriverError::Missing { program: "bwrap", hint })?;
         let failed = |source| DriverError::Host { stage: "write what sandboxes are shown", source };
-        let dir = made.join("shown");
-        fs::create_dir_all(&dir).map_err(|source| failed(SysError::io("mkdir", &dir, source)))?;
-        let home = format!("container:x:{INSIDE_ID}:{INSIDE_ID}:container:{HOME}:/bin/bash\n");
-        let nobody = "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
-        let group = format!("container:x:{INSIDE_ID}:\nnogroup:x:65534:\n");
-        let write = |name: &str, bytes: &[u8]| path::write_durably(&dir.join(name), bytes);
-        write("passwd", format!("{home}{nobody}").as_bytes()).map_err(failed)?;
-        write("group", group.as_bytes()).map_err(failed)?;
-        write("filter.bpf", &seccomp::program_bytes()).map_err(failed)?;
-        let top_level = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"]
-            .into_iter()
-            .filter(|name| Path::new("/").join(name).exists())
-            .map(|name| {
-                let target = fs::read_link(Path::new("/").join(name)).ok();
-                (name.to_owned(), target.map(|path| path.to_string_lossy().into_owned()))
-            })
-            .collect();
-        Ok(Self { program, top_level, made: dir })
+        let shown = Shown::make(run).map_err(failed)?;
+        path::write_durably(&shown.made.join(FILTER), &seccomp::program_bytes()).map_err(failed)?;
+        Ok(Self { program, shown })
     }
 
     /// What bubblewrap is to find open, and at which number.
     pub fn inherited(&self, workspace: &Path) -> Vec<(i32, PathBuf)> {
         vec![
-            (FILTER_FD, self.made.join("filter.bpf")),
+            (FILTER_FD, self.shown.made.join(FILTER)),
             (WORKSPACE_FD, workspace.to_owned()),
-            (PASSWD_FD, self.made.join("passwd")),
-            (GROUP_FD, self.made.join("group")),
+            (PASSWD_FD, self.shown.made.join(PASSWD)),
+            (GROUP_FD, self.shown.made.join(GROUP)),
         ]
     }
 
@@ -118,7 +78,7 @@ impl Bubblewrap {
             add(&["--new-session"]);
         }
         add(&["--ro-bind", "/usr", "/usr"]);
-        for (name, target) in &self.top_level {
+        for (name, target) in &self.shown.top_level {
             let path = format!("/{name}");
             match target {
                 Some(target) => add(&["--symlink", target, &path]),
@@ -156,11 +116,13 @@ mod tests {
     fn the_command_line_shares_nothing_but_what_is_named() {
         let bwrap = Bubblewrap {
             program: "/usr/bin/bwrap".into(),
-            top_level: vec![
-                ("bin".to_owned(), Some("usr/bin".to_owned())),
-                ("lib64".to_owned(), None),
-            ],
-            made: "/run/sodiumd/shown".into(),
+            shown: Shown {
+                top_level: vec![
+                    ("bin".to_owned(), Some("usr/bin".to_owned())),
+                    ("lib64".to_owned(), None),
+                ],
+                made: "/run/sodiumd/shown".into(),
+            },
         };
         order(|order| {
             let line = bwrap.args(order).join(" ");

@@ -17,6 +17,7 @@ use std::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::driver::bwrap::{self, Bubblewrap};
+use crate::driver::shown::HOME;
 use crate::driver::workspace::Workspaces;
 use crate::driver::{Driver, DriverError, Order, Started, StopOrder, process};
 use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, Time};
@@ -180,7 +181,7 @@ impl Shimmed {
                 bwrap.args(order),
                 Confinement::Bubblewrap { inherited: bwrap.inherited(workspace) },
                 PathBuf::from("/"),
-                bwrap::HOME.to_owned(),
+                HOME.to_owned(),
             ),
             Bundle::Process => (
                 process::program(order, SEARCH_PATH),

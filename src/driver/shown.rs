@@ -1,0 +1,129 @@
+//! What sandboxes are shown of the host, by whatever runtime: its /usr as the root file system for
+//! now, a few files of its /etc, and a passwd and a group in which there is nobody but them.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::sys::SysError;
+use crate::sys::path;
+
+/// Where the workspace is inside, and HOME.
+pub(super) const HOME: &str = "/home/container";
+/// Who the workload is inside.
+pub(super) const INSIDE_ID: u32 = 1000;
+
+/// Files in [`Shown::made`].
+pub(super) const PASSWD: &str = "passwd";
+pub(super) const GROUP: &str = "group";
+
+/// Read-only files of the host that programs ask for, where they exist.
+pub(super) const ETC: &[&str] = &[
+    "/etc/ld.so.cache",
+    "/etc/alternatives",
+    "/etc/ssl/certs",
+    "/etc/ca-certificates",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/nsswitch.conf",
+    "/etc/services",
+    "/etc/protocols",
+    "/etc/bash.bashrc",
+    "/etc/python3",
+    "/etc/python3.11",
+    "/etc/java-17-openjdk",
+];
+/// And these only with the host's network.
+pub(super) const ETC_NETWORK: &[&str] = &["/etc/resolv.conf", "/etc/hosts", "/etc/gai.conf"];
+
+/// What this host has, found once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// `/bin` and its like: the symlink's target on a merged-/usr host, or none.
+    pub top_level: Vec<(String, Option<String>)>,
+    /// Files made for the sandboxes, in the run directory.
+    pub made: PathBuf,
+}
+
+impl Shown {
+    /// Looks at the host and writes the files.
+    pub fn make(run: &Path) -> Result<Self, SysError> {
+        let made = run.join("shown");
+        fs::create_dir_all(&made).map_err(|source| SysError::io("mkdir", &made, source))?;
+        let home = format!("container:x:{INSIDE_ID}:{INSIDE_ID}:container:{HOME}:/bin/bash\n");
+        let nobody = "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
+        let group = format!("container:x:{INSIDE_ID}:\nnogroup:x:65534:\n");
+        path::write_durably(&made.join(PASSWD), format!("{home}{nobody}").as_bytes())?;
+        path::write_durably(&made.join(GROUP), group.as_bytes())?;
+        let top_level = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"]
+            .into_iter()
+            .filter(|name| Path::new("/").join(name).exists())
+            .map(|name| {
+                let target = fs::read_link(Path::new("/").join(name)).ok();
+                (name.to_owned(), target.map(|path| path.to_string_lossy().into_owned()))
+            })
+            .collect();
+        Ok(Self { top_level, made })
+    }
+
+    /// A directory that is to be the root of sandboxes, with everything in it but what is mounted:
+    /// for runtimes to which each mount is dear. Made anew, since the host may have changed.
+    pub fn root(&self) -> Result<PathBuf, SysError> {
+        let (root, unfinished) = (self.made.join("root"), self.made.join("root.new"));
+        let failed = |source| SysError::io("make", &root, source);
+        self.fill(&unfinished).map_err(failed)?;
+        // What runs keeps the old one open.
+        remove(&root).and_then(|()| fs::rename(&unfinished, &root)).map_err(failed)?;
+        Ok(root)
+    }
+
+    fn fill(&self, root: &Path) -> io::Result<()> {
+        remove(root)?;
+        let inside = |path: &str| root.join(path.trim_start_matches('/'));
+        for dir in ["usr", "etc", "proc", "dev", "sys", "tmp", "run", "var", HOME] {
+            fs::create_dir_all(inside(dir))?;
+        }
+        std::os::unix::fs::symlink("/tmp", inside("var/tmp"))?;
+        for (name, target) in &self.top_level {
+            match target {
+                Some(target) => std::os::unix::fs::symlink(target, inside(name))?,
+                None => fs::create_dir(inside(name))?,
+            }
+        }
+        for path in ETC {
+            copy(Path::new(path), &inside(path))?;
+        }
+        // To mount over.
+        for path in ETC_NETWORK {
+            fs::write(inside(path), "")?;
+        }
+        fs::copy(self.made.join(PASSWD), inside("etc/passwd"))?;
+        fs::copy(self.made.join(GROUP), inside("etc/group"))?;
+        Ok(())
+    }
+}
+
+fn remove(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Files, directories and symlinks, as far as they are there.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let Ok(meta) = fs::symlink_metadata(from) else { return Ok(()) };
+    fs::create_dir_all(to.parent().unwrap_or(to))?;
+    if meta.is_symlink() {
+        return std::os::unix::fs::symlink(fs::read_link(from)?, to);
+    }
+    if meta.is_file() {
+        return fs::copy(from, to).map(drop);
+    }
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        copy(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
