@@ -33,8 +33,11 @@ pub fn report(view: &View<'_>, next: &Next, why: &str) -> Status {
         Next::Wait(at) if status.phase == Phase::BackingOff => Some(*at),
         Next::Do(_) | Next::Wait(_) | Next::Settled => None,
     };
-    let starting = sandbox.live().is_some_and(|one| one.phase == InstancePhase::Starting);
-    if !matches!(next, Next::Do(_)) && !starting {
+    // Observed is what has been decided about; one that is on its way up or down is not there yet.
+    let on_its_way = sandbox
+        .live()
+        .is_some_and(|one| matches!(one.phase, InstancePhase::Starting | InstancePhase::Stopping));
+    if !matches!(next, Next::Do(_)) && !on_its_way {
         status.observed_generation = sandbox.generation;
         status.observed_request = sandbox.power.request;
     }
