@@ -9,7 +9,10 @@ APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 # A test that needs a larger machine than this one says so; nothing is skipped.
 export RUST_BACKTRACE ?= 1
 
-.PHONY: help run test bench audit build tools check-tools clean
+# gVisor as Debian has it: the version of its stable release, and the one that is recommended.
+RUNSC := target/runsc/bookworm target/runsc/bookworm-backports
+
+.PHONY: help run test bench audit build tools runsc clean
 
 help:
 	@echo "make run     build, start the daemon on $(CONFIG) with the sandboxes of desired/"
@@ -17,19 +20,19 @@ help:
 	@echo "make bench   sodiumd beside its references, with ratios"
 	@echo "make audit   licences, sources and duplicate crates (needs cargo-deny)"
 
-run: build
+run: build runsc
 	exec ./target/release/sodiumd run --config $(CONFIG)
 
 build: tools
 	$(CARGO) build --release --locked --quiet
 
-test: tools
+test: tools $(RUNSC)
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets --quiet -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	$(CARGO) test --locked --quiet
 
-bench: tools
+bench: tools $(RUNSC)
 	$(CARGO) bench --locked --quiet --bench bars
 
 audit:
@@ -46,6 +49,24 @@ tools:
 	@command -v $(CARGO) >/dev/null 2>&1 || { \
 		$(APT) install -y rustup && rustup default stable; } || { \
 		echo "Rust 1.95 or newer is needed and this system has no package of it: install rustup"; exit 1; }
+
+# From this system's own mirror, with a list of packages of its own: the system's stays as it is.
+$(RUNSC): target/runsc/%:
+	@mkdir -p target/runsc/$*.apt/lists/partial target/runsc/$*.apt/archives/partial
+	@cd target/runsc/$*.apt && \
+	mirror=$$(apt-get indextargets --format '$$(REPO_URI)' 'Created-By: Packages' | head -n 1) && \
+	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $$mirror $* main" > sources.list && \
+	options="-o Dir::Etc::sourcelist=$$PWD/sources.list -o Dir::Etc::sourceparts=- \
+		-o Dir::State::lists=$$PWD/lists -o Dir::Cache=$$PWD -o APT::Sandbox::User=" && \
+	apt-get $$options update -qq && apt-get $$options download -qq runsc && \
+	mv runsc_*.deb ../$*.deb && dpkg -x ../$*.deb unpacked && mv unpacked/usr/bin/runsc ../$* && \
+	touch ../$* && rm -rf ../$*.apt
+
+# Without it everything but gvisor works, and gvisor says what is missing.
+runsc: tools
+	@[ -x /usr/bin/runsc ] || { $(MAKE) --no-print-directory target/runsc/bookworm-backports && \
+		$(APT) install -y ./target/runsc/bookworm-backports.deb >/dev/null; } || \
+		echo "gVisor could not be installed; go on without it"
 
 clean:
 	$(CARGO) clean

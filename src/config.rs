@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::model::violation::suggestion;
-use crate::model::{Isolation, Limits, Span};
+use crate::model::{Isolation, Limits, Platform, Span};
 
 /// The file as it is written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,6 +31,7 @@ pub struct Raw {
     pub store: StoreKind,
     pub default_limits: RawLimits,
     pub network: RawNetwork,
+    pub gvisor: RawGvisor,
     /// How much of its console each sandbox keeps.
     pub console_mb: u64,
     /// How long the workspace of a sandbox whose file was removed is kept.
@@ -65,6 +66,36 @@ pub struct RawNetwork {
     pub allowed_hosts: Vec<String>,
 }
 
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawGvisor {
+    /// Null: where the system's packages put it.
+    pub program: Option<PathBuf>,
+    pub platform: PlatformChoice,
+}
+
+/// `auto` is the first that works of those that are fast everywhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlatformChoice {
+    #[default]
+    Auto,
+    Systrap,
+    Ptrace,
+    Kvm,
+}
+
+impl PlatformChoice {
+    fn asked(self) -> Option<Platform> {
+        match self {
+            Self::Auto => None,
+            Self::Systrap => Some(Platform::Systrap),
+            Self::Ptrace => Some(Platform::Ptrace),
+            Self::Kvm => Some(Platform::Kvm),
+        }
+    }
+}
+
 impl Default for RawLimits {
     fn default() -> Self {
         let Limits { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files } =
@@ -90,6 +121,7 @@ impl Default for Raw {
             store: StoreKind::Sqlite,
             default_limits: RawLimits::default(),
             network: RawNetwork::default(),
+            gvisor: RawGvisor::default(),
             console_mb: 16,
             workspace_undo: Span::seconds(86_400),
         }
@@ -112,6 +144,9 @@ pub struct Config {
     pub store: StoreKind,
     pub default_limits: Limits,
     pub network_enabled: bool,
+    pub gvisor_program: Option<PathBuf>,
+    /// `None`: whichever works.
+    pub gvisor_platform: Option<Platform>,
     pub console_bytes: u64,
     pub workspace_undo: Span,
 }
@@ -196,6 +231,8 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
         store: raw.store,
         default_limits,
         network_enabled: raw.network.enabled,
+        gvisor_program: raw.gvisor.program.map(|path| at(&path)),
+        gvisor_platform: raw.gvisor.platform.asked(),
         console_bytes: raw.console_mb << 20,
         workspace_undo: raw.workspace_undo,
     })

@@ -19,11 +19,11 @@ use tracing::{info, warn};
 use crate::api::{self, Api};
 use crate::config::{Config, StoreKind};
 use crate::desired::watch::{Source, Watch};
-use crate::driver::Driver;
 use crate::driver::host::{Host, Paths, Shimmed};
 use crate::driver::workspace::Workspaces;
+use crate::driver::{Driver, DriverError};
 use crate::model::admission::Rules;
-use crate::model::{Isolation, RestartPolicy};
+use crate::model::{Isolation, RestartPolicy, Sandbox};
 use crate::reconcile::console::Consoles;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::{self, Handle, World, adopt};
@@ -78,9 +78,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 /// Directories and locks, before anything else is touched.
 fn prepare(config: &Config) -> anyhow::Result<[Lock; 2]> {
-    for dir in [&config.state_path, &config.run_path] {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.with_context(|| format!("make {}", dir.display()))?;
+    // What sandboxes are shown lies in the run directory, and gVisor walks there as nobody.
+    for (dir, mode) in [(&config.state_path, 0o700), (&config.run_path, 0o711)] {
+        let made = fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
+        made.and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(mode)))
+            .with_context(|| format!("make {}", dir.display()))?;
     }
     Ok([take(&config.state_path, "state_path")?, take(&config.run_path, "run_path")?])
 }
@@ -245,8 +247,11 @@ fn world(
         }
     }
     drivers.insert(Isolation::Process, Arc::new(Shimmed::process(Arc::clone(&host))));
-    let none = "gvisor is not part of this release; use bubblewrap".to_owned();
-    unavailable.insert(Isolation::Gvisor, none);
+    match gvisor(config, &host, &store, queue) {
+        Ok(driver) => drop(drivers.insert(Isolation::Gvisor, driver)),
+        // Most hosts have none, and nobody there asks for it.
+        Err(error) => drop(unavailable.insert(Isolation::Gvisor, crate::error::chain(&error))),
+    }
     let runtime = tokio::runtime::Handle::current();
     let consoles =
         Consoles::new(Arc::clone(queue), runtime, store.epoch(), Some(Arc::clone(&host)));
@@ -259,6 +264,37 @@ fn world(
         boot_id: clock::boot_id(),
         consoles: Arc::new(consoles),
     })
+}
+
+/// gVisor, if it is installed. How it works here may take a while to find out; whoever waits for it is
+/// looked at again then.
+fn gvisor(
+    config: &Config,
+    host: &Arc<Host>,
+    store: &Store,
+    queue: &Arc<Queue>,
+) -> Result<Arc<dyn Driver>, DriverError> {
+    let driver = Shimmed::gvisor(Arc::clone(host), config.gvisor_program.as_deref())?;
+    let driver = Arc::new(driver);
+    let asked = config.gvisor_platform;
+    if !driver.remember_platform(asked) {
+        let (driver, store, queue) = (Arc::clone(&driver), store.clone(), Arc::clone(queue));
+        let find_out = move || {
+            driver.choose_platform(asked);
+            match driver.runtime() {
+                Ok(runtime) => info!(runtime, "gvisor is to be had"),
+                Err(why) => warn!(why, "gvisor is not to be had"),
+            }
+            let waits = |sandbox: &&Arc<Sandbox>| sandbox.spec.isolation == Isolation::Gvisor;
+            for sandbox in store.snapshot().sandboxes.values().filter(waits) {
+                queue.push(&sandbox.name);
+            }
+        };
+        // A thread of its own: one that hangs in a platform must not keep a sandbox waiting.
+        let thread = std::thread::Builder::new().name("gvisor".to_owned()).spawn(find_out);
+        drop(thread.expect("a thread can be started at start-up"));
+    }
+    Ok(driver)
 }
 
 /// The shim lies beside the daemon.

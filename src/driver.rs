@@ -13,7 +13,8 @@ pub mod bwrap;
 pub mod fake;
 pub mod host;
 pub mod process;
-mod shown;
+pub mod runsc;
+pub mod shown;
 pub mod workspace;
 
 use std::io;
@@ -32,6 +33,9 @@ pub use crate::sys::cgroup::Usage;
 pub trait Driver: Send + Sync {
     /// What it is.
     fn isolation(&self) -> Isolation;
+
+    /// The program behind it, with its version; or why nothing can be started for now.
+    fn runtime(&self) -> Result<String, String>;
 
     /// Limits that it cannot keep on this host, and why.
     fn unenforced(&self) -> Vec<(&'static str, String)>;

@@ -25,6 +25,7 @@ mod child;
 mod connection;
 mod forkserver;
 mod main;
+mod runtime;
 mod stdin;
 mod workload;
 

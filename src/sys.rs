@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod landlock;
 pub mod lock;
+pub mod mount;
 pub mod path;
 pub mod poll;
 pub mod process;

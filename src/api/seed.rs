@@ -29,18 +29,22 @@ fn success() -> Json<Value> {
 pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
     let isolations = api.handle.isolations();
     let default = api.rules.default_isolation;
-    let broken = isolations.iter().find(|(name, why)| *name == default.as_str() && why.is_some());
+    let broken =
+        isolations.iter().find(|(name, runtime)| *name == default.as_str() && runtime.is_err());
     let uptime = (api.about.boot_ms)().saturating_sub(api.about.started_at_ms);
-    let isolations: serde_json::Map<String, Value> = isolations
-        .iter()
-        .map(|(name, why)| ((*name).to_owned(), json!(why.as_deref().unwrap_or("ok"))))
-        .collect();
+    let map = |one: &dyn Fn(&Result<String, String>) -> Option<Value>| -> serde_json::Map<_, _> {
+        let kept = isolations.iter().filter_map(|(name, runtime)| Some((*name, one(runtime)?)));
+        kept.map(|(name, value)| (name.to_owned(), value)).collect()
+    };
+    let verdicts = map(&|runtime| Some(json!(runtime.as_ref().err().map_or("ok", |why| why))));
+    let runtimes = map(&|runtime| runtime.as_ref().ok().map(|what| json!(what)));
     Json(json!({
         "status": if broken.is_some() { "degraded" } else { "ok" },
         "version": api.about.version,
         "isolation": default,
         "uptime": uptime as f64 / 1000.0,
-        "isolations": isolations,
+        "isolations": verdicts,
+        "runtimes": runtimes,
     }))
 }
 

@@ -96,6 +96,7 @@ pub(super) fn full(epoch: &str, sandbox: &Sandbox) -> Value {
             "iid": instance.iid,
             "phase": instance.phase,
             "generation": instance.generation,
+            "runtime": instance.runtime,
             "pid": instance.pid,
             "created_at": instance.created_at,
             "started_at": instance.started_at,

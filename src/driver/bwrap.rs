@@ -5,6 +5,7 @@
 //! descriptors, because the user it runs as may not walk there.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::driver::shown::{ETC, ETC_NETWORK, GROUP, HOME, INSIDE_ID, PASSWD, Shown};
 use crate::driver::{DriverError, Order};
@@ -27,6 +28,8 @@ const GROUP_FD: i32 = 14;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bubblewrap {
     pub program: PathBuf,
+    /// As it says itself: `bubblewrap 0.8.0`.
+    pub version: String,
     pub shown: Shown,
 }
 
@@ -42,7 +45,11 @@ impl Bubblewrap {
         let failed = |source| DriverError::Host { stage: "write what sandboxes are shown", source };
         let shown = Shown::make(run).map_err(failed)?;
         path::write_durably(&shown.made.join(FILTER), &seccomp::program_bytes()).map_err(failed)?;
-        Ok(Self { program, shown })
+        let said = Command::new(&program).arg("--version").output();
+        let said =
+            said.map_err(|source| DriverError::Spawn { program: program.clone(), source })?;
+        let version = String::from_utf8_lossy(&said.stdout).trim().to_owned();
+        Ok(Self { program, version, shown })
     }
 
     /// What bubblewrap is to find open, and at which number.
@@ -116,6 +123,7 @@ mod tests {
     fn the_command_line_shares_nothing_but_what_is_named() {
         let bwrap = Bubblewrap {
             program: "/usr/bin/bwrap".into(),
+            version: "bubblewrap 0.8.0".to_owned(),
             shown: Shown {
                 top_level: vec![
                     ("bin".to_owned(), Some("usr/bin".to_owned())),

@@ -140,6 +140,10 @@ impl Driver for FakeDriver {
         Isolation::Bubblewrap
     }
 
+    fn runtime(&self) -> Result<String, String> {
+        Ok("nothing".to_owned())
+    }
+
     fn unenforced(&self) -> Vec<(&'static str, String)> {
         vec![("disk_mb", "a fake has no disk".to_owned())]
     }

@@ -6,21 +6,24 @@
 //!   STATE/console/UID/                        the spool
 //! ```
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use uuid::Uuid;
 
 use crate::driver::bwrap::{self, Bubblewrap};
+use crate::driver::runsc::{self, Guest, Runsc};
 use crate::driver::shown::HOME;
 use crate::driver::workspace::Workspaces;
 use crate::driver::{Driver, DriverError, Order, Started, StopOrder, process};
-use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, Time};
+use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, Platform, Time};
 use crate::shim::client::{Client, ClientError};
 use crate::shim::exit;
 use crate::shim::launch::{Confinement, FILE, LOCK, Launch, SOCKET};
@@ -33,9 +36,12 @@ mod forks;
 mod ledger;
 
 use forks::ForkServer;
+use ledger::Counting;
 
 /// What the workload's PATH is, inside and, for plain processes, outside.
 const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
+/// The file in which it is remembered how gVisor works here.
+const PLATFORM: &str = "gvisor-platform";
 /// How long a released shim may take to be gone.
 const RELEASE_MS_MAX: u64 = 2_000;
 
@@ -65,13 +71,21 @@ pub struct Host {
 #[derive(Debug)]
 enum Bundle {
     Bubblewrap(Bubblewrap),
+    Gvisor(Gvisor),
     Process,
+}
+
+/// runsc, and once that is found out, how it works here.
+#[derive(Debug)]
+struct Gvisor {
+    runsc: Runsc,
+    platform: OnceLock<Result<Platform, String>>,
 }
 
 /// A driver whose instances each have a shim.
 #[derive(Debug)]
 pub struct Shimmed {
-    host: std::sync::Arc<Host>,
+    host: Arc<Host>,
     bundle: Bundle,
 }
 
@@ -85,7 +99,11 @@ impl Host {
     ) -> Result<Self, SysError> {
         for dir in [paths.run.join("i"), paths.state.join("instances"), paths.state.join("console")]
         {
-            fs::create_dir_all(&dir).map_err(|source| SysError::io("mkdir", &dir, source))?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&dir)
+                .map_err(|source| SysError::io("mkdir", &dir, source))?;
         }
         let cgroups = cgroups_of(&paths.run);
         let forks = ForkServer::new(&paths.shim, &paths.run.join("shims.log"));
@@ -162,39 +180,57 @@ fn cgroup_name(run: &Path) -> String {
 }
 
 impl Shimmed {
-    pub fn bubblewrap(host: std::sync::Arc<Host>) -> Result<Self, DriverError> {
+    pub fn bubblewrap(host: Arc<Host>) -> Result<Self, DriverError> {
         let bundle = Bundle::Bubblewrap(Bubblewrap::detect(&host.paths.run)?);
         Ok(Self { host, bundle })
     }
 
-    pub fn process(host: std::sync::Arc<Host>) -> Self {
+    /// gVisor, not yet to be had: see [`Shimmed::choose_platform`].
+    pub fn gvisor(host: Arc<Host>, program: Option<&Path>) -> Result<Self, DriverError> {
+        let runsc = Runsc::detect(program, &host.paths.run)?;
+        Ok(Self { host, bundle: Bundle::Gvisor(Gvisor { runsc, platform: OnceLock::new() }) })
+    }
+
+    /// Takes over how gVisor works on this host from an earlier daemon that found it out. False: none
+    /// has, or something is not as it was.
+    pub fn remember_platform(&self, asked: Option<Platform>) -> bool {
+        let Bundle::Gvisor(Gvisor { runsc, platform }) = &self.bundle else { return true };
+        let remembered = runsc.remembered(asked, &self.host.paths.state.join(PLATFORM));
+        remembered.is_some_and(|found| platform.set(Ok(found)).is_ok())
+    }
+
+    /// Finds it out; takes seconds if a platform hangs.
+    pub fn choose_platform(&self, asked: Option<Platform>) {
+        let Bundle::Gvisor(Gvisor { runsc, platform }) = &self.bundle else { return };
+        platform.get_or_init(|| {
+            let memory = self.host.paths.state.join(PLATFORM);
+            let found = runsc.choose(asked, &self.host.paths.run);
+            found.inspect(|platform| runsc.remember(asked, *platform, &memory))
+        });
+    }
+
+    pub fn process(host: Arc<Host>) -> Self {
         Self { host, bundle: Bundle::Process }
     }
 
     /// Everything the shim is told. Pure but for the search for a program.
-    fn launch(&self, order: &Order<'_>, workspace: &Path) -> Launch {
+    fn launch(&self, order: &Order<'_>, workspace: &Path) -> Result<Launch, DriverError> {
         let host = &self.host;
         let spec = order.spec;
-        let (program, args, confinement, work_dir, home) = match &self.bundle {
-            Bundle::Bubblewrap(bwrap) => (
-                bwrap.program.to_string_lossy().into_owned(),
-                bwrap.args(order),
-                Confinement::Bubblewrap { inherited: bwrap.inherited(workspace) },
-                PathBuf::from("/"),
-                HOME.to_owned(),
-            ),
-            Bundle::Process => (
-                process::program(order, SEARCH_PATH),
-                spec.resolved_command(),
-                Confinement::Itself {
-                    read_only: process::read_only(),
-                    writable: process::writable(workspace),
-                },
-                workspace.to_owned(),
-                workspace.to_string_lossy().into_owned(),
-            ),
+        let (program, args, confinement) = self.way(order, workspace)?;
+        let plain = matches!(self.bundle, Bundle::Process);
+        let gvisor = matches!(self.bundle, Bundle::Gvisor(_));
+        let work_dir = if plain { workspace.to_owned() } else { PathBuf::from("/") };
+        // gVisor's own processes are the ones to be started; its guest's user is in the bundle.
+        let user = (crate::sys::is_root() && !gvisor).then_some((order.host_uid, order.host_uid));
+        let env = if gvisor {
+            vec![("PATH".to_owned(), SEARCH_PATH.to_owned())]
+        } else {
+            environment(order, &self.home(workspace))
         };
-        Launch {
+        let open_files = ledger::open_files(&spec.limits).map(|(value, _)| value);
+        let open_files_max = open_files.filter(|_| !gvisor);
+        Ok(Launch {
             iid: order.iid.to_string(),
             name: order.name.to_string(),
             uid: order.uid.to_string(),
@@ -202,11 +238,11 @@ impl Shimmed {
             epoch: order.epoch,
             program,
             args,
-            env: environment(order, &home),
+            env,
             work_dir,
-            user: crate::sys::is_root().then_some((order.host_uid, order.host_uid)),
+            user,
             group: host.cgroups.group(order.iid.as_str()),
-            open_files_max: ledger::open_files(&spec.limits).map(|(value, _)| value),
+            open_files_max,
             tty: spec.tty.then_some((80, 24)),
             confinement,
             spool_dir: host.console(order.uid),
@@ -216,19 +252,85 @@ impl Shimmed {
             stop_signal: convert::signal_number(&spec.stop.signal),
             stop_grace_ms: spec.stop.grace.0,
             exit_path: host.exit_path(order.iid),
+        })
+    }
+
+    /// The program on the host, its arguments, and who confines what.
+    fn way(
+        &self,
+        order: &Order<'_>,
+        workspace: &Path,
+    ) -> Result<(String, Vec<String>, Confinement), DriverError> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        Ok(match &self.bundle {
+            Bundle::Bubblewrap(bwrap) => (
+                text(&bwrap.program),
+                bwrap.args(order),
+                Confinement::Bubblewrap { inherited: bwrap.inherited(workspace) },
+            ),
+            Bundle::Gvisor(gvisor) => {
+                let (runsc, run_dir) = (&gvisor.runsc, self.host.run_dir(order.iid));
+                let platform = gvisor.platform().map_err(DriverError::Refused)?;
+                let mut binds = vec![(workspace.to_owned(), runsc.workspace())];
+                if order.spec.limits.memory_mb > 0 {
+                    binds.push((run_dir.join(runsc::MEMORY_INFO), "/proc/meminfo".into()));
+                }
+                let confinement = Confinement::Gvisor {
+                    binds,
+                    whole_proc: runsc.whole_proc(),
+                    cpus: runsc::cpus(&order.spec.limits),
+                    pid_file: run_dir.join(runsc::PID),
+                    console: run_dir.join(runsc::CONSOLE),
+                };
+                (text(&runsc.program), runsc.args(order, &run_dir, platform), confinement)
+            }
+            Bundle::Process => (
+                process::program(order, SEARCH_PATH),
+                order.spec.resolved_command(),
+                Confinement::Itself {
+                    read_only: process::read_only(),
+                    writable: process::writable(workspace),
+                },
+            ),
+        })
+    }
+
+    fn home<'w>(&self, workspace: &'w Path) -> Cow<'w, str> {
+        match self.bundle {
+            Bundle::Bubblewrap(_) | Bundle::Gvisor(_) => HOME.into(),
+            Bundle::Process => workspace.to_string_lossy(),
         }
     }
 
+    /// What the runtime is to find in the run directory.
+    fn bundle_files(&self, order: &Order<'_>) -> Vec<(&'static str, String)> {
+        let Bundle::Gvisor(Gvisor { runsc, .. }) = &self.bundle else { return Vec::new() };
+        let guest = Guest {
+            hostname: order.name.as_str(),
+            command: &order.spec.resolved_command(),
+            env: &environment(order, HOME),
+            host_uid: order.host_uid,
+            tty: order.spec.tty,
+            network: order.spec.network,
+            limits: &order.spec.limits,
+        };
+        let memory = runsc::memory_info(&order.spec.limits);
+        let bundle = (runsc::CONFIG, runsc.bundle(&guest).to_string());
+        [bundle].into_iter().chain(memory.map(|text| (runsc::MEMORY_INFO, text))).collect()
+    }
+
     /// Made under a temporary name: a run directory that is there is whole.
-    fn make_run_dir(&self, launch: &Launch, iid: &Iid) -> Result<(), SysError> {
-        let (dir, unfinished) = (self.host.run_dir(iid), self.host.unfinished(iid));
+    fn make_run_dir(&self, order: &Order<'_>, launch: &Launch) -> Result<(), SysError> {
+        let (dir, unfinished) = (self.host.run_dir(order.iid), self.host.unfinished(order.iid));
         let failed = |source| SysError::io("make", &dir, source);
         let _ = fs::remove_dir_all(&unfinished);
-        let json = serde_json::to_vec(launch).expect("a launch has string keys");
-        fs::create_dir(&unfinished)
-            .and_then(|()| fs::write(unfinished.join(FILE), json))
-            .and_then(|()| fs::rename(&unfinished, &dir))
-            .map_err(failed)
+        let json = serde_json::to_string(launch).expect("a launch has string keys");
+        let files = [(FILE, json)].into_iter().chain(self.bundle_files(order));
+        fs::create_dir(&unfinished).map_err(failed)?;
+        for (name, text) in files {
+            fs::write(unfinished.join(name), text).map_err(failed)?;
+        }
+        fs::rename(&unfinished, &dir).map_err(failed)
     }
 
     /// Orders a shim for the instance and hands it the lock: it holds it from its first moment.
@@ -254,22 +356,23 @@ impl Shimmed {
             spaces.prepare(order.uid, order.host_uid, order.image_files, &order.spec.files)
         };
         let workspace = prepare().map_err(host("prepare workspace"))?;
+        let launch = self.launch(order, &workspace)?;
         let group = self.host.cgroups.group(order.iid.as_str());
         group.create().map_err(host("make cgroup"))?;
         let applied = group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;
-        self.make_run_dir(&self.launch(order, &workspace), order.iid)
-            .map_err(host("make run directory"))?;
-        Ok(ledger::statuses(&order.spec.limits, &applied, self.own_processes()))
+        self.make_run_dir(order, &launch).map_err(host("make run directory"))?;
+        Ok(ledger::statuses(&order.spec.limits, &applied, self.counting()))
     }
 
     fn wanted(&self, limits: &Limits) -> cgroup::Limits {
-        ledger::to_cgroup(limits, self.own_processes())
+        ledger::to_cgroup(limits, self.counting())
     }
 
-    fn own_processes(&self) -> u64 {
+    fn counting(&self) -> Counting {
         match self.bundle {
-            Bundle::Bubblewrap(_) => bwrap::OWN_PROCESSES,
-            Bundle::Process => 0,
+            Bundle::Bubblewrap(_) => Counting::Host { own: bwrap::OWN_PROCESSES },
+            Bundle::Gvisor(_) => Counting::Guest,
+            Bundle::Process => Counting::Host { own: 0 },
         }
     }
 
@@ -337,12 +440,24 @@ impl Driver for Shimmed {
     fn isolation(&self) -> Isolation {
         match self.bundle {
             Bundle::Bubblewrap(_) => Isolation::Bubblewrap,
+            Bundle::Gvisor(_) => Isolation::Gvisor,
             Bundle::Process => Isolation::Process,
         }
     }
 
+    fn runtime(&self) -> Result<String, String> {
+        match &self.bundle {
+            Bundle::Bubblewrap(bwrap) => Ok(bwrap.version.clone()),
+            Bundle::Gvisor(gvisor) => {
+                let (version, platform) = (&gvisor.runsc.version, gvisor.platform()?);
+                Ok(format!("runsc {version}, {}", platform.as_str()))
+            }
+            Bundle::Process => Ok("the kernel's own means".to_owned()),
+        }
+    }
+
     fn unenforced(&self) -> Vec<(&'static str, String)> {
-        ledger::unenforced(&self.host.cgroups)
+        ledger::unenforced(&self.host.cgroups, self.counting())
     }
 
     fn observe(&self, iid: &Iid) -> Result<Observed, DriverError> {
@@ -375,7 +490,7 @@ impl Driver for Shimmed {
         let applied = group.apply(&self.wanted(limits)).map_err(host)?;
         let timeout_ms = (limits.timeout_seconds > 0).then_some(limits.timeout_seconds * 1000);
         self.ask(iid, "set time limit", &Request::Deadline { timeout_ms })?;
-        Ok(ledger::statuses(limits, &applied, self.own_processes()))
+        Ok(ledger::statuses(limits, &applied, self.counting()))
     }
 
     fn kill_orphan(&self, iid: &Iid) -> Result<(), DriverError> {
@@ -428,6 +543,13 @@ impl Driver for Shimmed {
 
     fn connect(&self, iid: &Iid) -> Option<UnixStream> {
         UnixStream::connect(self.host.socket(iid)).ok()
+    }
+}
+
+impl Gvisor {
+    fn platform(&self) -> Result<Platform, String> {
+        let trying = || Err("finding out which platform of gVisor works on this host".to_owned());
+        self.platform.get().cloned().unwrap_or_else(trying)
     }
 }
 

@@ -99,6 +99,9 @@ pub struct Instance {
     pub spec: Spec,
     pub phase: InstancePhase,
     pub boot_id: String,
+    /// The program that runs it, with its version: `bubblewrap 0.8.0`.
+    #[serde(default)]
+    pub runtime: String,
     pub created_at: Time,
     #[serde(default)]
     pub started_at: Option<Time>,

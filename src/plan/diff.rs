@@ -1,6 +1,6 @@
 //! What a changed spec means for an instance that runs the old one.
 
-use crate::model::{Limits, Spec};
+use crate::model::{Isolation, Limits, Spec};
 
 /// How far a change reaches, least first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,8 +68,11 @@ pub fn classify(old: &Spec, new: &Spec) -> Change {
     note("stop", *stop != old.stop, Effect::InPlace);
     note("strict", *strict != old.strict, Effect::InPlace);
     for name in Limits::NAMES {
-        // A process keeps the limit on open files that it was born with.
-        let effect = if name == "max_files" { Effect::Restart } else { Effect::InPlace };
+        // A process keeps the limit on open files that it was born with, and a guest of gVisor's that on
+        // processes too.
+        let born_with =
+            name == "max_files" || name == "max_processes" && old.isolation == Isolation::Gvisor;
+        let effect = if born_with { Effect::Restart } else { Effect::InPlace };
         note(name, limits.get(name) != old.limits.get(name), effect);
     }
     change

@@ -60,6 +60,7 @@ fn instance(phase: InstancePhase) -> Instance {
         spec: spec(),
         phase,
         boot_id: "boot".to_owned(),
+        runtime: String::new(),
         created_at: Time(0),
         started_at: Some(NOW),
         pid: None,
@@ -163,6 +164,9 @@ fn a_stop_is_repeated_until_it_was_heard_and_never_taken_back() {
     let mut sandbox = Sandbox { instance: Some(Arc::new(stopping)), ..web() };
     check(&sandbox, &RUNS, "stop: it has not been told to stop yet (Stopping)");
     check(&sandbox, &STOPS, "settled: stopping: spec_changed (Stopping)");
+    // A restart is not observed while the run before it ends: whoever waits would think it refused.
+    sandbox.power.request = 7;
+    assert_ne!(planned(&sandbox, &STOPS).status.observed_request, 7);
     sandbox.power.hold = Some(Hold::Killed);
     check(&sandbox, &STOPS, "kill: it is to end at once (Stopping)");
 }
@@ -182,6 +186,14 @@ fn a_changed_spec_reaches_as_far_as_it_must() {
     check(&command, &RUNS, "stop: its spec changed: command (Running)");
     let image = changed(&|spec| spec.image = Some("bash".to_owned()));
     assert_eq!(diff::classify(&spec(), &image.spec).effect, Effect::Recreate);
+    let processes = |isolation| {
+        let old = Spec { isolation, ..spec() };
+        let mut new = old.clone();
+        new.limits.max_processes += 1;
+        diff::classify(&old, &new).effect
+    };
+    assert_eq!(processes(Isolation::Bubblewrap), Effect::InPlace);
+    assert_eq!(processes(Isolation::Gvisor), Effect::Restart, "its guests are born with it");
     // The end it came to under the old spec says nothing about the new one.
     let mut fixed = ended(ExitKind::Exited { code: 1 });
     fixed.generation = 2;

@@ -176,6 +176,7 @@ impl Act<'_> {
             spec: crate::model::Spec::clone(&sandbox.spec),
             phase: InstancePhase::Starting,
             boot_id: self.world.boot_id.clone(),
+            runtime: self.world.runtime(sandbox.spec.isolation).unwrap_or_default(),
             created_at: self.now,
             started_at: None,
             pid: None,

@@ -76,14 +76,9 @@ impl Handle {
         .await
     }
 
-    /// Isolations that are to be had, and why others are not.
-    pub fn isolations(&self) -> Vec<(&'static str, Option<String>)> {
-        let have = self.world.drivers.keys().map(|isolation| (isolation.as_str(), None));
-        let lack = self
-            .world
-            .unavailable
-            .iter()
-            .map(|(isolation, why)| (isolation.as_str(), Some(why.clone())));
-        have.chain(lack).collect()
+    /// Isolations, with what is behind each, or why it is not to be had.
+    pub fn isolations(&self) -> Vec<(&'static str, Result<String, String>)> {
+        let all = self.world.drivers.keys().chain(self.world.unavailable.keys());
+        all.map(|isolation| (isolation.as_str(), self.world.runtime(*isolation))).collect()
     }
 }

@@ -44,15 +44,21 @@ impl World {
         self.drivers.get(&isolation).or_else(|| self.drivers.values().next_back())
     }
 
+    /// What would start an instance, with its version; or why nothing can.
+    pub fn runtime(&self, isolation: Isolation) -> Result<String, String> {
+        let none = || format!("no driver for {}", isolation.as_str());
+        match self.drivers.get(&isolation) {
+            Some(driver) => driver.runtime(),
+            None => Err(self.unavailable.get(&isolation).cloned().unwrap_or_else(none)),
+        }
+    }
+
     pub(super) fn policy(&self, sandbox: &Sandbox, snapshot: &Snapshot) -> Policy {
         let isolation = sandbox.spec.isolation;
         let driver = self.drivers.get(&isolation);
-        let none = || format!("no driver for {}", isolation.as_str());
         Policy {
             unenforced: driver.map(|driver| driver.unenforced()).unwrap_or_default(),
-            unavailable: driver
-                .is_none()
-                .then(|| self.unavailable.get(&isolation).cloned().unwrap_or_else(none)),
+            unavailable: self.runtime(isolation).err(),
             boot_id: self.boot_id.clone(),
             source_fault: source_fault(sandbox, snapshot),
         }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::error::chain;
 use crate::shim::launch::{Confinement, Launch, STATUS_FD};
 use crate::sys::spawn::{self, Fork, Limit};
-use crate::sys::{SysError, landlock, poll, pty, seccomp};
+use crate::sys::{SysError, landlock, mount, poll, pty, seccomp};
 
 /// The shim's ends of everything that leads to the workload.
 #[derive(Debug)]
@@ -70,13 +70,14 @@ fn connect(launch: &Launch) -> Result<(Child, Ends), SysError> {
         Confinement::Bubblewrap { .. } => {
             poll::pipe().map(|(read, write)| (Some(read), Some(write)))?
         }
-        Confinement::Itself { .. } => (None, None),
+        Confinement::Gvisor { .. } | Confinement::Itself { .. } => (None, None),
     };
-    let (ours, theirs) = match launch.tty {
+    let own_terminal = launch.own_terminal();
+    let (ours, theirs) = match own_terminal {
         Some((cols, rows)) => terminal(cols, rows)?,
         None => pipes()?,
     };
-    let terminal = launch.tty.is_some().then(|| copy(&theirs.2)).transpose()?;
+    let terminal = own_terminal.map(|_| copy(&theirs.2)).transpose()?;
     let (stdin, stdout, stderr) = ours;
     let (failure_end, status_end) = (failure_read, status_read);
     let child =
@@ -120,7 +121,7 @@ fn become_workload(launch: &Launch, ends: &Ends, parent: u32) -> (&'static str, 
         launch.group.join_v1().map_err(|error| ("cgroup", error))?;
         spawn::reset_signals().map_err(|error| ("signals", error))?;
         spawn::new_session().map_err(|error| ("session", error))?;
-        if launch.tty.is_some() {
+        if launch.own_terminal().is_some() {
             pty::make_controlling(ends.stdin.as_fd()).map_err(|error| ("terminal", error))?;
         }
         set_limits(launch).map_err(|error| ("limits", error))?;
@@ -132,16 +133,32 @@ fn become_workload(launch: &Launch, ends: &Ends, parent: u32) -> (&'static str, 
         }
         // After the change of user, which clears it.
         spawn::die_with_parent(parent).map_err(|error| ("parent", error))?;
-        if let Confinement::Itself { read_only, writable } = &launch.confinement {
-            spawn::no_new_privileges().map_err(|error| ("privileges", error))?;
-            landlock::restrict(read_only, writable).map_err(|error| ("landlock", error))?;
-            seccomp::load_filter().map_err(|error| ("seccomp", error))?;
-        }
-        Ok(())
+        confine(&launch.confinement)
     };
     match steps() {
         Err(failed) => failed,
         Ok(()) => ("exec", spawn::exec(&launch.program, &launch.args, &launch.env)),
+    }
+}
+
+/// The last steps, which differ.
+fn confine(confinement: &Confinement) -> Result<(), (&'static str, SysError)> {
+    match confinement {
+        Confinement::Bubblewrap { .. } => Ok(()),
+        Confinement::Gvisor { binds, whole_proc, cpus, .. } => {
+            mount::private_namespace().map_err(|error| ("mounts", error))?;
+            mount::proc_at(whole_proc).map_err(|error| ("mounts", error))?;
+            for (from, at) in binds {
+                mount::bind(from, at).map_err(|error| ("mounts", error))?;
+            }
+            let narrowed = cpus.map_or(Ok(()), spawn::narrow_to_cpus);
+            narrowed.map_err(|error| ("cpus", error))
+        }
+        Confinement::Itself { read_only, writable } => {
+            spawn::no_new_privileges().map_err(|error| ("privileges", error))?;
+            landlock::restrict(read_only, writable).map_err(|error| ("landlock", error))?;
+            seccomp::load_filter().map_err(|error| ("seccomp", error))
+        }
     }
 }
 

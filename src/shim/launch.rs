@@ -48,6 +48,13 @@ pub struct Launch {
     pub exit_path: PathBuf,
 }
 
+impl Launch {
+    /// The terminal that the shim is to open; gVisor opens the one inside it itself.
+    pub fn own_terminal(&self) -> Option<(u16, u16)> {
+        self.tty.filter(|_| !matches!(self.confinement, Confinement::Gvisor { .. }))
+    }
+}
+
 /// Who confines the workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "snake_case")]
@@ -55,6 +62,19 @@ pub enum Confinement {
     /// `program` is bubblewrap. It finds these files and directories open at these numbers, so that
     /// it needs no right to walk to them, and reports on [`STATUS_FD`].
     Bubblewrap { inherited: Vec<(i32, PathBuf)> },
+    /// `program` is runsc, which starts a sandbox and returns. It sees `binds` mounted over what is
+    /// there, and only it; `cpus` is how many its guest is to count.
+    Gvisor {
+        binds: Vec<(PathBuf, PathBuf)>,
+        /// Where there is to be a /proc that nothing is mounted over: the kernel lets a sandbox have a
+        /// new one only if it could see all of an old one.
+        whole_proc: PathBuf,
+        cpus: Option<u64>,
+        /// Where it notes the sandbox's process.
+        pid_file: PathBuf,
+        /// Where it delivers the terminal, if there is to be one.
+        console: PathBuf,
+    },
     /// `program` is the workload; the shim's child confines itself before it becomes that.
     Itself { read_only: Vec<PathBuf>, writable: Vec<PathBuf> },
 }

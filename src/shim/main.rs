@@ -61,6 +61,7 @@ enum Source {
     Output(Stream),
     Stdin,
     Failure,
+    Terminal,
 }
 
 impl Shim {
@@ -115,13 +116,13 @@ impl Shim {
         let (sources, interests) = self.interests();
         let ready = poll::wait(&interests)?;
         drop(interests);
+        let before = self.workload.phase();
         for (source, ready) in sources.into_iter().zip(ready) {
             if ready != Ready::default() {
                 self.attend(source, ready);
             }
         }
         self.connections.retain(|connection| !connection.is_gone());
-        let before = self.workload.phase();
         self.workload.advance(clock::boot_ms());
         if before != self.workload.phase() {
             self.spread(News { state: true, ..News::default() });
@@ -143,11 +144,12 @@ impl Shim {
             interests.push(Interest { fd: connection.fd(), read: true, write });
         }
         let io = &self.workload;
-        let ends: [(Source, Option<BorrowedFd<'_>>); 4] = [
+        let ends: [(Source, Option<BorrowedFd<'_>>); 5] = [
             (Source::Output(Stream::Stdout), io.stdout.as_ref().map(AsFd::as_fd)),
             (Source::Output(Stream::Stderr), io.stderr.as_ref().map(AsFd::as_fd)),
             (Source::Stdin, io.stdin.wants_write()),
             (Source::Failure, io.failure.as_ref().map(AsFd::as_fd)),
+            (Source::Terminal, io.terminal_listener()),
         ];
         for (source, fd) in ends {
             let Some(fd) = fd else { continue };
@@ -178,6 +180,7 @@ impl Shim {
                 }
             }
             Source::Failure => self.workload.read_failure(),
+            Source::Terminal => self.workload.take_terminal(),
         }
     }
 

@@ -36,6 +36,12 @@ impl Stdin {
         Self { target, is_tty, waiting: Vec::new(), next: 0, ending: false }
     }
 
+    /// Goes to another place from now on.
+    pub(super) fn connect(&mut self, target: OwnedFd) {
+        self.target = Some(target);
+        self.drain();
+    }
+
     /// Takes bytes that begin at `offset`. Those accepted before are skipped.
     pub(super) fn accept(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
         if !self.is_open() {

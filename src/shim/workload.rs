@@ -6,15 +6,18 @@
 //! ```
 //! `stop` and `kill` change no phase by themselves: only the death of the first process does.
 
+mod verdict;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::Deserialize;
 
 use crate::error::chain;
 use crate::shim::child::{self, Child};
-use crate::shim::exit::{self, Cause, Evidence, Exit};
+use crate::shim::exit::{self, Exit};
 use crate::shim::launch::{Confinement, Launch};
 use crate::shim::protocol::{Phase, Reply};
+use crate::shim::runtime::Runtime;
 use crate::shim::spool::{Stream, Writer};
 use crate::shim::stdin::Stdin;
 use crate::sys::process::{self, Ended};
@@ -64,6 +67,8 @@ pub(super) struct Workload {
     launched_at_ms: u64,
     ending: Ending,
     wrapper: Wrapper,
+    /// While runsc has not returned.
+    runtime: Option<Runtime>,
     failed: Option<(String, String)>,
     stderr_tail: Vec<u8>,
     buffer: Vec<u8>,
@@ -100,6 +105,7 @@ struct Ending {
     reason: Option<String>,
     /// Sent to the first process as soon as that is known.
     signal_due: Option<i32>,
+    sent: Option<i32>,
     kill_at_boot_ms: Option<u64>,
     timeout_at_boot_ms: Option<u64>,
     timed_out: bool,
@@ -114,6 +120,8 @@ struct Wrapper {
     /// Only told when the workload's program ran.
     exit_code: Option<i32>,
     probe_boot_ms: Option<u64>,
+    /// runsc ended without a sandbox.
+    refused: bool,
 }
 
 /// A line of bubblewrap's status.
@@ -132,6 +140,7 @@ impl Workload {
         let launched_at_ms = clock::wall_ms();
         let timeout_at_boot_ms = launch.timeout_ms.map(|timeout| now + timeout);
         let ending = Ending { timeout_at_boot_ms, ..Ending::default() };
+        let runtime = Runtime::expect(&launch)?;
         let started = child::start(&launch);
         // Beside the child's own way to its program. Without a console it dies with us.
         let spool = Writer::open(&launch.spool_dir, launch.spool_bytes_max)
@@ -155,6 +164,7 @@ impl Workload {
             launched_at_ms,
             ending,
             wrapper: Wrapper::default(),
+            runtime,
             failed: None,
             stderr_tail: Vec::new(),
             buffer: vec![0; OUTPUT_BYTES_MAX],
@@ -329,11 +339,61 @@ impl Workload {
     pub(super) fn reap(&mut self) {
         while let Some((pid, ended)) = process::reap_any() {
             let alive = matches!(self.life, Life::Launching | Life::Running);
+            if pid == self.child_pid && self.runtime.is_some() {
+                self.returned(ended);
+                continue;
+            }
+            if let Some(runtime) = &mut self.runtime {
+                runtime.note(pid, ended);
+            }
             if pid == self.child_pid && alive {
                 self.life = Life::Ending { ended, since_boot_ms: clock::boot_ms() };
                 // Whoever still holds the terminal is about to be killed.
                 self.terminal = None;
             }
+        }
+    }
+
+    /// runsc has returned: with a sandbox that is our child now, or without one.
+    fn returned(&mut self, ended: Ended) {
+        let (Some(runtime), Confinement::Gvisor { pid_file, .. }) =
+            (self.runtime.take(), &self.launch.confinement)
+        else {
+            return;
+        };
+        let since_boot_ms = clock::boot_ms();
+        let sandbox = runtime.sandbox(pid_file).filter(|_| ended == Ended::Exited(0));
+        match sandbox {
+            Some((pid, None)) => {
+                self.child_pid = pid;
+                self.found_main(pid);
+                self.runs();
+            }
+            Some((pid, Some(ended))) => {
+                self.child_pid = pid;
+                self.runs();
+                self.life = Life::Ending { ended, since_boot_ms };
+            }
+            None => {
+                self.wrapper.refused = true;
+                self.life = Life::Ending { ended, since_boot_ms };
+            }
+        }
+    }
+
+    /// Where runsc delivers the terminal.
+    pub(super) fn terminal_listener(&self) -> Option<BorrowedFd<'_>> {
+        self.runtime.as_ref().and_then(Runtime::listener)
+    }
+
+    /// From now on the console is that terminal.
+    pub(super) fn take_terminal(&mut self) {
+        let (Some(size), Some(runtime)) = (self.launch.tty, &mut self.runtime) else { return };
+        let Some(master) = runtime.take_terminal(size) else { return };
+        let ready = poll::set_nonblocking(master.as_fd()).map(|()| master.try_clone());
+        if let Ok(Ok(copy)) = ready {
+            self.stdin.connect(copy);
+            self.stdout = Some(master);
         }
     }
 
@@ -347,6 +407,7 @@ impl Workload {
             && let Some(main) = &self.main
         {
             self.ending.signal_due = None;
+            self.ending.sent = Some(signal);
             // An end that is already there is what was wanted.
             let _ = process::signal(main.pidfd.as_fd(), signal);
         }
@@ -468,69 +529,6 @@ impl Workload {
             self.stdin.close();
             self.conclude(ended);
             self.store(now);
-        }
-    }
-
-    fn conclude(&mut self, ended: Ended) {
-        let usage = self.launch.group.usage();
-        let evidence = Evidence {
-            oom_kills: usage.oom_kills,
-            timed_out: self.ending.timed_out,
-            killed_by_us: self.ending.killed,
-        };
-        let cause = match self.start_failure() {
-            Some((stage, message)) => Cause::StartFailed { stage, message },
-            None => {
-                // Over before it was seen running.
-                self.started_at_ms.get_or_insert(self.launched_at_ms);
-                exit::classify(self.true_end(ended), evidence)
-            }
-        };
-        match &cause {
-            Cause::StartFailed { stage, message } if stage != "bubblewrap" => {
-                self.announce(&format!("could not start ({stage}): {message}"));
-            }
-            Cause::Oom { .. } => self.announce("killed: out of memory"),
-            Cause::StartFailed { .. }
-            | Cause::Exited { .. }
-            | Cause::Signaled { .. }
-            | Cause::Timeout { .. } => (),
-        }
-        self.exit = Some(Exit {
-            iid: self.launch.iid.clone(),
-            cause,
-            started_at_ms: self.started_at_ms,
-            ended_at_ms: clock::wall_ms(),
-            reason: self.ending.reason.clone(),
-            usage,
-        });
-    }
-
-    /// Why the program never ran, if it did not.
-    fn start_failure(&self) -> Option<(String, String)> {
-        if self.failed.is_some() {
-            return self.failed.clone();
-        }
-        let Confinement::Bubblewrap { .. } = self.launch.confinement else { return None };
-        // Killed before it could say anything: an end, not a failure to start.
-        if self.wrapper.exit_code.is_some() || self.main.is_some() || self.ending.killed {
-            return None;
-        }
-        let said = String::from_utf8_lossy(&self.stderr_tail);
-        let line = said.lines().rev().find(|line| line.starts_with("bwrap: "))?;
-        Some(("bubblewrap".to_owned(), line.trim_start_matches("bwrap: ").to_owned()))
-    }
-
-    /// How the workload's own first process ended. bubblewrap turns signals into codes; the kernel
-    /// remembers the truth behind the pidfd, and where it does not, 128 + n is taken for a signal.
-    fn true_end(&self, ended: Ended) -> Ended {
-        let Confinement::Bubblewrap { .. } = self.launch.confinement else { return ended };
-        // Over before it was seen: no signal of ours can have reached it, so a code is a code.
-        let Some(main) = &self.main else { return ended };
-        match (process::exit_status(main.pidfd.as_fd()), ended) {
-            (Some(told), _) => told,
-            (None, Ended::Exited(code @ 129..=192)) => Ended::Signaled(code - 128),
-            (None, _) => ended,
         }
     }
 

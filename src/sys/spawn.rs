@@ -150,6 +150,27 @@ pub fn tune_allocator() {
     }
 }
 
+/// Keeps this process, and what it starts, to `count` of the cpus it may use. Which ones follows from its
+/// pid, so that many such processes are spread over all.
+pub fn narrow_to_cpus(count: u64) -> Result<(), SysError> {
+    use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let itself = nix::unistd::Pid::from_raw(0);
+    let failed = |errno| SysError::nix("sched_setaffinity", errno);
+    let allowed = sched_getaffinity(itself).map_err(failed)?;
+    let usable: Vec<usize> =
+        (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
+    let wanted = usize::try_from(count).unwrap_or(usize::MAX);
+    if usable.is_empty() || wanted >= usable.len() {
+        return Ok(());
+    }
+    let first = std::process::id() as usize % usable.len();
+    let mut narrowed = CpuSet::new();
+    for cpu in usable.iter().cycle().skip(first).take(wanted) {
+        narrowed.set(*cpu).map_err(failed)?;
+    }
+    sched_setaffinity(itself, &narrowed).map_err(failed)
+}
+
 /// Becomes another user for good, with no supplementary groups.
 pub fn become_user(uid: u32, gid: u32) -> Result<(), SysError> {
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));

@@ -133,7 +133,7 @@ async fn power_verbs_are_durable_and_work_on_any_sandbox() {
     desk.write_spec("f.yaml", "web", &sleeper());
     let first = desk.wait_phase("web", "Running").await["status"]["instance"]["pid"].clone();
     let again = desk.post("/v1/sandboxes/web/restart?wait=30s", Value::Null).await;
-    assert_eq!(again.status, 200);
+    assert_eq!(again.status, 200, "{again:?}");
     assert_ne!(again.json["status"]["instance"]["pid"], first);
     let stopped = desk.post("/v1/sandboxes/web/stop?wait=30s", Value::Null).await;
     assert_eq!(stopped.json["power"]["hold"], "stopped");

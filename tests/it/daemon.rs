@@ -351,8 +351,18 @@ async fn a_full_disk_refuses_and_says_so_and_what_runs_goes_on() {
     let image = desk.path("small.img");
     fs::File::create(&image).unwrap().set_len(24 << 20).unwrap();
     let run = |program: &str, args: &[&str]| {
-        let done = std::process::Command::new(program).args(args).output().unwrap();
-        assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+        let deadline = std::time::Instant::now() + crate::desk::PATIENCE;
+        loop {
+            let done = std::process::Command::new(program).args(args).output().unwrap();
+            let said = String::from_utf8_lossy(&done.stderr);
+            if done.status.success() {
+                return;
+            }
+            // A loop device is busy for a moment beside mount namespaces that come and go.
+            let again = said.contains("busy") && std::time::Instant::now() < deadline;
+            assert!(again, "{program}: {said}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     };
     run("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()]);
     run("mount", &["-o", "loop", image.to_str().unwrap(), small.to_str().unwrap()]);

@@ -9,6 +9,7 @@ mod api_v1;
 mod daemon;
 mod desk;
 mod driver_contract;
+mod gvisor;
 mod tidy;
 
 /// Where the API of the daemons under test writes.

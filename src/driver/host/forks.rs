@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -74,7 +75,7 @@ impl ForkServer {
 impl Running {
     fn start(program: &Path, log: &Path) -> io::Result<Self> {
         let (orders, theirs) = socket::packets().map_err(|error| error.source)?;
-        let log = fs::File::options().append(true).create(true).open(log)?;
+        let log = fs::File::options().append(true).create(true).mode(0o600).open(log)?;
         let child = Command::new(program)
             .env_clear()
             .stdin(theirs)

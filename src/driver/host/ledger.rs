@@ -1,18 +1,31 @@
 //! Limits, one by one: what was asked, what keeps it, what the kernel says it is.
 
+use crate::driver::runsc;
 use crate::model::{LimitStatus, Limits};
 use crate::sys::cgroup::{self, Applied, Controller};
 use crate::sys::spawn;
 
 const NO_DISK: &str = "this release has no mechanism for disk limits";
 
+/// Who counts the processes of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counting {
+    /// The host's kernel, with so many of the runtime's own among them.
+    Host { own: u64 },
+    /// The guest's kernel; the host's sees other ones.
+    Guest,
+}
+
 /// What the cgroup is asked to keep.
-pub(super) fn to_cgroup(limits: &Limits, own_processes: u64) -> cgroup::Limits {
+pub(super) fn to_cgroup(limits: &Limits, counting: Counting) -> cgroup::Limits {
     let some = |value: u64| (value > 0).then_some(value);
     cgroup::Limits {
         memory_bytes: some(limits.memory_mb).map(|mb| mb << 20),
         cpu_percent: some(limits.cpu_percent),
-        pids: some(limits.max_processes).map(|count| count + own_processes),
+        pids: match counting {
+            Counting::Host { own } => some(limits.max_processes).map(|count| count + own),
+            Counting::Guest => runsc::host_tasks(limits),
+        },
     }
 }
 
@@ -27,12 +40,12 @@ pub(super) fn open_files(limits: &Limits) -> Option<(u64, bool)> {
 pub(super) fn statuses(
     limits: &Limits,
     applied: &[Applied],
-    own_processes: u64,
+    counting: Counting,
 ) -> Vec<LimitStatus> {
-    Limits::NAMES.into_iter().map(|name| status(name, limits, applied, own_processes)).collect()
+    Limits::NAMES.into_iter().map(|name| status(name, limits, applied, counting)).collect()
 }
 
-fn status(name: &str, limits: &Limits, applied: &[Applied], own_processes: u64) -> LimitStatus {
+fn status(name: &str, limits: &Limits, applied: &[Applied], counting: Counting) -> LimitStatus {
     let requested = limits.get(name).unwrap_or(0);
     let from_cgroup = |controller, to_unit: &dyn Fn(u64) -> u64| {
         let found = applied.iter().find(|applied| applied.controller == controller);
@@ -49,9 +62,13 @@ fn status(name: &str, limits: &Limits, applied: &[Applied], own_processes: u64) 
     let (mechanism, read_back, enforced, reason) = match name {
         "memory_mb" => from_cgroup(Controller::Memory, &|bytes| bytes >> 20),
         "cpu_percent" => from_cgroup(Controller::Cpu, &|percent| percent),
-        "max_processes" => {
-            from_cgroup(Controller::Pids, &|pids| pids.saturating_sub(own_processes))
-        }
+        "max_processes" => match counting {
+            Counting::Host { own } => {
+                from_cgroup(Controller::Pids, &|pids| pids.saturating_sub(own))
+            }
+            Counting::Guest => in_guest("RLIMIT_NPROC", requested),
+        },
+        "max_files" if counting == Counting::Guest => in_guest("RLIMIT_NOFILE", requested),
         "max_files" => match open_files(limits) {
             Some((value, as_asked)) => {
                 let reason = if as_asked { String::new() } else { above_own(value) };
@@ -70,12 +87,21 @@ fn status(name: &str, limits: &Limits, applied: &[Applied], own_processes: u64) 
     LimitStatus { limit: name.to_owned(), requested, mechanism, read_back, enforced, reason }
 }
 
+/// Kept by gVisor's kernel, which takes every value.
+fn in_guest(what: &str, requested: u64) -> (String, Option<u64>, bool, String) {
+    let mechanism = if requested > 0 { format!("{what} in the guest") } else { String::new() };
+    (mechanism, (requested > 0).then_some(requested), true, String::new())
+}
+
 fn above_own(most: u64) -> String {
     format!("the daemon itself may open only {most} files and cannot give more")
 }
 
 /// Limits that nothing here can keep, known before any start.
-pub(super) fn unenforced(cgroups: &cgroup::Root) -> Vec<(&'static str, String)> {
+pub(super) fn unenforced(
+    cgroups: &cgroup::Root,
+    counting: Counting,
+) -> Vec<(&'static str, String)> {
     let governed = |controller| cgroups.governs(controller);
     let needed = [
         ("memory_mb", Controller::Memory),
@@ -85,6 +111,7 @@ pub(super) fn unenforced(cgroups: &cgroup::Root) -> Vec<(&'static str, String)> 
     let mut broken: Vec<(&'static str, String)> = needed
         .into_iter()
         .filter(|(_, controller)| !governed(*controller))
+        .filter(|(name, _)| *name != "max_processes" || counting != Counting::Guest)
         .map(|(name, _)| (name, format!("no cgroup controller for {name} on this host")))
         .collect();
     broken.push(("disk_mb", NO_DISK.to_owned()));

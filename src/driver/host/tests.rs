@@ -47,7 +47,7 @@ fn the_environment_is_built_from_empty_and_the_spec_has_the_last_word() {
 #[test]
 fn a_limit_beyond_the_daemons_own_says_so() {
     let limits = Limits { max_files: 1 << 30, ..Limits::DEFAULT };
-    let statuses = ledger::statuses(&limits, &[], 0);
+    let statuses = ledger::statuses(&limits, &[], Counting::Host { own: 0 });
     let files = statuses.iter().find(|status| status.limit == "max_files").unwrap();
     assert!(!files.enforced && files.reason.contains("cannot give more"), "{files:?}");
     let disk = statuses.iter().find(|status| status.limit == "disk_mb").unwrap();

@@ -1,0 +1,217 @@
+//! gVisor: the OCI bundle of a sandbox, as a value, and which platform runsc works with on this host.
+//!
+//! The bundle is built from typed fields alone. Nothing a tenant writes becomes an annotation, a
+//! mount, a flag or a hook; what is theirs is the command, the environment and the workspace. The
+//! guest's root and its user are two ids of the host that no other sandbox has, so that whatever
+//! escapes from gVisor is still nobody in particular.
+
+mod platform;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::driver::shown::{ETC_NETWORK, HOME, INSIDE_ID, Shown};
+use crate::driver::{DriverError, Order};
+use crate::model::{Limits, Network, Platform};
+use crate::sys::SysError;
+
+/// The guest's root is this much above its user, out of the way of every other id.
+const GUEST_ROOT_OFFSET: u32 = 1_000_000_000;
+/// A process of the guest is a few threads and stubs on the host, and the sentry has some of its own.
+/// The guest's own limit is what is meant to be met, so the host's leaves room beyond it.
+const HOST_TASKS_PER_PROCESS: u64 = 4;
+const HOST_TASKS_OWN: u64 = 128;
+
+/// Names in the run directory of an instance.
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const MEMORY_INFO: &str = "meminfo";
+pub(super) const STATE: &str = "runsc";
+pub(super) const PID: &str = "pid";
+pub(super) const CONSOLE: &str = "console";
+
+/// The program and what its sandboxes are shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runsc {
+    pub program: PathBuf,
+    /// As it says itself: `release-20240729.0`, or Debian's `0.0~20240729.0`.
+    pub version: String,
+    pub shown: Shown,
+    /// The root of every sandbox, read-only.
+    pub root: PathBuf,
+}
+
+/// What differs from one sandbox to the next.
+#[derive(Debug, Clone, Copy)]
+pub struct Guest<'a> {
+    pub hostname: &'a str,
+    pub command: &'a [String],
+    pub env: &'a [(String, String)],
+    pub host_uid: u32,
+    pub tty: bool,
+    pub network: Network,
+    pub limits: &'a Limits,
+}
+
+impl Runsc {
+    /// Finds the program, `configured` or usual, and writes what its sandboxes are shown.
+    pub fn detect(configured: Option<&Path>, run: &Path) -> Result<Self, DriverError> {
+        let hint = "install it with: apt-get install -t bookworm-backports runsc";
+        let usual = ["/usr/bin/runsc", "/usr/local/bin/runsc"].map(PathBuf::from);
+        let candidates = configured.map_or_else(|| usual.to_vec(), |path| vec![path.to_owned()]);
+        let program = candidates.into_iter().find(|path| path.is_file());
+        let program = program.ok_or(DriverError::Missing { program: "runsc", hint })?;
+        if !crate::sys::is_root() {
+            return Err(DriverError::Refused("gvisor needs a daemon that runs as root".to_owned()));
+        }
+        let version = version(&program)?;
+        let failed = |source| DriverError::Host { stage: "write what sandboxes are shown", source };
+        let shown = Shown::make(run).map_err(failed)?;
+        let root = shown.root().map_err(failed)?;
+        let runsc = Self { program, version, shown, root };
+        for dir in [runsc.workspace(), runsc.whole_proc()] {
+            fs::create_dir_all(&dir)
+                .map_err(|source| failed(SysError::io("mkdir", &dir, source)))?;
+        }
+        Ok(runsc)
+    }
+
+    /// Where each sandbox's workspace is mounted, in a mount namespace in which there is no other.
+    pub(super) fn workspace(&self) -> PathBuf {
+        self.shown.made.join("workspace")
+    }
+
+    /// A mount point as well, and seen by nobody.
+    pub(super) fn whole_proc(&self) -> PathBuf {
+        self.shown.made.join("proc")
+    }
+
+    /// Flags that come before the command, the program's name included.
+    fn flags(&self, state: &Path, platform: Platform, network: Network) -> Vec<String> {
+        let network = if network == Network::Host { "host" } else { "none" };
+        vec![
+            "runsc".to_owned(),
+            format!("--root={}", state.display()),
+            format!("--platform={}", platform.as_str()),
+            format!("--network={network}"),
+            // The cgroups are ours, and everything is born in them.
+            "--ignore-cgroups".to_owned(),
+        ]
+    }
+
+    /// The arguments that start an instance and return. Pure.
+    pub(super) fn args(
+        &self,
+        order: &Order<'_>,
+        run_dir: &Path,
+        platform: Platform,
+    ) -> Vec<String> {
+        let mut args = self.flags(&run_dir.join(STATE), platform, order.spec.network);
+        args.extend(["run", "--detach"].map(str::to_owned));
+        args.push(format!("--bundle={}", run_dir.display()));
+        args.push(format!("--pid-file={}", run_dir.join(PID).display()));
+        if order.spec.tty {
+            args.push(format!("--console-socket={}", run_dir.join(CONSOLE).display()));
+        }
+        args.push(order.iid.to_string());
+        args
+    }
+
+    /// config.json of the bundle. Pure.
+    pub fn bundle(&self, guest: &Guest<'_>) -> Value {
+        let ids = json!([
+            {"containerID": 0, "hostID": guest.host_uid + GUEST_ROOT_OFFSET, "size": 1},
+            {"containerID": INSIDE_ID, "hostID": guest.host_uid, "size": 1},
+        ]);
+        let nothing = json!([]);
+        let env: Vec<String> =
+            guest.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let mut namespaces = vec!["pid", "ipc", "uts", "mount", "user"];
+        if guest.network != Network::Host {
+            namespaces.push("network");
+        }
+        let namespaces: Vec<Value> = namespaces.iter().map(|kind| json!({"type": kind})).collect();
+        json!({
+            "ociVersion": "1.0.2",
+            "hostname": guest.hostname,
+            "root": {"path": self.root, "readonly": true},
+            "process": {
+                "terminal": guest.tty,
+                "user": {"uid": INSIDE_ID, "gid": INSIDE_ID},
+                "args": guest.command,
+                "env": env,
+                "cwd": HOME,
+                "noNewPrivileges": true,
+                "capabilities": {"bounding": nothing, "effective": nothing, "inheritable": nothing,
+                                 "permitted": nothing, "ambient": nothing},
+                "rlimits": limits(guest.limits),
+            },
+            "mounts": self.mounts(guest.network),
+            "linux": {"namespaces": namespaces, "uidMappings": ids, "gidMappings": ids},
+        })
+    }
+
+    fn mounts(&self, network: Network) -> Vec<Value> {
+        let own = |to: &str, kind: &str, options: &[&str]| json!({"destination": to, "type": kind, "source": kind, "options": options});
+        let bind = |from: &Path, to: &str, options: &[&str]| json!({"destination": to, "type": "bind", "source": from, "options": options});
+        let read_only = ["rbind", "ro", "nosuid", "nodev"];
+        let mut mounts = vec![
+            own("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+            own("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+            own("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777"]),
+            bind(Path::new("/usr"), "/usr", &read_only),
+        ];
+        for (name, target) in &self.shown.top_level {
+            if target.is_none() {
+                let path = format!("/{name}");
+                mounts.push(bind(Path::new(&path), &path, &read_only));
+            }
+        }
+        if network == Network::Host {
+            let there = ETC_NETWORK.iter().filter(|path| Path::new(path).exists());
+            mounts.extend(there.map(|path| bind(Path::new(path), path, &read_only)));
+        }
+        mounts.push(bind(&self.workspace(), HOME, &["rbind", "rw", "nosuid", "nodev"]));
+        mounts
+    }
+}
+
+/// What the host allows so that the guest's own limit is the one that is met.
+pub(super) fn host_tasks(limits: &Limits) -> Option<u64> {
+    (limits.max_processes > 0)
+        .then(|| limits.max_processes * HOST_TASKS_PER_PROCESS + HOST_TASKS_OWN)
+}
+
+/// What the guest is told of the memory it has. gVisor asks the host's /proc/meminfo for it.
+pub(super) fn memory_info(limits: &Limits) -> Option<String> {
+    (limits.memory_mb > 0).then(|| {
+        let kib = limits.memory_mb << 10;
+        format!("MemTotal:       {kib} kB\nMemFree:        {kib} kB\nMemAvailable:   {kib} kB\n")
+    })
+}
+
+/// The cpus that a guest counts: its quota, rounded up.
+pub(super) fn cpus(limits: &Limits) -> Option<u64> {
+    (limits.cpu_percent > 0).then(|| limits.cpu_percent.div_ceil(100))
+}
+
+fn limits(limits: &Limits) -> Vec<Value> {
+    [("RLIMIT_NOFILE", limits.max_files), ("RLIMIT_NPROC", limits.max_processes)]
+        .into_iter()
+        .filter(|(_, value)| *value > 0)
+        .map(|(kind, value)| json!({"type": kind, "hard": value, "soft": value}))
+        .chain([json!({"type": "RLIMIT_CORE", "hard": 0, "soft": 0})])
+        .collect()
+}
+
+fn version(program: &Path) -> Result<String, DriverError> {
+    let failed = |source| DriverError::Spawn { program: program.to_owned(), source };
+    let said = Command::new(program).arg("--version").output().map_err(failed)?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    let version = text.lines().find_map(|line| line.strip_prefix("runsc version "));
+    version.map(str::to_owned).ok_or_else(|| {
+        DriverError::Refused(format!("{} --version does not say which", program.display()))
+    })
+}

@@ -1,0 +1,118 @@
+//! Which platform runsc works with on this host: each is tried for real, and what worked is remembered.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{CONFIG, GUEST_ROOT_OFFSET, Guest, Runsc, STATE};
+use crate::model::{Limits, Network, Platform};
+use crate::sys::path;
+
+/// How long a platform may take to run `true`.
+const TRY_TIME_MAX: Duration = Duration::from_secs(15);
+
+/// Tries so far by this process.
+static TRIES: AtomicU32 = AtomicU32::new(0);
+
+impl Runsc {
+    /// What an earlier daemon found out about this very program on this very kernel.
+    pub fn remembered(&self, asked: Option<Platform>, memory: &Path) -> Option<Platform> {
+        let text = fs::read_to_string(memory).ok()?;
+        let (platform, about) = text.split_once('\n')?;
+        (about == self.about(asked)).then(|| Platform::parse(platform)).flatten()
+    }
+
+    /// Remembers it. What cannot be written is found out again.
+    pub fn remember(&self, asked: Option<Platform>, found: Platform, memory: &Path) {
+        let text = format!("{}\n{}", found.as_str(), self.about(asked));
+        let _ = path::write_durably(memory, text.as_bytes());
+    }
+
+    fn about(&self, asked: Option<Platform>) -> String {
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let changed = fs::metadata(&self.program).map_or(0, |meta| meta.ctime());
+        let asked = asked.map_or("auto", Platform::as_str);
+        format!("{} {} {changed} {asked} {kernel}", self.program.display(), self.version)
+    }
+
+    /// The first platform that runs a program on this host. Being there proves nothing of /dev/kvm,
+    /// so each is tried. kvm is never chosen by itself: inside a virtual machine it is the slowest.
+    pub fn choose(&self, asked: Option<Platform>, run: &Path) -> Result<Platform, String> {
+        let candidates =
+            asked.map_or_else(|| vec![Platform::Systrap, Platform::Ptrace], |one| vec![one]);
+        let mut faults = Vec::new();
+        for platform in candidates {
+            match self.try_platform(platform, run) {
+                Ok(()) => return Ok(platform),
+                Err(why) => faults.push(format!("platform {}: {why}", platform.as_str())),
+            }
+        }
+        Err(format!("runsc {} works with no platform here: {}", self.version, faults.join("; ")))
+    }
+
+    fn try_platform(&self, platform: Platform, run: &Path) -> Result<(), String> {
+        let dir = run.join(format!("try-{}", platform.as_str()));
+        let _ = fs::remove_dir_all(&dir);
+        let tried = self.try_in(platform, &dir);
+        let _ = fs::remove_dir_all(&dir);
+        tried
+    }
+
+    fn try_in(&self, platform: Platform, dir: &Path) -> Result<(), String> {
+        let guest = Guest {
+            hostname: "try",
+            command: &["/usr/bin/true".to_owned()],
+            env: &[],
+            host_uid: GUEST_ROOT_OFFSET - 1,
+            tty: false,
+            network: Network::None,
+            limits: &Limits::DEFAULT,
+        };
+        let failed = |error: std::io::Error| error.to_string();
+        fs::create_dir_all(dir).map_err(failed)?;
+        fs::write(dir.join(CONFIG), self.bundle(&guest).to_string()).map_err(failed)?;
+        // Attached: whoever is killed takes the whole sandbox along.
+        let mut args = self.flags(&dir.join(STATE), platform, Network::None);
+        // Unique on this machine: runsc of 2022 names an abstract socket after it.
+        let id = format!("try-{}-{}", std::process::id(), TRIES.fetch_add(1, Ordering::Relaxed));
+        args.extend(["run".to_owned(), format!("--bundle={}", dir.display()), id]);
+        let mut child = Command::new(&self.program)
+            .args(&args[1..])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        match wait(&mut child, TRY_TIME_MAX).map_err(failed)? {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => Err(complaint(&mut child).unwrap_or_else(|| status.to_string())),
+            None => Err(format!("nothing ran within {} s", TRY_TIME_MAX.as_secs())),
+        }
+    }
+}
+
+/// `None`: it took too long and was killed.
+fn wait(child: &mut Child, longest: Duration) -> std::io::Result<Option<std::process::ExitStatus>> {
+    let deadline = Instant::now() + longest;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.kill()?;
+    child.wait()?;
+    Ok(None)
+}
+
+/// The last thing it said.
+fn complaint(child: &mut Child) -> Option<String> {
+    let mut text = String::new();
+    child.stderr.take()?.take(64 << 10).read_to_string(&mut text).ok()?;
+    text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
+}

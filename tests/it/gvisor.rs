@@ -1,0 +1,113 @@
+//! gVisor from outside: its bundle as a file to compare with, and a daemon that runs it.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use sodiumd::driver::runsc::{Guest, Runsc};
+use sodiumd::driver::shown::Shown;
+use sodiumd::model::{Limits, Network};
+
+use crate::desk::Desk;
+
+/// The versions that Debian has; `make tools` puts them there.
+pub fn versions() -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/runsc");
+    ["bookworm", "bookworm-backports"].map(|suite| dir.join(suite)).to_vec()
+}
+
+fn runsc() -> Runsc {
+    Runsc {
+        program: "/usr/bin/runsc".into(),
+        version: "0.0".to_owned(),
+        shown: Shown {
+            top_level: vec![
+                ("bin".to_owned(), Some("usr/bin".to_owned())),
+                ("lib64".to_owned(), None),
+            ],
+            made: "/run/sodiumd/shown".into(),
+        },
+        root: "/run/sodiumd/shown/root".into(),
+    }
+}
+
+/// Set SODIUM_GOLDEN to write the files instead, and read what changed.
+fn compare(name: &str, found: &Value) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let text = format!("{}\n", serde_json::to_string_pretty(found).unwrap());
+    if std::env::var_os("SODIUM_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "{}", path.display());
+}
+
+#[test]
+fn the_bundle_is_made_of_typed_fields_alone() {
+    let command = ["sh", "-c", "id"].map(str::to_owned);
+    let env = [("A".to_owned(), "b=c".to_owned())];
+    let limits = Limits { max_processes: 16, max_files: 256, ..Limits::DEFAULT };
+    let guest = Guest {
+        hostname: "web",
+        command: &command,
+        env: &env,
+        host_uid: 200_007,
+        tty: false,
+        network: Network::None,
+        limits: &limits,
+    };
+    compare("gvisor-bundle.json", &runsc().bundle(&guest));
+    let unlimited = Limits { max_processes: 0, max_files: 0, ..limits };
+    let open = Guest { tty: true, network: Network::Host, limits: &unlimited, ..guest };
+    let bundle = runsc().bundle(&open);
+    assert!(!bundle["linux"]["namespaces"].to_string().contains("network"));
+    assert_eq!(bundle["process"]["terminal"], true);
+    assert_eq!(bundle["process"]["rlimits"].as_array().unwrap().len(), 1, "no core, no others");
+    assert!(bundle["mounts"].to_string().contains("/etc/hosts"));
+}
+
+#[tokio::test]
+async fn an_isolation_is_all_that_a_user_changes() {
+    for program in versions() {
+        let mut desk = Desk::with(json!({"gvisor": {"program": program}})).await;
+        let script = "echo up; read line; echo got $line; sleep 1000";
+        let spec = json!({"isolation": "gvisor", "command": ["bash", "-c", script],
+            "stop": {"signal": "SIGTERM", "grace": "5s"}, "limits": {"memory_mb": 128}});
+        desk.write_spec("web.yaml", "web", &spec);
+        let pid = desk.wait_phase("web", "Running").await["status"]["instance"]["pid"].clone();
+        desk.wait_logs("web", "up").await;
+        let health = desk.get("/health").await.json;
+        let runtime = health["runtimes"]["gvisor"].as_str().unwrap().to_owned();
+        assert!(
+            runtime.starts_with("runsc 0.0~20") && runtime.ends_with("trap")
+                || runtime.ends_with("ptrace"),
+            "{health}"
+        );
+        // The daemon dies; the sandbox does not, and is adopted as it is.
+        desk.kill();
+        desk.start().await;
+        let input = json!({"input": "hello\n"});
+        while desk.post("/sandboxes/web/input", input.clone()).await.status != 200 {
+            // Not adopted yet.
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        desk.wait_logs("web", "got hello").await;
+        let sandbox = desk.sandbox("web").await;
+        assert_eq!(sandbox["status"]["instance"]["pid"], pid);
+        assert_eq!(sandbox["status"]["instance"]["runtime"], json!(runtime));
+        let limits = sandbox["status"]["limits"].to_string();
+        assert!(limits.contains("RLIMIT_NPROC in the guest"), "{limits}");
+        let stopped = desk.post("/v1/sandboxes/web/stop?wait=20s", json!({})).await;
+        assert_eq!(stopped.status, 200, "{stopped:?}");
+        let exit = desk.sandbox("web").await["status"]["last_exit"].clone();
+        assert_eq!((&exit["kind"], &exit["signal"]), (&json!("signaled"), &json!("SIGTERM")));
+    }
+}
+
+#[tokio::test]
+async fn a_host_without_gvisor_says_so_and_runs_nothing_weaker() {
+    let desk = Desk::new().await;
+    let spec = json!({"isolation": "gvisor", "command": ["true"]});
+    desk.write_spec("web.yaml", "web", &spec);
+    let told = |sandbox: &Value| sandbox["status"].to_string().contains("runsc is not installed");
+    desk.wait_for("web", "told", told).await;
+    assert_eq!(desk.sandbox("web").await["status"]["instance"], Value::Null);
+}
