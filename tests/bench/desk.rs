@@ -17,7 +17,7 @@ type Socket =
 pub struct Desk {
     pub dir: tempfile::TempDir,
     /// On a file system in memory, as /run is wherever an init system made it.
-    run: tempfile::TempDir,
+    pub run: tempfile::TempDir,
     daemon: Option<Child>,
     port: u16,
     http: reqwest::Client,
