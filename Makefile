@@ -57,7 +57,8 @@ $(RUNSC): target/runsc/%:
 	mirror=$$(apt-get indextargets --format '$$(REPO_URI)' 'Created-By: Packages' | head -n 1) && \
 	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $$mirror $* main" > sources.list && \
 	options="-o Dir::Etc::sourcelist=$$PWD/sources.list -o Dir::Etc::sourceparts=- \
-		-o Dir::State::lists=$$PWD/lists -o Dir::Cache=$$PWD -o APT::Sandbox::User=" && \
+		-o Dir::State::lists=$$PWD/lists -o Dir::State::status=$$PWD/status \
+		-o Dir::Cache=$$PWD -o APT::Sandbox::User=" && : > status && \
 	apt-get $$options update -qq && apt-get $$options download -qq runsc && \
 	mv runsc_*.deb ../$*.deb && dpkg -x ../$*.deb unpacked && mv unpacked/usr/bin/runsc ../$* && \
 	touch ../$* && rm -rf ../$*.apt
