@@ -111,3 +111,52 @@ async fn a_host_without_gvisor_says_so_and_runs_nothing_weaker() {
     desk.wait_for("web", "told", told).await;
     assert_eq!(desk.sandbox("web").await["status"]["instance"], Value::Null);
 }
+
+/// Processes of the sandbox whose first process this is: the sentry, the gofer, and stubs.
+fn relatives(pid: u64) -> Vec<(u64, String)> {
+    let read = |pid: u64, file: &str| std::fs::read(format!("/proc/{pid}/{file}"));
+    let group = |pid: u64| {
+        let text = String::from_utf8(read(pid, "cgroup").ok()?).ok()?;
+        text.lines().find(|line| line.contains("sodiumd-")).map(str::to_owned)
+    };
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok())
+        .filter(|other| group(*other).is_some() && group(*other) == group(pid))
+        .filter_map(|other| Some((other, String::from_utf8(read(other, "cmdline").ok()?).ok()?)))
+        .collect()
+}
+
+#[tokio::test]
+async fn whichever_of_its_processes_is_killed_the_sandbox_ends_whole_and_starts_again() {
+    for program in versions() {
+        let desk = Desk::with(json!({"gvisor": {"program": program}})).await;
+        let spec = json!({"isolation": "gvisor", "command": ["sleep", "1000"],
+            "restart": {"policy": "always", "backoff": {"initial": "1s", "max": "1s"}}});
+        desk.write_spec("web.yaml", "web", &spec);
+        let mut before = Value::Null;
+        for victim in ["runsc-sandbox", "runsc-gofer"] {
+            let running = |sandbox: &Value| {
+                let instance = &sandbox["status"]["instance"];
+                sandbox["status"]["phase"] == "Running" && instance["iid"] != before
+            };
+            let sandbox = desk.wait_for("web", "running", running).await;
+            let instance = &sandbox["status"]["instance"];
+            before = instance["iid"].clone();
+            let all = relatives(instance["pid"].as_u64().unwrap());
+            let (pid, _) = all.iter().find(|(_, line)| line.starts_with(victim)).unwrap();
+            let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
+            assert!(killed.unwrap().success());
+            let ended = |sandbox: &Value| sandbox["status"]["last_exit"]["iid"] == before;
+            desk.wait_for("web", "ended", ended).await;
+            for (pid, line) in &all {
+                let left = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                assert!(left.is_empty() || left != line.as_bytes(), "{victim}: {line} lives on");
+            }
+        }
+        desk.wait_for("web", "running again", |sandbox| {
+            sandbox["status"]["phase"] == "Running"
+                && sandbox["status"]["instance"]["iid"] != before
+        })
+        .await;
+    }
+}
