@@ -399,3 +399,25 @@ try:
     while True: threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
 except RuntimeError: print('refused', flush=True)
 import os; os._exit(0)";
+
+#[test]
+fn nothing_gets_out_of_bubblewrap_and_gvisor() {
+    let outside = tempfile::Builder::new().prefix("sodium-it-").tempdir().unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(outside.path(), mode).unwrap();
+    // Readable for everyone, so that only the walls keep it.
+    std::fs::write(outside.path().join("secret"), "x").unwrap();
+    for mut bench in real() {
+        let isolation = bench.driver.isolation();
+        if isolation == sodiumd::model::Isolation::Process {
+            continue;
+        }
+        let path = outside.path().to_str().unwrap();
+        let pid = std::process::id().to_string();
+        let script = include_str!("breakout.py");
+        let (exit, console) =
+            bench.run(&spec(&["python3", "-c", script, path, &pid, isolation.as_str()]));
+        assert_eq!(exit.kind, ExitKind::Exited { code: 0 }, "{}: {console}", bench.label());
+        assert_eq!(console, "tried\n", "{}", bench.label());
+    }
+}
