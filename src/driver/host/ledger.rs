@@ -87,10 +87,13 @@ fn status(name: &str, limits: &Limits, applied: &[Applied], counting: Counting) 
     LimitStatus { limit: name.to_owned(), requested, mechanism, read_back, enforced, reason }
 }
 
-/// Kept by gVisor's kernel, which takes every value.
+/// Kept by gVisor's kernel, which takes every value and is not asked for it again.
 fn in_guest(what: &str, requested: u64) -> (String, Option<u64>, bool, String) {
-    let mechanism = if requested > 0 { format!("{what} in the guest") } else { String::new() };
-    (mechanism, (requested > 0).then_some(requested), true, String::new())
+    if requested == 0 {
+        return (String::new(), None, true, String::new());
+    }
+    let reason = "in the bundle; not read back from gVisor's kernel".to_owned();
+    (format!("{what} in the guest"), None, true, reason)
 }
 
 fn above_own(most: u64) -> String {
