@@ -67,13 +67,16 @@ impl Shown {
     }
 
     /// A directory that is to be the root of sandboxes, with everything in it but what is mounted:
-    /// for runtimes to which each mount is dear. Made anew, since the host may have changed.
+    /// for runtimes to which each mount is dear. Made once per boot and release, and never touched
+    /// again: sandboxes that an earlier daemon started look at it.
     pub fn root(&self) -> Result<PathBuf, SysError> {
-        let (root, unfinished) = (self.made.join("root"), self.made.join("root.new"));
+        let root = self.made.join(concat!("root-", env!("CARGO_PKG_VERSION")));
+        if root.is_dir() {
+            return Ok(root);
+        }
+        let unfinished = self.made.join("root.new");
         let failed = |source| SysError::io("make", &root, source);
-        self.fill(&unfinished).map_err(failed)?;
-        // What runs keeps the old one open.
-        remove(&root).and_then(|()| fs::rename(&unfinished, &root)).map_err(failed)?;
+        self.fill(&unfinished).and_then(|()| fs::rename(&unfinished, &root)).map_err(failed)?;
         Ok(root)
     }
 

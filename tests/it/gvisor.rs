@@ -68,7 +68,8 @@ fn the_bundle_is_made_of_typed_fields_alone() {
 async fn an_isolation_is_all_that_a_user_changes() {
     for program in versions() {
         let mut desk = Desk::with(json!({"gvisor": {"program": program}})).await;
-        let script = "echo up; read line; echo got $line; sleep 1000";
+        let script =
+            "echo up; read line; echo got $line as $(cut -d: -f1 /etc/group | head -1); sleep 1000";
         let spec = json!({"isolation": "gvisor", "command": ["bash", "-c", script],
             "stop": {"signal": "SIGTERM", "grace": "5s"}, "limits": {"memory_mb": 128}});
         desk.write_spec("web.yaml", "web", &spec);
@@ -89,7 +90,8 @@ async fn an_isolation_is_all_that_a_user_changes() {
             // Not adopted yet.
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
-        desk.wait_logs("web", "got hello").await;
+        // And finds its files, which the new daemon must leave as they are.
+        desk.wait_logs("web", "got hello as container").await;
         let sandbox = desk.sandbox("web").await;
         assert_eq!(sandbox["status"]["instance"]["pid"], pid);
         assert_eq!(sandbox["status"]["instance"]["runtime"], json!(runtime));
