@@ -4,7 +4,7 @@
 //! ```text
 //!   seed.rs      the paths of the first daemon, unchanged       /health /sandboxes ...
 //!   console.rs   its WebSocket                                  /console/ID
-//!   v1: sandboxes.rs apply.rs power.rs watch.rs logs.rs events.rs files.rs openapi.rs
+//!   v1: sandboxes.rs apply.rs exec.rs power.rs watch.rs logs.rs events.rs files.rs openapi.rs
 //! ```
 
 mod apply;
@@ -13,6 +13,7 @@ mod console;
 mod declare;
 mod error;
 mod events;
+mod exec;
 mod files;
 mod logs;
 mod openapi;
@@ -86,6 +87,7 @@ pub fn router(api: Shared, trusted: bool) -> Router {
         )
         .route("/sandboxes/{name}/logs", get(logs::logs))
         .route("/sandboxes/{name}/transfer", post(sandboxes::transfer))
+        .route("/sandboxes/{name}/exec", post(exec::run))
         .route("/sandboxes/{name}/ticket", post(power::ticket))
         .route("/sandboxes/{name}/{verb}", post(power::verb))
         .route("/apply", post(apply::apply))
@@ -109,7 +111,8 @@ pub fn router(api: Shared, trusted: bool) -> Router {
     let console = Router::new()
         .route("/console", any(console::without_id))
         .route("/console/", any(console::without_id))
-        .route("/console/{id}", any(console::console));
+        .route("/console/{id}", any(console::console))
+        .route("/v1/sandboxes/{name}/exec", get(exec::attach));
     let open = Router::new()
         .route("/health", get(seed::health))
         .route("/healthz", get(|| async { "ok\n" }))

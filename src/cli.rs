@@ -3,6 +3,7 @@
 
 mod check;
 mod client;
+mod exec;
 mod show;
 
 use std::path::PathBuf;
@@ -74,6 +75,8 @@ enum Command {
         #[arg(long, value_name = "BYTES")]
         tail: Option<u64>,
     },
+    /// Run a program inside a sandbox that runs, and end with its code
+    Exec(exec::Exec),
     /// Start a sandbox and wait until it runs
     Start(Named),
     /// Stop a sandbox; it stays stopped until it is started
@@ -144,7 +147,11 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         return check::check(files, &load_config(&cli)?);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("start the runtime")?.block_on(ask(cli))
+    let runtime = runtime.context("start the runtime")?;
+    let done = runtime.block_on(ask(cli));
+    // Not waiting for a thread that reads standard input.
+    runtime.shutdown_background();
+    done
 }
 
 fn config_path(cli: &Cli) -> PathBuf {
@@ -195,6 +202,7 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
             client.stream(&path, show::raw).await?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Exec(exec) => exec::exec(&client, exec).await,
         Command::Start(named) => power(&client, &named.name, "start", output).await,
         Command::Stop(named) => power(&client, &named.name, "stop", output).await,
         Command::Kill(named) => power(&client, &named.name, "kill", output).await,

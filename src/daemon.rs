@@ -263,6 +263,7 @@ fn world(
         images: Arc::new(rules.images.clone()),
         boot_id: clock::boot_id(),
         consoles: Arc::new(consoles),
+        sessions: Arc::default(),
     })
 }
 

@@ -64,6 +64,10 @@ pub trait Driver: Send + Sync {
     /// What an instance has used. Zeros when it is not there.
     fn usage(&self, iid: &Iid) -> Usage;
 
+    /// Runs a program inside what runs. It ends with the connection that comes back, over which
+    /// [`crate::shim::protocol::Told`] is told.
+    fn exec(&self, iid: &Iid, order: &ExecOrder<'_>) -> Result<UnixStream, DriverError>;
+
     /// Opens a connection to follow an instance on. `None` where there is nothing to connect to.
     fn connect(&self, iid: &Iid) -> Option<UnixStream>;
 }
@@ -82,6 +86,22 @@ pub struct Order<'a> {
     pub image_files: &'a std::collections::BTreeMap<String, String>,
     /// Whether a workspace that was put aside under this name is its own, to be taken back.
     pub take_back: bool,
+}
+
+/// Everything about a program to run inside.
+#[derive(Debug, Clone)]
+pub struct ExecOrder<'a> {
+    pub name: &'a SandboxName,
+    pub uid: Uuid,
+    pub spec: &'a Spec,
+    pub host_uid: u32,
+    pub command: &'a [String],
+    /// Beside the sandbox's own.
+    pub env: &'a std::collections::BTreeMap<String, String>,
+    /// `None`: where the workload itself began.
+    pub work_dir: Option<&'a str>,
+    /// Columns and rows.
+    pub tty: Option<(u16, u16)>,
 }
 
 /// What a start came to.

@@ -13,6 +13,7 @@
 
 pub mod adopt;
 pub mod console;
+pub mod exec;
 pub mod handle;
 pub mod link;
 pub mod pass;

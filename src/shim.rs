@@ -2,7 +2,8 @@
 //! the workload's terminal or pipes, keeps the console, reaps every descendant, runs the grace and
 //! the run timeout, and writes down how the workload ended.
 //!
-//! Shims are forked from one `forkserver` per daemon, and outlive both.
+//! Shims are forked from one `forkserver` per daemon, and outlive both. So is the process behind each
+//! program that is run inside what runs ([`exec`]), which outlives nobody.
 //!
 //! It has no policy: whether to start again is never its question. It has one thread, one poll, and
 //! no memory of clients; whoever connects is told the whole state. It links only [`crate::sys`].
@@ -16,6 +17,7 @@
 //! ```
 
 pub mod client;
+pub mod exec;
 pub mod exit;
 pub mod launch;
 pub mod protocol;
@@ -27,6 +29,7 @@ mod forkserver;
 mod main;
 mod runtime;
 mod stdin;
+mod stdio;
 mod workload;
 
 use std::io::Write;

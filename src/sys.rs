@@ -7,6 +7,7 @@ pub mod clock;
 pub mod landlock;
 pub mod lock;
 pub mod mount;
+pub mod namespace;
 pub mod path;
 pub mod poll;
 pub mod process;

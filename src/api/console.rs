@@ -56,20 +56,7 @@ pub(super) async fn console(
     (uri, headers): (Uri, HeaderMap),
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let known = trusted.0 || api.auth.admits(&headers) || api.auth.admits_query(&uri);
-    let ticket = query(&uri, "ticket");
-    if !known && ticket.is_none() {
-        return Err(ApiError::Unauthorized);
-    }
-    // Before the ticket: whether a name exists is no secret from who may not look at it, but a
-    // ticket for another sandbox is no ticket.
-    let sandbox =
-        find(&api, &id).map_err(|error| if known { error } else { ApiError::Unauthorized })?;
-    let mut read_only = false;
-    if !known {
-        let ticket = ticket.and_then(|text| api.tickets.redeem(&text, sandbox.uid, api.now()));
-        read_only = ticket.ok_or(ApiError::Unauthorized)?.read_only;
-    }
+    let (sandbox, read_only) = admit(&api, trusted, &id, &uri, &headers)?;
     let upgrade = upgrade.map_err(|error| ApiError::BadRequest(error.body_text()))?;
     let number = |name| query(&uri, name).and_then(|text| text.parse().ok());
     let (offset, tail) = (number("offset"), number("tail").or(Some(TAIL_BYTES)));
@@ -94,6 +81,31 @@ pub(super) async fn console(
         listen(&api, &sandbox, stream, (notices, read_only)).await;
         writing.abort();
     }))
+}
+
+/// Lets in whoever has the token, or a ticket for this sandbox. True: to look only.
+pub(super) fn admit(
+    api: &Shared,
+    trusted: Trusted,
+    id: &str,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Result<(Arc<Sandbox>, bool), ApiError> {
+    let known = trusted.0 || api.auth.admits(headers) || api.auth.admits_query(uri);
+    let ticket = query(uri, "ticket");
+    if !known && ticket.is_none() {
+        return Err(ApiError::Unauthorized);
+    }
+    // Before the ticket: whether a name exists is no secret from who may not look at it, but a
+    // ticket for another sandbox is no ticket.
+    let sandbox =
+        find(api, id).map_err(|error| if known { error } else { ApiError::Unauthorized })?;
+    if known {
+        return Ok((sandbox, false));
+    }
+    let ticket = ticket.and_then(|text| api.tickets.redeem(&text, sandbox.uid, api.now()));
+    let read_only = ticket.ok_or(ApiError::Unauthorized)?.read_only;
+    Ok((sandbox, read_only))
 }
 
 /// Carries out what the client says, until it leaves.

@@ -8,6 +8,7 @@ use tracing::error;
 
 use crate::error::chain;
 use crate::model::Violation;
+use crate::reconcile::exec::ExecError;
 use crate::reconcile::link::InputError;
 use crate::store::StoreError;
 use crate::store::edit::Refusal;
@@ -42,6 +43,8 @@ pub enum ApiError {
     #[error(transparent)]
     Input(#[from] InputError),
     #[error(transparent)]
+    Exec(#[from] ExecError),
+    #[error(transparent)]
     Store(#[from] StoreError),
     /// The directory of specs does not take what the API writes there.
     #[error("{verb} a spec file")]
@@ -58,6 +61,11 @@ fn list(violations: &[Violation]) -> String {
 }
 
 impl ApiError {
+    /// For programs.
+    pub(super) fn code(&self) -> &'static str {
+        self.kind().1
+    }
+
     fn kind(&self) -> (StatusCode, &'static str) {
         match self {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
@@ -73,6 +81,11 @@ impl ApiError {
             Self::Input(InputError::NotRunning) => (StatusCode::CONFLICT, "not_running"),
             Self::Input(InputError::Closed) => (StatusCode::CONFLICT, "stdin_closed"),
             Self::Input(InputError::Full { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "stdin_full"),
+            Self::Exec(ExecError::NotRunning) => (StatusCode::CONFLICT, "not_running"),
+            Self::Exec(ExecError::TooMany(_)) => (StatusCode::TOO_MANY_REQUESTS, "too_many"),
+            Self::Exec(ExecError::Driver(_) | ExecError::Talk(_)) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "internal")
+            }
             Self::Store(StoreError::Busy | StoreError::Closed) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "busy")
             }

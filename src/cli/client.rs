@@ -25,6 +25,16 @@ impl Client {
         Ok(Self { http: http.context("make an HTTP client")?, socket })
     }
 
+    /// The bare connection.
+    pub(super) async fn connect(&self) -> anyhow::Result<tokio::net::UnixStream> {
+        let connected = tokio::net::UnixStream::connect(&self.socket).await;
+        connected.with_context(|| self.silent())
+    }
+
+    fn silent(&self) -> String {
+        format!("the daemon at {} does not answer; is it running?", self.socket.display())
+    }
+
     pub(super) async fn get(&self, path: &str) -> anyhow::Result<Value> {
         self.json(Method::GET, path, "").await
     }
@@ -57,9 +67,7 @@ impl Client {
     async fn send(&self, method: Method, path: &str, body: &str) -> anyhow::Result<Response> {
         let url = format!("http://sodiumd{path}");
         let sent = self.http.request(method, url).body(body.to_owned()).send().await;
-        let response = sent.with_context(|| {
-            format!("the daemon at {} does not answer; is it running?", self.socket.display())
-        })?;
+        let response = sent.with_context(|| self.silent())?;
         if response.status().is_success() {
             return Ok(response);
         }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard};
 
-use crate::driver::{Driver, DriverError, Order, Started, StopOrder, Usage};
+use crate::driver::{Driver, DriverError, ExecOrder, Order, Started, StopOrder, Usage};
 use crate::model::{ExitKind, ExitRecord, Iid, Isolation, LimitStatus, Limits, Observed, Time};
 use crate::sys::SysError;
 
@@ -239,6 +239,10 @@ impl Driver for FakeDriver {
 
     fn usage(&self, _: &Iid) -> Usage {
         Usage::default()
+    }
+
+    fn exec(&self, _: &Iid, _: &ExecOrder<'_>) -> Result<UnixStream, DriverError> {
+        Err(DriverError::Refused("a fake runs nothing".to_owned()))
     }
 
     fn connect(&self, _: &Iid) -> Option<UnixStream> {

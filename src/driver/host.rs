@@ -7,7 +7,7 @@
 //! ```
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -22,8 +22,8 @@ use crate::driver::bwrap::{self, Bubblewrap};
 use crate::driver::runsc::{self, Guest, Runsc};
 use crate::driver::shown::HOME;
 use crate::driver::workspace::Workspaces;
-use crate::driver::{Driver, DriverError, Order, Started, StopOrder, process};
-use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, Platform, Time};
+use crate::driver::{Driver, DriverError, ExecOrder, Order, Started, StopOrder, process};
+use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, Platform, SandboxName, Time};
 use crate::shim::client::{Client, ClientError};
 use crate::shim::exit;
 use crate::shim::launch::{Confinement, FILE, LOCK, Launch, SOCKET};
@@ -32,6 +32,7 @@ use crate::sys::cgroup::{self, Usage};
 use crate::sys::{SysError, clock, lock};
 
 mod convert;
+mod exec;
 mod forks;
 mod ledger;
 
@@ -226,7 +227,7 @@ impl Shimmed {
         let env = if gvisor {
             vec![("PATH".to_owned(), SEARCH_PATH.to_owned())]
         } else {
-            environment(order, &self.home(workspace))
+            environment(order.name, &order.spec.env, &self.home(workspace)).into_iter().collect()
         };
         let open_files = ledger::open_files(&spec.limits).map(|(value, _)| value);
         let open_files_max = open_files.filter(|_| !gvisor);
@@ -308,7 +309,7 @@ impl Shimmed {
         let guest = Guest {
             hostname: order.name.as_str(),
             command: &order.spec.resolved_command(),
-            env: &environment(order, HOME),
+            env: &environment(order.name, &order.spec.env, HOME),
             host_uid: order.host_uid,
             tty: order.spec.tty,
             network: order.spec.network,
@@ -420,20 +421,24 @@ impl Shimmed {
 }
 
 /// Built from empty: nothing of the daemon's own environment is in it.
-fn environment(order: &Order<'_>, home: &str) -> Vec<(String, String)> {
-    let mut env: std::collections::BTreeMap<String, String> = [
+fn environment(
+    name: &SandboxName,
+    own: &BTreeMap<String, String>,
+    home: &str,
+) -> BTreeMap<String, String> {
+    let mut env: BTreeMap<String, String> = [
         ("HOME", home),
         ("PATH", SEARCH_PATH),
         ("TERM", "xterm-256color"),
         ("LANG", "C.UTF-8"),
         ("USER", "container"),
-        ("SODIUM_SANDBOX", order.name.as_str()),
+        ("SODIUM_SANDBOX", name.as_str()),
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .collect();
-    env.extend(order.spec.env.clone());
-    env.into_iter().collect()
+    env.extend(own.clone());
+    env
 }
 
 impl Driver for Shimmed {
@@ -539,6 +544,10 @@ impl Driver for Shimmed {
 
     fn usage(&self, iid: &Iid) -> Usage {
         self.host.cgroups.group(iid.as_str()).usage()
+    }
+
+    fn exec(&self, iid: &Iid, order: &ExecOrder<'_>) -> Result<UnixStream, DriverError> {
+        self.run_inside(iid, order)
     }
 
     fn connect(&self, iid: &Iid) -> Option<UnixStream> {

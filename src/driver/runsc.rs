@@ -7,6 +7,7 @@
 
 mod platform;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::driver::shown::{ETC_NETWORK, HOME, INSIDE_ID, Shown};
 use crate::driver::{DriverError, Order};
-use crate::model::{Limits, Network, Platform};
+use crate::model::{Iid, Limits, Network, Platform};
 use crate::sys::SysError;
 
 /// The guest's root is this much above its user, out of the way of every other id.
@@ -48,7 +49,7 @@ pub struct Runsc {
 pub struct Guest<'a> {
     pub hostname: &'a str,
     pub command: &'a [String],
-    pub env: &'a [(String, String)],
+    pub env: &'a BTreeMap<String, String>,
     pub host_uid: u32,
     pub tty: bool,
     pub network: Network,
@@ -126,8 +127,6 @@ impl Runsc {
             {"containerID": INSIDE_ID, "hostID": guest.host_uid, "size": 1},
         ]);
         let nothing = json!([]);
-        let env: Vec<String> =
-            guest.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let mut namespaces = vec!["pid", "ipc", "uts", "mount", "user"];
         if guest.network != Network::Host {
             namespaces.push("network");
@@ -141,7 +140,7 @@ impl Runsc {
                 "terminal": guest.tty,
                 "user": {"uid": INSIDE_ID, "gid": INSIDE_ID},
                 "args": guest.command,
-                "env": env,
+                "env": assignments(guest.env),
                 "cwd": HOME,
                 "noNewPrivileges": true,
                 "capabilities": {"bounding": nothing, "effective": nothing, "inheritable": nothing,
@@ -176,6 +175,46 @@ impl Runsc {
         mounts.push(bind(&self.workspace(), HOME, &["rbind", "rw", "nosuid", "nodev"]));
         mounts
     }
+}
+
+/// A program for `runsc exec`, who it is and what it may: as the bundle has it.
+pub(super) fn exec_process(
+    command: &[String],
+    env: &BTreeMap<String, String>,
+    work_dir: &Path,
+    tty: bool,
+) -> Value {
+    json!({
+        "terminal": tty,
+        "user": {"uid": INSIDE_ID, "gid": INSIDE_ID},
+        "args": command,
+        "env": assignments(env),
+        "cwd": work_dir,
+        "noNewPrivileges": true,
+        "capabilities": {},
+    })
+}
+
+/// Starts it and stays until it ends.
+pub(super) fn exec_args(state: &Path, process: &Path, pid_file: &Path, iid: &Iid) -> Vec<String> {
+    vec![
+        "runsc".to_owned(),
+        format!("--root={}", state.display()),
+        "exec".to_owned(),
+        format!("--process={}", process.display()),
+        format!("--internal-pid-file={}", pid_file.display()),
+        iid.to_string(),
+    ]
+}
+
+/// Kills the process that has this number inside.
+pub(super) fn kill_args(state: &Path, pid: &str, iid: &Iid) -> Vec<String> {
+    let root = format!("--root={}", state.display());
+    ["runsc", &root, "kill", "--pid", pid, iid.as_str(), "KILL"].map(str::to_owned).to_vec()
+}
+
+fn assignments(env: &BTreeMap<String, String>) -> Vec<String> {
+    env.iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
 /// What the host allows so that the guest's own limit is the one that is met.

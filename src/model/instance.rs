@@ -235,6 +235,12 @@ pub fn signal_number(name: &str) -> Option<i32> {
     number.map(|(_, number)| number)
 }
 
+/// The name of a signal's number, for people.
+pub fn signal_name(number: i32) -> Option<String> {
+    let index = usize::try_from(number).ok()?.checked_sub(1)?;
+    SIGNALS.get(index).map(|word| format!("SIG{word}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +251,8 @@ mod tests {
         assert_eq!(signal_number("SIGTERM"), Some(15));
         assert_eq!(signal_number("SIGSYS"), Some(31));
         assert_eq!(signal_number("TERM"), None);
+        assert_eq!(signal_name(9).as_deref(), Some("SIGKILL"));
+        assert_eq!((signal_name(0), signal_name(99)), (None, None));
     }
 
     #[test]

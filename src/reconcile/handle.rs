@@ -11,6 +11,7 @@ use crate::driver::Usage;
 use crate::model::{Sandbox, SandboxName, Time};
 use crate::plan::Plan;
 use crate::reconcile::blocking;
+use crate::reconcile::exec::{self, ExecError, Program, Session};
 use crate::reconcile::link::{Command, Head, InputError};
 use crate::reconcile::queue::Queue;
 use crate::reconcile::world::World;
@@ -63,6 +64,15 @@ impl Handle {
     pub fn command(&self, uid: Uuid, command: Command) -> Result<(), InputError> {
         let (_, commands) = self.world.consoles.commands(uid).ok_or(InputError::NotRunning)?;
         commands.try_send(command).map_err(|_| InputError::Full { taken: 0, sent: 0 })
+    }
+
+    /// Runs a program inside what runs.
+    pub async fn exec(
+        &self,
+        sandbox: Arc<Sandbox>,
+        program: Program,
+    ) -> Result<Session, ExecError> {
+        exec::start(Arc::clone(&self.world), sandbox, program).await
     }
 
     /// What the running instance has used; zeros when none runs.

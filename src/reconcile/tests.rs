@@ -169,6 +169,7 @@ fn world(dir: &tempfile::TempDir, driver: &Arc<FakeDriver>) -> World {
         images: Arc::default(),
         boot_id: "boot".to_owned(),
         consoles: Arc::new(Consoles::new(queue, runtime.handle().clone(), 1, None)),
+        sessions: Arc::default(),
     }
 }
 

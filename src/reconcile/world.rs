@@ -11,6 +11,7 @@ use crate::model::{
 };
 use crate::plan::{Plan, Policy, View, plan};
 use crate::reconcile::console::Consoles;
+use crate::reconcile::exec::Sessions;
 use crate::store::{Snapshot, Store};
 
 /// A sandbox that something of exists for is looked at this often, whatever was reported.
@@ -26,6 +27,8 @@ pub struct World {
     pub images: Arc<BTreeMap<String, Image>>,
     pub boot_id: String,
     pub consoles: Arc<Consoles>,
+    /// Programs that are run inside what runs.
+    pub sessions: Arc<Sessions>,
 }
 
 /// When a sandbox is to be looked at again.

@@ -5,22 +5,20 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use crate::error::chain;
 use crate::shim::launch::{Confinement, Launch, STATUS_FD};
+use crate::shim::stdio::{self, Ours, Theirs};
 use crate::sys::spawn::{self, Fork, Limit};
-use crate::sys::{SysError, landlock, mount, poll, pty, seccomp};
+use crate::sys::{SysError, landlock, mount, poll, seccomp};
 
 /// The shim's ends of everything that leads to the workload.
 #[derive(Debug)]
 pub(super) struct Child {
     pub pid: u32,
-    /// Output; with a terminal there is only one.
-    pub stdout: OwnedFd,
-    pub stderr: Option<OwnedFd>,
-    /// Input, and for a terminal also where its size is set.
-    pub stdin: OwnedFd,
+    pub stdio: Ours,
     /// Reads to its end when the program runs, or the report of what failed.
     pub failure: OwnedFd,
     /// What bubblewrap says.
@@ -32,9 +30,7 @@ pub(super) struct Child {
 
 /// The child's ends.
 struct Ends {
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    stdio: Theirs,
     status: Option<OwnedFd>,
     failure: OwnedFd,
 }
@@ -47,13 +43,18 @@ pub(super) fn start(launch: &Launch) -> Result<Child, SysError> {
     match spawn::fork_into(unified.as_ref().map(AsFd::as_fd))? {
         Fork::Parent { pid } => Ok(Child { pid, ..child }),
         Fork::Child => {
-            let (stage, error) = become_workload(launch, &ends, parent);
-            let report = format!("{stage}\n{}", chain(&error));
-            // Nobody is left to be told if this fails; the shim then sees a bare end.
-            let _ = File::from(ends.failure).write_all(report.as_bytes());
-            spawn::exit_now(127)
+            let failed = become_workload(launch, &ends, parent);
+            give_up(ends.failure, failed)
         }
     }
+}
+
+/// In a child: says which step failed, and ends.
+pub(super) fn give_up(report: OwnedFd, (stage, error): Failed) -> ! {
+    let text = format!("{stage}\n{}", chain(&error));
+    // Nobody is left to be told if this fails; the shim then sees a bare end.
+    let _ = File::from(report).write_all(text.as_bytes());
+    spawn::exit_now(127)
 }
 
 /// What a child reported about its failure: the stage and the reason.
@@ -65,66 +66,37 @@ pub(super) fn read_failure(pipe: OwnedFd) -> Option<(String, String)> {
 }
 
 fn connect(launch: &Launch) -> Result<(Child, Ends), SysError> {
-    let (failure_read, failure) = poll::pipe()?;
-    let (status_read, status) = match launch.confinement {
+    let (failure_end, failure) = poll::pipe()?;
+    let (status_end, status) = match launch.confinement {
         Confinement::Bubblewrap { .. } => {
             poll::pipe().map(|(read, write)| (Some(read), Some(write)))?
         }
         Confinement::Gvisor { .. } | Confinement::Itself { .. } => (None, None),
     };
+    status_end.as_ref().map_or(Ok(()), |fd| poll::set_nonblocking(fd.as_fd()))?;
     let own_terminal = launch.own_terminal();
-    let (ours, theirs) = match own_terminal {
-        Some((cols, rows)) => terminal(cols, rows)?,
-        None => pipes()?,
-    };
-    let terminal = own_terminal.map(|_| copy(&theirs.2)).transpose()?;
-    let (stdin, stdout, stderr) = ours;
-    let (failure_end, status_end) = (failure_read, status_read);
-    let child =
-        Child { pid: 0, stdout, stderr, stdin, failure: failure_end, status: status_end, terminal };
-    for fd in
-        [Some(&child.stdout), child.stderr.as_ref(), Some(&child.stdin), child.status.as_ref()]
-    {
-        fd.map_or(Ok(()), |fd| poll::set_nonblocking(fd.as_fd()))?;
-    }
-    let (stdin, stdout, stderr) = theirs;
+    let (ours, stdio) = stdio::open(own_terminal)?;
+    let terminal = own_terminal.map(|_| stdio.hold()).transpose()?;
+    let child = Child { pid: 0, stdio: ours, failure: failure_end, status: status_end, terminal };
     // Out of the way of the numbers that place_descriptors() gives away.
     let status = status.map(spawn::move_high).transpose()?;
     let failure = spawn::move_high(failure)?;
-    Ok((child, Ends { stdin, stdout, stderr, status, failure }))
+    Ok((child, Ends { stdio, status, failure }))
 }
 
-type Ours = (OwnedFd, OwnedFd, Option<OwnedFd>);
-type Theirs = (OwnedFd, OwnedFd, OwnedFd);
-
-fn terminal(cols: u16, rows: u16) -> Result<(Ours, Theirs), SysError> {
-    let pty = pty::open(cols, rows)?;
-    let ours = (copy(&pty.master)?, pty.master, None);
-    let theirs = (copy(&pty.slave)?, copy(&pty.slave)?, pty.slave);
-    Ok((ours, theirs))
-}
-
-fn copy(fd: &OwnedFd) -> Result<OwnedFd, SysError> {
-    fd.try_clone().map_err(|source| SysError { call: "dup".to_owned(), source })
-}
-
-fn pipes() -> Result<(Ours, Theirs), SysError> {
-    let (stdin, write) = poll::pipe()?;
-    let (out, stdout) = poll::pipe()?;
-    let (err, stderr) = poll::pipe()?;
-    Ok(((write, out, Some(err)), (stdin, stdout, stderr)))
-}
+/// The step that failed, and why.
+pub(super) type Failed = (&'static str, SysError);
 
 /// Runs in the child. Returns only to say which step failed.
-fn become_workload(launch: &Launch, ends: &Ends, parent: u32) -> (&'static str, SysError) {
-    let steps = || -> Result<(), (&'static str, SysError)> {
+fn become_workload(launch: &Launch, ends: &Ends, parent: u32) -> Failed {
+    let steps = || -> Result<(), Failed> {
         launch.group.join_v1().map_err(|error| ("cgroup", error))?;
         spawn::reset_signals().map_err(|error| ("signals", error))?;
         spawn::new_session().map_err(|error| ("session", error))?;
         if launch.own_terminal().is_some() {
-            pty::make_controlling(ends.stdin.as_fd()).map_err(|error| ("terminal", error))?;
+            ends.stdio.control().map_err(|error| ("terminal", error))?;
         }
-        set_limits(launch).map_err(|error| ("limits", error))?;
+        set_limits(launch.open_files_max).map_err(|error| ("limits", error))?;
         place_descriptors(launch, ends).map_err(|error| ("descriptors", error))?;
         std::env::set_current_dir(&launch.work_dir)
             .map_err(|source| ("workspace", SysError::io("chdir", &launch.work_dir, source)))?;
@@ -142,7 +114,7 @@ fn become_workload(launch: &Launch, ends: &Ends, parent: u32) -> (&'static str, 
 }
 
 /// The last steps, which differ.
-fn confine(confinement: &Confinement) -> Result<(), (&'static str, SysError)> {
+fn confine(confinement: &Confinement) -> Result<(), Failed> {
     match confinement {
         Confinement::Bubblewrap { .. } => Ok(()),
         Confinement::Gvisor { binds, whole_proc, cpus, .. } => {
@@ -154,30 +126,25 @@ fn confine(confinement: &Confinement) -> Result<(), (&'static str, SysError)> {
             let narrowed = cpus.map_or(Ok(()), spawn::narrow_to_cpus);
             narrowed.map_err(|error| ("cpus", error))
         }
-        Confinement::Itself { read_only, writable } => {
-            spawn::no_new_privileges().map_err(|error| ("privileges", error))?;
-            landlock::restrict(read_only, writable).map_err(|error| ("landlock", error))?;
-            seccomp::load_filter().map_err(|error| ("seccomp", error))
-        }
+        Confinement::Itself { read_only, writable } => confine_itself(read_only, writable),
     }
 }
 
-fn set_limits(launch: &Launch) -> Result<(), SysError> {
+/// What a process without namespaces is kept in by.
+pub(super) fn confine_itself(read_only: &[PathBuf], writable: &[PathBuf]) -> Result<(), Failed> {
+    spawn::no_new_privileges().map_err(|error| ("privileges", error))?;
+    landlock::restrict(read_only, writable).map_err(|error| ("landlock", error))?;
+    seccomp::load_filter().map_err(|error| ("seccomp", error))
+}
+
+pub(super) fn set_limits(open_files_max: Option<u64>) -> Result<(), SysError> {
     spawn::limit(Limit::CoreBytes, 0)?;
-    match launch.open_files_max {
-        Some(max) => spawn::limit(Limit::OpenFiles, max),
-        None => Ok(()),
-    }
+    open_files_max.map_or(Ok(()), |max| spawn::limit(Limit::OpenFiles, max))
 }
 
 /// Everything from 3 on is closed by the exec, but for what bubblewrap is handed.
 fn place_descriptors(launch: &Launch, ends: &Ends) -> Result<(), SysError> {
-    spawn::cloexec_from(3)?;
-    let standard: [(BorrowedFd<'_>, i32); 3] =
-        [(ends.stdin.as_fd(), 0), (ends.stdout.as_fd(), 1), (ends.stderr.as_fd(), 2)];
-    for (fd, number) in standard {
-        spawn::place_fd(fd, number)?;
-    }
+    ends.stdio.place()?;
     if let Confinement::Bubblewrap { inherited } = &launch.confinement {
         let status = ends.status.as_ref().expect("connect() opens one for bubblewrap");
         spawn::place_fd(status.as_fd(), STATUS_FD)?;

@@ -72,7 +72,11 @@ impl Connection {
     }
 
     pub(super) fn send(&mut self, message: &impl Serialize) {
-        self.output.extend(control(message));
+        self.send_frame(&control(message));
+    }
+
+    pub(super) fn send_frame(&mut self, frame: &[u8]) {
+        self.output.extend(frame);
         self.gone |= self.output.len() > UNREAD_BYTES_MAX;
         self.flush();
     }

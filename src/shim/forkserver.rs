@@ -1,4 +1,5 @@
-//! The fork server: one process per daemon, out of which every shim is forked.
+//! The fork server: one process per daemon, out of which every shim is forked, and every program that
+//! is run inside what runs.
 //!
 //! A fork takes a tenth of the time of starting a program, and shims that come from one process share
 //! what none of them writes. It has one thread, holds nothing of any instance once the shim is forked,
@@ -17,9 +18,16 @@ use crate::sys::{SysError, process, socket};
 /// Longest path of a run directory.
 const PATH_BYTES_MAX: usize = 4096;
 
-/// What the daemon hands over, in one message: a path and two descriptors.
+/// What the daemon hands over in one message, a path and one or two descriptors.
 #[derive(Debug)]
-pub(super) struct Assignment {
+pub(super) enum Assignment {
+    Instance(InstanceDuty),
+    Exec(ExecDuty),
+}
+
+/// To be the shim of an instance.
+#[derive(Debug)]
+pub(super) struct InstanceDuty {
     pub run_dir: PathBuf,
     /// Whoever ordered the instance follows it here from the first moment.
     pub control: UnixStream,
@@ -27,8 +35,16 @@ pub(super) struct Assignment {
     pub lock: OwnedFd,
 }
 
-/// Forks a shim for each message on standard input. Returns in each shim with its assignment, and in
-/// the server with `None`, when the daemon is gone.
+/// To run one program inside what runs, for as long as somebody is at the other end.
+#[derive(Debug)]
+pub(super) struct ExecDuty {
+    /// The file with the order.
+    pub order: PathBuf,
+    pub control: UnixStream,
+}
+
+/// Forks a process for each message on standard input. Returns in each with its assignment, and in the
+/// server with `None`, when the daemon is gone.
 pub(super) fn serve() -> Result<Option<Assignment>, SysError> {
     // Fails only for a group leader, which then is a leader already.
     let _ = spawn::new_session();
@@ -41,13 +57,20 @@ pub(super) fn serve() -> Result<Option<Assignment>, SysError> {
         if count == 0 {
             return Ok(None);
         }
-        let Ok([control, lock]) = <[OwnedFd; 2]>::try_from(fds) else { continue };
+        let mut fds = fds.into_iter();
+        let (Some(control), lock) = (fds.next(), fds.next()) else { continue };
         match spawn::fork_into(None) {
             Ok(Fork::Parent { .. }) => (),
             Ok(Fork::Child) => {
-                let run_dir = PathBuf::from(std::ffi::OsStr::from_bytes(&buffer[..count]));
+                let path = PathBuf::from(std::ffi::OsStr::from_bytes(&buffer[..count]));
                 process::reap_unseen(false)?;
-                return Ok(Some(Assignment { run_dir, control: control.into(), lock }));
+                let control = control.into();
+                return Ok(Some(match lock {
+                    Some(lock) => {
+                        Assignment::Instance(InstanceDuty { run_dir: path, control, lock })
+                    }
+                    None => Assignment::Exec(ExecDuty { order: path, control }),
+                }));
             }
             // The lock and the socket are closed here, which says that there is no shim.
             Err(error) => super::complain(&chain(&error)),

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::error::chain;
-use crate::shim::complain;
 use crate::shim::connection::{Connection, News};
-use crate::shim::forkserver::{self, Assignment};
+use crate::shim::forkserver::{self, Assignment, InstanceDuty};
 use crate::shim::launch::{LOCK, Launch, SOCKET};
 use crate::shim::protocol::{Frame, Phase, Reply, Request, State, VERSION};
 use crate::shim::spool::Stream;
 use crate::shim::workload::Workload;
+use crate::shim::{complain, exec};
 use crate::sys::lock::{self, Lock};
 use crate::sys::poll::{self, Interest, Ready, Signals, Timer};
 use crate::sys::{SysError, clock, process, pty, socket, spawn};
@@ -25,13 +25,17 @@ const CONNECTIONS_MAX: usize = 16;
 /// Runs the fork server, and in each process that it forks the shim of one instance, until that is
 /// released.
 pub fn run() -> ExitCode {
-    let served = forkserver::serve().and_then(|assignment| match assignment {
-        Some(assignment) => Shim::begin(assignment),
-        None => Ok(None),
+    let done = forkserver::serve().and_then(|assignment| match assignment {
+        Some(Assignment::Instance(duty)) => Shim::begin(duty).map(|shim| {
+            if let Some(mut shim) = shim {
+                shim.serve();
+            }
+        }),
+        Some(Assignment::Exec(duty)) => exec::serve(duty),
+        None => Ok(()),
     });
-    match served {
-        Ok(Some(mut shim)) => shim.serve(),
-        Ok(None) => ExitCode::SUCCESS,
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&chain(&error));
             ExitCode::from(EXIT_BROKEN)
@@ -66,8 +70,8 @@ enum Source {
 
 impl Shim {
     /// Starts the workload of the run directory. `None`: the lock is not that directory's.
-    fn begin(assignment: Assignment) -> Result<Option<Self>, SysError> {
-        let Assignment { run_dir, control, lock } = assignment;
+    fn begin(duty: InstanceDuty) -> Result<Option<Self>, SysError> {
+        let InstanceDuty { run_dir, control, lock } = duty;
         spawn::new_session()?;
         process::become_subreaper()?;
         let signals = Signals::open()?;
@@ -96,7 +100,7 @@ impl Shim {
         }))
     }
 
-    fn serve(&mut self) -> ExitCode {
+    fn serve(&mut self) {
         self.spread(News { state: true, ..News::default() });
         while !self.released {
             self.tell();
@@ -107,7 +111,6 @@ impl Shim {
             }
         }
         self.tell();
-        ExitCode::SUCCESS
     }
 
     /// One wait and everything that follows from it.
@@ -208,6 +211,7 @@ impl Shim {
                     Err(_) => refuse("unsupported", "this shim does not know that request"),
                 },
                 Frame::Stdin { offset, bytes } => self.take_input(index, offset, &bytes),
+                Frame::Output { .. } => refuse("unsupported", "output goes the other way"),
             };
             self.connections[index].send(&reply);
         }

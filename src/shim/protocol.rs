@@ -18,6 +18,7 @@ pub const STDIN_BYTES_MAX: usize = 32 * 1024;
 
 const KIND_CONTROL: u8 = 1;
 const KIND_STDIN: u8 = 2;
+const KIND_OUTPUT: u8 = 3;
 const HEADER_BYTES: usize = 4;
 
 /// What the daemon asks. All are idempotent.
@@ -104,6 +105,21 @@ pub enum Phase {
     Exited,
 }
 
+/// What is said of a program that was started inside what runs. Its output comes as frames of its own;
+/// `StdinEnd` and `Resize` are what may be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Told {
+    /// It runs.
+    Began,
+    /// Stdin was accepted up to `next`, and this many bytes more may be sent.
+    Credit { next: u64, credit: u64, open: bool },
+    /// It ended, and all its output was sent before.
+    Ended { code: Option<i32>, signal: Option<i32> },
+    /// It never ran.
+    Failed { stage: String, message: String },
+}
+
 /// One frame, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
@@ -111,6 +127,10 @@ pub enum Frame {
     Control(Vec<u8>),
     Stdin {
         offset: u64,
+        bytes: Vec<u8>,
+    },
+    Output {
+        is_stderr: bool,
         bytes: Vec<u8>,
     },
 }
@@ -135,6 +155,11 @@ pub fn control(message: &impl Serialize) -> Vec<u8> {
 /// Encodes input.
 pub fn stdin(offset: u64, bytes: &[u8]) -> Vec<u8> {
     frame(KIND_STDIN, &[&offset.to_le_bytes(), bytes])
+}
+
+/// Encodes output.
+pub fn output(is_stderr: bool, bytes: &[u8]) -> Vec<u8> {
+    frame(KIND_OUTPUT, &[&[u8::from(is_stderr)], bytes])
 }
 
 fn frame(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -172,6 +197,10 @@ pub fn take_frame(buffer: &mut Vec<u8>) -> Result<Option<Frame>, FrameError> {
                 payload.split_first_chunk::<8>().ok_or(FrameError::TooShort(length))?;
             Ok(Some(Frame::Stdin { offset: u64::from_le_bytes(*offset), bytes: bytes.to_vec() }))
         }
+        KIND_OUTPUT => {
+            let (which, bytes) = payload.split_first().ok_or(FrameError::TooShort(length))?;
+            Ok(Some(Frame::Output { is_stderr: *which == 1, bytes: bytes.to_vec() }))
+        }
         other => Err(FrameError::Kind(other)),
     }
 }
@@ -184,6 +213,7 @@ mod tests {
     fn frames_come_out_as_they_went_in_however_they_are_cut() {
         let mut wire = control(&Request::Status);
         wire.extend(stdin(7, b"abc"));
+        wire.extend(output(true, b"out"));
         let mut buffer = Vec::new();
         let mut got = Vec::new();
         for byte in wire {
@@ -192,6 +222,7 @@ mod tests {
         }
         assert_eq!(got[0], Frame::Control(br#"{"type":"status"}"#.to_vec()));
         assert_eq!(got[1], Frame::Stdin { offset: 7, bytes: b"abc".to_vec() });
+        assert_eq!(got[2], Frame::Output { is_stderr: true, bytes: b"out".to_vec() });
         assert!(buffer.is_empty());
     }
 
@@ -222,5 +253,8 @@ mod tests {
             panic!("not a state")
         };
         assert_eq!((state.phase, state.pid, state.exit), (Phase::Running, Some(4), None));
+        let ended = Told::Ended { code: Some(3), signal: None };
+        let want = r#"{"type":"ended","code":3,"signal":null}"#;
+        assert_eq!(serde_json::to_string(&ended).unwrap(), want);
     }
 }

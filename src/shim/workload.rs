@@ -182,9 +182,9 @@ impl Workload {
 
     fn connect(&mut self, child: Child, is_tty: bool) {
         self.child_pid = child.pid;
-        self.stdin = Stdin::new(Some(child.stdin), is_tty);
-        self.stdout = Some(child.stdout);
-        self.stderr = child.stderr;
+        self.stdin = Stdin::new(Some(child.stdio.stdin), is_tty);
+        self.stdout = Some(child.stdio.stdout);
+        self.stderr = child.stdio.stderr;
         self.failure = Some(child.failure);
         self.status = child.status;
         self.wrapper.probe_boot_ms = self.status.as_ref().map(|_| clock::boot_ms() + PROBE_MS_MIN);

@@ -258,6 +258,18 @@ impl Group {
         Ok(())
     }
 
+    /// The processes in it.
+    pub fn pids(&self) -> Vec<u32> {
+        let dir = self.dirs().next();
+        dir.map(|dir| v1::pids(dir).into_iter().map(i32::unsigned_abs).collect())
+            .unwrap_or_default()
+    }
+
+    /// Whether this process is in it.
+    pub fn holds(&self, pid: u32) -> bool {
+        self.pids().contains(&pid)
+    }
+
     /// Whether any process is in it. A group that is gone holds none.
     pub fn is_populated(&self) -> bool {
         if let Some(dir) = &self.unified {

@@ -58,6 +58,13 @@ pub fn wait(interests: &[Interest<'_>]) -> Result<Vec<Ready>, SysError> {
         .collect())
 }
 
+/// Whether nobody is left at the other end of a pipe that we write to.
+pub fn is_broken(pipe: BorrowedFd<'_>) -> Result<bool, SysError> {
+    let mut fds = [PollFd::new(pipe, PollFlags::empty())];
+    nix::poll::poll(&mut fds, PollTimeout::ZERO).map_err(|errno| SysError::nix("poll", errno))?;
+    Ok(fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)))
+}
+
 /// SIGCHLD and the signals that would end us, as something to read.
 #[derive(Debug)]
 pub struct Signals(SignalFd);

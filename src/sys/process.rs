@@ -122,6 +122,13 @@ pub fn inner_pid(pid: u32) -> Option<u32> {
     line.split_ascii_whitespace().next_back()?.parse().ok()
 }
 
+/// The session a process is in, named by the process that began it.
+pub fn session(pid: u32) -> Option<u32> {
+    let stat = read_small(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
+    // Behind the name, which may contain anything: state, parent, group, session.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(3)?.parse().ok()
+}
+
 /// The program a process runs; `None` when it is gone or not ours to see.
 pub fn program(pid: u32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/exe")).ok()

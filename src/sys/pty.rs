@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::pty::{Winsize, openpty};
+use nix::sys::termios::{self, SetArg, Termios};
 
 use crate::sys::SysError;
 
@@ -38,6 +39,38 @@ pub fn make_controlling(slave: BorrowedFd<'_>) -> Result<(), SysError> {
     // SAFETY: TIOCSCTTY takes an integer argument and touches no memory of ours.
     let ret = unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) };
     if ret < 0 { Err(SysError::last("ioctl(TIOCSCTTY)")) } else { Ok(()) }
+}
+
+/// Columns and rows of the terminal that standard output is.
+pub fn size_of_own() -> Option<(u16, u16)> {
+    let mut size = winsize(0, 0);
+    // SAFETY: TIOCGWINSZ writes one winsize, which `size` is and which outlives the call.
+    let ret = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+    (ret == 0 && size.ws_col > 0).then_some((size.ws_col, size.ws_row))
+}
+
+/// Hands every key of the terminal that standard input is through as it is, until it is dropped.
+pub fn make_own_raw() -> Result<Raw, SysError> {
+    let stdin = std::io::stdin();
+    let failed = |errno| SysError::nix("tcsetattr", errno);
+    let before = termios::tcgetattr(&stdin).map_err(failed)?;
+    let mut raw = before.clone();
+    termios::cfmakeraw(&mut raw);
+    termios::tcsetattr(&stdin, SetArg::TCSANOW, &raw).map_err(failed)?;
+    Ok(Raw { before })
+}
+
+/// Gives the terminal back as it was.
+#[derive(Debug)]
+pub struct Raw {
+    before: Termios,
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no mending.
+        let _ = termios::tcsetattr(std::io::stdin(), SetArg::TCSADRAIN, &self.before);
+    }
 }
 
 fn winsize(cols: u16, rows: u16) -> Winsize {

@@ -31,10 +31,23 @@ pub fn fork_into(cgroup: Option<BorrowedFd<'_>>) -> Result<Fork, SysError> {
         args.flags = CLONE_INTO_CGROUP;
         args.cgroup = u64::from(fd.as_raw_fd().unsigned_abs());
     }
+    clone(&args)
+}
+
+/// Forks a sibling: a child of our parent, which reaps it.
+pub fn fork_beside() -> Result<Fork, SysError> {
+    // The parent is told with the signal that it asked for when it made us.
+    let flags = u64::from(libc::CLONE_PARENT.unsigned_abs());
+    clone(&CloneArgs { flags, ..CloneArgs::default() })
+}
+
+fn clone(args: &CloneArgs) -> Result<Fork, SysError> {
     // SAFETY: `args` is a valid clone_args of the size passed. Without CLONE_VM the child gets a
     // copy of our memory and returns here like fork's; we have one thread, so no lock can be held
     // by a thread that the child lacks.
-    let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    let ret = unsafe {
+        libc::syscall(libc::SYS_clone3, std::ptr::from_ref(args), size_of::<CloneArgs>())
+    };
     match u32::try_from(ret) {
         Ok(0) => Ok(Fork::Child),
         Ok(pid) => Ok(Fork::Parent { pid }),
@@ -199,12 +212,27 @@ pub fn die_with_parent(parent: u32) -> Result<(), SysError> {
     Err(SysError::nix("getppid", nix::errno::Errno::ESRCH))
 }
 
-/// Undoes what Rust and the shim did to signals: nothing blocked, SIGPIPE deadly again.
+/// Dies when the parent dies, also where the parent is in another pid namespace and cannot be named.
+/// `alive` is a pipe to it: broken already, the signal will never come.
+pub fn die_with_parent_behind(alive: BorrowedFd<'_>) -> Result<(), SysError> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(|errno| SysError::nix("prctl(PR_SET_PDEATHSIG)", errno))?;
+    if crate::sys::poll::is_broken(alive)? {
+        return Err(SysError::nix("poll", nix::errno::Errno::ESRCH));
+    }
+    Ok(())
+}
+
+/// Nothing blocked and nothing ignored, whatever we or whoever started the daemon did to signals: what
+/// is ignored stays so through an exec, and a shell without job control ignores SIGINT for us.
 pub fn reset_signals() -> Result<(), SysError> {
     let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default action runs no code of ours, so there is no handler that could misbehave.
-    unsafe { nix::sys::signal::sigaction(Signal::SIGPIPE, &action) }
-        .map_err(|errno| SysError::nix("sigaction(SIGPIPE)", errno))?;
+    for signal in Signal::iterator().filter(|one| !matches!(one, Signal::SIGKILL | Signal::SIGSTOP))
+    {
+        // SAFETY: the default action runs no code of ours, so there is no handler that could misbehave.
+        unsafe { nix::sys::signal::sigaction(signal, &action) }
+            .map_err(|errno| SysError::nix(format!("sigaction({signal})"), errno))?;
+    }
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
         .map_err(|errno| SysError::nix("sigprocmask", errno))
 }
@@ -218,6 +246,24 @@ pub fn exec(program: &str, args: &[String], env: &[(String, String)]) -> SysErro
         env.iter().map(|(key, value)| text(&format!("{key}={value}"))).collect();
     let Err(errno) = nix::unistd::execve(&path, &args, &env);
     SysError::nix(format!("exec {program}"), errno)
+}
+
+/// Replaces this process with a program that is looked for as a shell would: a name with a slash as it
+/// stands, any other in the directories of PATH. Returns only if it could not.
+pub fn exec_found(args: &[String], env: &[(String, String)]) -> SysError {
+    let name = args.first().map_or("", String::as_str);
+    let path = env.iter().find(|(key, _)| key == "PATH").map_or("", |(_, value)| value.as_str());
+    if name.contains('/') || path.is_empty() {
+        return exec(name, args, env);
+    }
+    let mut refused = None;
+    for dir in path.split(':') {
+        let error = exec(&format!("{dir}/{name}"), args, env);
+        if !matches!(error.errno(), libc::ENOENT | libc::ENOTDIR) {
+            refused.get_or_insert(error);
+        }
+    }
+    refused.unwrap_or_else(|| SysError::nix(format!("exec {name}"), nix::errno::Errno::ENOENT))
 }
 
 /// Ends this process without running anything more of it.

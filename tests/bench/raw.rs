@@ -146,7 +146,7 @@ impl Gvisor {
         let guest = Guest {
             hostname: "raw",
             command: &command,
-            env: &[("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())],
+            env: &[("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())].into(),
             host_uid: USER,
             tty: false,
             network: Network::None,

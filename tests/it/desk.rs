@@ -214,14 +214,15 @@ impl Desk {
 
     /// The daemon's command line, against this daemon.
     pub fn cli(&self, args: &[&str]) -> (i32, String, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_sodiumd"))
-            .args(args)
-            .arg("--config")
-            .arg(self.path("config.json"))
-            .output()
-            .unwrap();
+        let output = self.command(args).stdin(Stdio::null()).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sodiumd"));
+        command.arg("--config").arg(self.path("config.json")).args(args);
+        command
     }
 }
 

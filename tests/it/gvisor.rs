@@ -43,7 +43,7 @@ fn compare(name: &str, found: &Value) {
 #[test]
 fn the_bundle_is_made_of_typed_fields_alone() {
     let command = ["sh", "-c", "id"].map(str::to_owned);
-    let env = [("A".to_owned(), "b=c".to_owned())];
+    let env = [("A".to_owned(), "b=c".to_owned())].into();
     let limits = Limits { max_processes: 16, max_files: 256, ..Limits::DEFAULT };
     let guest = Guest {
         hostname: "web",

@@ -9,6 +9,7 @@ mod api_v1;
 mod daemon;
 mod desk;
 mod driver_contract;
+mod exec;
 mod gvisor;
 mod tidy;
 

@@ -32,7 +32,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "sys",
         ],
     ),
-    ("cli", &["config", "daemon", "desired", "model", "telemetry"]),
+    ("cli", &["config", "daemon", "desired", "model", "sys", "telemetry"]),
     ("telemetry", &[]),
 ];
 

@@ -46,17 +46,29 @@ impl ForkServer {
     /// daemon's end of the new shim's socket.
     pub(super) fn order(&self, run_dir: &Path, lock: BorrowedFd<'_>) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
-        let fds = [theirs.as_fd(), lock];
-        let path = run_dir.as_os_str().as_encoded_bytes();
+        self.send(run_dir, [theirs.as_fd(), lock])?;
+        Ok(ours)
+    }
+
+    /// Orders a process that runs what the file says, inside what runs. It lives no longer than the
+    /// socket that comes back.
+    pub(super) fn order_exec(&self, order: &Path) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.send(order, [theirs.as_fd()])?;
+        Ok(ours)
+    }
+
+    fn send<const N: usize>(&self, path: &Path, fds: [BorrowedFd<'_>; N]) -> io::Result<()> {
+        let path = path.as_os_str().as_encoded_bytes();
         let mut running = self.running();
         // It may have died since the last order, which shows only now.
         if running.as_ref().is_some_and(|server| server.send(path, fds).is_ok()) {
-            return Ok(ours);
+            return Ok(());
         }
         let fresh = Running::start(&self.program, &self.log)?;
         fresh.send(path, fds)?;
         *running = Some(fresh);
-        Ok(ours)
+        Ok(())
     }
 
     /// Ends the server, with all orders it has not carried out; the next order starts another.
@@ -85,7 +97,7 @@ impl Running {
         Ok(Self { child, orders: Some(orders) })
     }
 
-    fn send(&self, path: &[u8], fds: [BorrowedFd<'_>; 2]) -> io::Result<()> {
+    fn send<const N: usize>(&self, path: &[u8], fds: [BorrowedFd<'_>; N]) -> io::Result<()> {
         let orders = self.orders.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         socket::send_with_fds(orders.as_fd(), path, fds).map_err(|error| error.source)
     }

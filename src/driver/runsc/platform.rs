@@ -1,5 +1,6 @@
 //! Which platform runsc works with on this host: each is tried for real, and what worked is remembered.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -67,7 +68,7 @@ impl Runsc {
         let guest = Guest {
             hostname: "try",
             command: &["/usr/bin/true".to_owned()],
-            env: &[],
+            env: &BTreeMap::new(),
             host_uid: GUEST_ROOT_OFFSET - 1,
             tty: false,
             network: Network::None,

@@ -1,0 +1,244 @@
+//! Programs inside what runs: asked for and answered at once over POST, or followed over a WebSocket,
+//! with a terminal or without.
+//!
+//! ```text
+//!   client: {"command":["sh"],"tty":true,"cols":80,"rows":24}   bytes (stdin)   {"type":"resize"|"eof"}
+//!   daemon: {"type":"started"}   1 or 2, then bytes (stdout, stderr)   {"type":"exit"} | {"type":"error"}
+//! ```
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Extension, Path, State};
+use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
+use serde_json::{Value, json};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::api::auth::Trusted;
+use crate::api::sandboxes::find;
+use crate::api::{ApiError, Shared, console, request};
+use crate::model::draft::{read_command, read_env};
+use crate::model::instance::signal_name;
+use crate::model::tree::{Faults, Node};
+use crate::model::{Sandbox, Violation};
+use crate::reconcile::exec::{Event, Program, Session};
+
+/// What POST keeps of each output; the rest is read away and the answer says so.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+const SECONDS_DEFAULT: u64 = 60;
+const SECONDS_MAX: u64 = 3600;
+/// Largest frame taken from a client.
+const FRAME_BYTES_MAX: usize = 256 * 1024;
+/// A client says what it wants at once, or wants nothing.
+const ASK_WITHIN: Duration = Duration::from_secs(10);
+/// How often a client is asked whether it is there; nobody may be, while its input waits.
+const PING_EVERY: Duration = Duration::from_secs(5);
+/// A client that has heard the end leaves, and is not waited for long.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// A peer that takes nothing for this long is gone.
+const SEND_WITHIN: Duration = Duration::from_secs(60);
+
+const FIELDS: &[&str] = &["command", "env", "work_dir", "tty", "cols", "rows"];
+const POST_FIELDS: &[&str] = &["command", "env", "work_dir", "stdin", "timeout_seconds"];
+
+/// The program of a request, with what is particular to one way of asking.
+#[derive(Debug, Default)]
+struct Asked {
+    program: Program,
+    stdin: String,
+    seconds: Option<u64>,
+}
+
+fn read(node: &Node, known: &[&str]) -> Result<Asked, ApiError> {
+    let (mut asked, mut tty, mut size) = (Asked::default(), false, [80, 24]);
+    request::read(node, known, |faults: &mut Faults, key, path, value| match key {
+        "command" => asked.program.command = read_command(faults, path, value),
+        "env" => asked.program.env = read_env(faults, path, value),
+        "work_dir" => {
+            asked.program.work_dir = faults.text(path, value);
+            if asked.program.work_dir.as_ref().is_some_and(|dir| !dir.starts_with('/')) {
+                faults.add(path, value, "is not an absolute path");
+            }
+        }
+        "tty" => tty = faults.bool(path, value).unwrap_or(false),
+        "stdin" => asked.stdin = faults.text(path, value).unwrap_or_default(),
+        "timeout_seconds" => asked.seconds = faults.count(path, value, SECONDS_MAX),
+        _ => {
+            let count = faults.count(path, value, 10_000).and_then(|count| count.try_into().ok());
+            size[usize::from(key == "rows")] = count.unwrap_or(0);
+        }
+    })?;
+    if asked.program.command.is_empty() {
+        return Err(ApiError::Invalid(vec![Violation::new("command", "names no program")]));
+    }
+    asked.program.tty = tty.then_some((size[0], size[1]));
+    Ok(asked)
+}
+
+/// Runs a program to its end, or to the end of its time, and answers with all of it.
+pub(super) async fn run(
+    State(api): State<Shared>,
+    Path(id): Path<String>,
+    body: request::Body,
+) -> Result<Json<Value>, ApiError> {
+    let sandbox = find(&api, &id)?;
+    let asked = read(&request::json(body)?.into(), POST_FIELDS)?;
+    let seconds = asked.seconds.filter(|seconds| *seconds > 0).unwrap_or(SECONDS_DEFAULT);
+    let session = api.handle.exec(sandbox, asked.program).await?;
+    // Dropped with the request, the session takes the program along.
+    let collected = collect(session, asked.stdin.into_bytes());
+    match timeout(Duration::from_secs(seconds), collected).await {
+        Ok(answer) => answer.map(Json),
+        Err(_) => Err(ApiError::TimedOut("the program was ended", seconds)),
+    }
+}
+
+async fn collect(mut session: Session, stdin: Vec<u8>) -> Result<Value, ApiError> {
+    let mut outputs = [Vec::new(), Vec::new()];
+    let mut truncated = false;
+    session.input(&stdin).await;
+    session.end_input().await;
+    loop {
+        match session.next().await {
+            Event::Output { is_stderr, bytes } => {
+                let kept: &mut Vec<u8> = &mut outputs[usize::from(is_stderr)];
+                let room = ANSWER_BYTES_MAX - kept.len();
+                truncated |= bytes.len() > room;
+                kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            }
+            Event::Ended { code, signal } => {
+                let [stdout, stderr] =
+                    outputs.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+                let mut answer = ended(code, signal);
+                answer["stdout"] = stdout.into();
+                answer["stderr"] = stderr.into();
+                answer["truncated"] = truncated.into();
+                return Ok(answer);
+            }
+            Event::Failed { stage, message } => {
+                return Err(ApiError::Failed(format!("could not start ({stage}): {message}")));
+            }
+            Event::Lost => return Err(ApiError::Failed(LOST.to_owned())),
+            Event::Began | Event::Taken => session.push().await,
+        }
+    }
+}
+
+const LOST: &str = "the process behind the program was killed; the program was ended with it";
+
+/// As a shell counts: 128 + n for a signal.
+fn ended(code: Option<i32>, signal: Option<i32>) -> Value {
+    let shell = code.or_else(|| signal.map(|signal| 128 + signal));
+    json!({"code": shell, "signal": signal.and_then(signal_name)})
+}
+
+/// The WebSocket.
+pub(super) async fn attach(
+    State(api): State<Shared>,
+    Extension(trusted): Extension<Trusted>,
+    Path(id): Path<String>,
+    (uri, headers): (Uri, HeaderMap),
+    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let (sandbox, read_only) = console::admit(&api, trusted, &id, &uri, &headers)?;
+    if read_only {
+        return Err(ApiError::Unauthorized);
+    }
+    let upgrade = upgrade.map_err(|error| ApiError::BadRequest(error.body_text()))?;
+    Ok(upgrade.max_message_size(FRAME_BYTES_MAX).on_upgrade(move |mut socket| async move {
+        let last = match begin(&api, sandbox, &mut socket).await {
+            Ok(session) => converse(session, &mut socket).await,
+            Err(error) => {
+                Some(json!({"type": "error", "message": error.to_string(), "code": error.code()}))
+            }
+        };
+        if let Some(last) = last {
+            let _ = send(&mut socket, Message::Text(last.to_string().into())).await;
+            let _ = send(&mut socket, Message::Close(None)).await;
+            // Closed with input unread, the connection would break before the last word was read.
+            let leave = async { while let Some(Ok(_)) = socket.recv().await {} };
+            let _ = timeout(LEAVE_WITHIN, leave).await;
+        }
+    }))
+}
+
+async fn begin(
+    api: &Shared,
+    sandbox: std::sync::Arc<Sandbox>,
+    socket: &mut WebSocket,
+) -> Result<Session, ApiError> {
+    let asked = timeout(ASK_WITHIN, socket.recv()).await;
+    let Ok(Some(Ok(Message::Text(text)))) = asked else {
+        return Err(ApiError::BadRequest("the first frame says what to run, as JSON".to_owned()));
+    };
+    let json: Value = serde_json::from_str(text.as_str())
+        .map_err(|error| ApiError::BadRequest(format!("the frame is not JSON: {error}")))?;
+    let asked = read(&json.into(), FIELDS)?;
+    Ok(api.handle.exec(sandbox, asked.program).await?)
+}
+
+/// Carries bytes both ways until one side is through. Returns the last word, if anybody is there to
+/// hear it.
+async fn converse(mut session: Session, socket: &mut WebSocket) -> Option<Value> {
+    let mut pings = interval(PING_EVERY);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // Each arm only waits, and what an arm did not take stays where it is. Input that the program
+        // does not read is not asked for, so that its sender feels it.
+        tokio::select! {
+            event = session.next() => match event {
+                Event::Began => {
+                    send(socket, Message::Text(r#"{"type":"started"}"#.into())).await?;
+                }
+                Event::Taken => session.push().await,
+                Event::Output { is_stderr, mut bytes } => {
+                    bytes.insert(0, 1 + u8::from(is_stderr));
+                    send(socket, Message::Binary(bytes.into())).await?;
+                }
+                Event::Ended { code, signal } => {
+                    let mut last = ended(code, signal);
+                    last["type"] = "exit".into();
+                    return Some(last);
+                }
+                Event::Failed { stage, message } => {
+                    let message = format!("could not start ({stage}): {message}");
+                    return Some(json!({"type": "error", "message": message, "code": "failed"}));
+                }
+                Event::Lost => {
+                    return Some(json!({"type": "error", "message": LOST, "code": "lost"}));
+                }
+            },
+            message = socket.recv(), if session.takes_input() => {
+                obey(&mut session, message?.ok()?).await?;
+            }
+            _ = pings.tick() => send(socket, Message::Ping(Vec::new().into())).await?,
+        }
+    }
+}
+
+/// `None`: the client has left, or says what nobody understands.
+async fn obey(session: &mut Session, message: Message) -> Option<()> {
+    let text = match message {
+        Message::Binary(bytes) => {
+            session.input(&bytes).await;
+            return Some(());
+        }
+        Message::Text(text) => text,
+        Message::Ping(_) | Message::Pong(_) => return Some(()),
+        Message::Close(_) => return None,
+    };
+    let json: Value = serde_json::from_str(text.as_str()).ok()?;
+    let size = |name: &str| json[name].as_u64().and_then(|count| count.try_into().ok());
+    match json["type"].as_str()? {
+        "eof" => session.end_input().await,
+        "resize" => session.resize(size("cols")?, size("rows")?).await,
+        _ => return None,
+    }
+    Some(())
+}
+
+async fn send(socket: &mut WebSocket, message: Message) -> Option<()> {
+    timeout(SEND_WITHIN, socket.send(message)).await.ok()?.ok()
+}

@@ -1,0 +1,98 @@
+//! Running a program inside what runs: the order for the process that does it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use super::{Bundle, SEARCH_PATH, Shimmed, environment, ledger};
+use crate::driver::{DriverError, ExecOrder, process, runsc};
+use crate::model::Iid;
+use crate::shim::exec::order::{Confined, ExecOrder as Written, Way};
+use crate::shim::exec::{FILES, PID};
+use crate::shim::protocol::Phase;
+use crate::sys::SysError;
+
+/// Programs so far; each has files of its own.
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+impl Shimmed {
+    pub(super) fn run_inside(
+        &self,
+        iid: &Iid,
+        order: &ExecOrder<'_>,
+    ) -> Result<UnixStream, DriverError> {
+        let shim = |source| DriverError::Shim { stage: "exec", source };
+        let (_, state) = self.client(iid).map_err(shim)?;
+        let pid = state.pid.filter(|_| state.phase == Phase::Running);
+        let pid = pid.ok_or_else(|| DriverError::Refused(format!("{iid} is not running")))?;
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let stem = self.host.run_dir(iid).join(format!("exec-{}-{n}", std::process::id()));
+        let written = self.written(iid, order, pid, &stem)?;
+        let path = stem.with_extension(FILES[0]);
+        write_private(&path, &written)?;
+        let program = self.host.paths.shim.clone();
+        let sent = self.host.forks.order_exec(&path);
+        sent.map_err(|source| DriverError::Spawn { program, source })
+    }
+
+    fn written(
+        &self,
+        iid: &Iid,
+        order: &ExecOrder<'_>,
+        pid: u32,
+        stem: &Path,
+    ) -> Result<Written, DriverError> {
+        let workspace = self.host.workspaces.path(order.uid);
+        let home = self.home(&workspace).into_owned();
+        let mut env = environment(order.name, &order.spec.env, &home);
+        env.extend(order.env.clone());
+        let work_dir = PathBuf::from(order.work_dir.unwrap_or(&home));
+        let open_files = ledger::open_files(&order.spec.limits).map(|(value, _)| value);
+        let confined = Confined {
+            user: crate::sys::is_root().then_some((order.host_uid, order.host_uid)),
+            group: self.host.cgroups.group(iid.as_str()),
+            open_files_max: open_files,
+        };
+        let way = match &self.bundle {
+            Bundle::Bubblewrap(_) => Way::Namespaces { pid, confined },
+            Bundle::Process => Way::Beside {
+                confined,
+                read_only: process::read_only(),
+                writable: process::writable(&workspace),
+            },
+            Bundle::Gvisor(gvisor) => {
+                let (process, pid_file) =
+                    (stem.with_extension(FILES[1]), stem.with_extension(FILES[2]));
+                let about =
+                    runsc::exec_process(order.command, &env, &work_dir, order.tty.is_some());
+                write_private(&process, &about)?;
+                // runsc's own; the program's is in the file.
+                env = [("PATH".to_owned(), SEARCH_PATH.to_owned())].into();
+                let state = self.host.run_dir(iid).join(runsc::STATE);
+                Way::Gvisor {
+                    program: gvisor.runsc.program.to_string_lossy().into_owned(),
+                    args: runsc::exec_args(&state, &process, &pid_file, iid),
+                    kill_args: runsc::kill_args(&state, PID, iid),
+                    pid_file,
+                }
+            }
+        };
+        let (args, env) = (order.command.to_vec(), env.into_iter().collect());
+        Ok(Written { args, env, work_dir, tty: order.tty, way })
+    }
+}
+
+/// Environments hold secrets.
+fn write_private(path: &Path, value: &impl Serialize) -> Result<(), DriverError> {
+    let failed = |source: io::Error| DriverError::Host {
+        stage: "write order",
+        source: SysError::io("write", path, source),
+    };
+    let file = fs::File::options().write(true).create_new(true).mode(0o600).open(path);
+    serde_json::to_writer(file.map_err(failed)?, value).map_err(|error| failed(error.into()))
+}

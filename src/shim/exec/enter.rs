@@ -1,0 +1,141 @@
+//! The program's process: into the cgroup and the namespaces of the workload, and nothing kept of what
+//! it took to get there.
+//!
+//! A pid namespace is entered only by children, so there are two forks: the first process enters and
+//! forks the second beside itself, which makes that a child of ours, and ends.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use super::order::{Confined, ExecOrder, Way};
+use crate::shim::child::{self, Failed};
+use crate::shim::stdio::{self, Ours, Theirs};
+use crate::sys::namespace::{self, Entrance};
+use crate::sys::spawn::{self, Fork};
+use crate::sys::{SysError, poll, seccomp};
+
+/// A program that is on its way.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub stdio: Ours,
+    /// Reads to its end when the program runs, or the report of what failed.
+    pub failure: OwnedFd,
+    /// A process that ends before the program begins, and is not it.
+    pub usher: Option<u32>,
+    /// The program, where it is known at once.
+    pub program: Option<u32>,
+}
+
+/// Starts it. Returns in the parent only.
+pub(super) fn start(order: &ExecOrder) -> Result<Started, SysError> {
+    let (ours, theirs) = stdio::open(order.tty)?;
+    let (failure, report) = poll::pipe()?;
+    let report = spawn::move_high(report)?;
+    let group = match &order.way {
+        Way::Namespaces { confined, .. } | Way::Beside { confined, .. } => Some(&confined.group),
+        Way::Gvisor { .. } => None,
+    };
+    let unified = group.map(|group| group.open_unified()).transpose()?.flatten();
+    let parent = std::process::id();
+    match spawn::fork_into(unified.as_ref().map(AsFd::as_fd))? {
+        Fork::Parent { pid } => {
+            let (usher, program) = match order.way {
+                Way::Namespaces { .. } => (Some(pid), None),
+                Way::Beside { .. } | Way::Gvisor { .. } => (None, Some(pid)),
+            };
+            Ok(Started { stdio: ours, failure, usher, program })
+        }
+        Fork::Child => {
+            let failed = become_program(order, &theirs, &report, parent);
+            child::give_up(report, failed)
+        }
+    }
+}
+
+/// Runs in the child. Returns only to say which step failed.
+fn become_program(order: &ExecOrder, stdio: &Theirs, report: &OwnedFd, parent: u32) -> Failed {
+    let result = match &order.way {
+        Way::Namespaces { pid, confined } => through_namespaces(*pid, confined, order, report),
+        Way::Beside { confined, read_only, writable } => bind(confined).and_then(|()| {
+            become_user(confined)?;
+            session(order, stdio)?;
+            // After the change of user, which clears it.
+            spawn::die_with_parent(parent).map_err(|error| ("parent", error))?;
+            enter_dir(&order.work_dir)?;
+            child::confine_itself(read_only, writable)
+        }),
+        Way::Gvisor { .. } => session(order, stdio)
+            .and_then(|()| spawn::die_with_parent(parent).map_err(|error| ("parent", error))),
+    };
+    let placed = result.and_then(|()| match order.way {
+        Way::Namespaces { .. } => session(order, stdio),
+        Way::Beside { .. } | Way::Gvisor { .. } => Ok(()),
+    });
+    match (placed, &order.way) {
+        (Err(failed), _) => failed,
+        (Ok(()), Way::Gvisor { program, args, .. }) => {
+            ("exec", spawn::exec(program, args, &order.env))
+        }
+        (Ok(()), Way::Namespaces { .. } | Way::Beside { .. }) => {
+            ("exec", spawn::exec_found(&order.args, &order.env))
+        }
+    }
+}
+
+/// Comes back in the second process, inside.
+fn through_namespaces(
+    pid: u32,
+    confined: &Confined,
+    order: &ExecOrder,
+    report: &OwnedFd,
+) -> Result<(), Failed> {
+    let failed = |error| ("namespaces", error);
+    // First found, then checked: should the pid be somebody else's by now, it is not in the group.
+    let entrance = Entrance::find(pid).map_err(failed)?;
+    if !confined.group.holds(pid) {
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        return Err(failed(SysError { call: format!("find process {pid}"), source }));
+    }
+    bind(confined)?;
+    // From here on the workload can see us, and is the same user.
+    namespace::hide().map_err(failed)?;
+    entrance.enter_all_but_user().map_err(failed)?;
+    match spawn::fork_beside().map_err(failed)? {
+        Fork::Parent { .. } => spawn::exit_now(0),
+        Fork::Child => (),
+    }
+    become_user(confined)?;
+    entrance.enter_user().map_err(failed)?;
+    drop(entrance);
+    enter_dir(&order.work_dir)?;
+    spawn::die_with_parent_behind(report.as_fd()).map_err(|error| ("parent", error))?;
+    namespace::drop_capabilities().map_err(|error| ("privileges", error))?;
+    spawn::no_new_privileges().map_err(|error| ("privileges", error))?;
+    seccomp::load_filter().map_err(|error| ("seccomp", error))
+}
+
+/// The limits of the instance.
+fn bind(confined: &Confined) -> Result<(), Failed> {
+    confined.group.join_v1().map_err(|error| ("cgroup", error))?;
+    child::set_limits(confined.open_files_max).map_err(|error| ("limits", error))
+}
+
+fn become_user(confined: &Confined) -> Result<(), Failed> {
+    let Some((uid, gid)) = confined.user else { return Ok(()) };
+    spawn::become_user(uid, gid).map_err(|error| ("user", error))
+}
+
+fn enter_dir(dir: &Path) -> Result<(), Failed> {
+    std::env::set_current_dir(dir)
+        .map_err(|source| ("directory", SysError::io("chdir", dir, source)))
+}
+
+/// A session with these standard descriptors, and nothing else that is open after the exec.
+fn session(order: &ExecOrder, stdio: &Theirs) -> Result<(), Failed> {
+    spawn::reset_signals().map_err(|error| ("signals", error))?;
+    spawn::new_session().map_err(|error| ("session", error))?;
+    if order.tty.is_some() {
+        stdio.control().map_err(|error| ("terminal", error))?;
+    }
+    stdio.place().map_err(|error| ("descriptors", error))
+}

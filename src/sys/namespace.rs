@@ -1,0 +1,97 @@
+//! Entering the namespaces of another process, and giving up what that brings.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::sys::{SysError, process};
+
+/// Everything of a process that can be entered but its user namespace, which has a turn of its own.
+const ALL_BUT_USER: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
+
+/// `_IO(0xb7, 2)`: the user namespace around this one.
+const NS_GET_PARENT: libc::c_ulong = 0xB702;
+
+/// `struct __user_cap_header_struct` of version 3, and two words of each set.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+/// Beyond the highest capability that any kernel has.
+const CAPABILITY_COUNT: libc::c_ulong = 64;
+
+/// A process whose namespaces can be entered. It is the one that was looked at, or the entry fails.
+#[derive(Debug)]
+pub struct Entrance {
+    process: OwnedFd,
+    user: OwnedFd,
+}
+
+impl Entrance {
+    /// Finds the namespaces of `pid`.
+    pub fn find(pid: u32) -> Result<Self, SysError> {
+        let process = process::open_pidfd(pid)?;
+        let path = std::path::PathBuf::from(format!("/proc/{pid}/ns/user"));
+        let user = File::open(&path).map_err(|source| SysError::io("open", &path, source))?;
+        Ok(Self { process, user: user.into() })
+    }
+
+    /// Enters all namespaces but the user's; children are born in the pid namespace. Without root this
+    /// takes a stop in the user namespace around the process's own, to which the others belong.
+    pub fn enter_all_but_user(&self) -> Result<(), SysError> {
+        if !crate::sys::is_root() {
+            set_namespace(self.parent()?.as_raw_fd(), libc::CLONE_NEWUSER)?;
+        }
+        set_namespace(self.process.as_raw_fd(), ALL_BUT_USER)
+    }
+
+    /// Enters the user namespace. All capabilities in there come with it.
+    pub fn enter_user(&self) -> Result<(), SysError> {
+        set_namespace(self.user.as_raw_fd(), libc::CLONE_NEWUSER)
+    }
+
+    fn parent(&self) -> Result<OwnedFd, SysError> {
+        // SAFETY: the request takes no argument; `user` is open for the call's duration.
+        let ret = unsafe { libc::ioctl(self.user.as_raw_fd(), NS_GET_PARENT) };
+        if ret < 0 {
+            return Err(SysError::last("ioctl(NS_GET_PARENT)"));
+        }
+        // SAFETY: the call succeeded, so `ret` is a descriptor made just now, which nothing else owns.
+        Ok(unsafe { OwnedFd::from_raw_fd(ret) })
+    }
+}
+
+fn set_namespace(fd: RawFd, kinds: i32) -> Result<(), SysError> {
+    // SAFETY: setns takes two integers; the descriptors passed are open.
+    let ret = unsafe { libc::setns(fd, kinds) };
+    if ret < 0 { Err(SysError::last(format!("setns({kinds:#x})"))) } else { Ok(()) }
+}
+
+/// Keeps everybody without the right to debug on this host out of our memory and descriptors, in
+/// whatever namespace we come to be. Holds until the next exec.
+pub fn hide() -> Result<(), SysError> {
+    nix::sys::prctl::set_dumpable(false)
+        .map_err(|errno| SysError::nix("prctl(PR_SET_DUMPABLE)", errno))
+}
+
+/// Gives up every capability, for this process and whatever it becomes.
+pub fn drop_capabilities() -> Result<(), SysError> {
+    for capability in 0..CAPABILITY_COUNT {
+        // SAFETY: this prctl takes integers. One that the kernel does not know is refused with EINVAL,
+        // which ends the list; without the right to change the set, the set below is still emptied.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
+            break;
+        }
+    }
+    // SAFETY: this prctl takes integers.
+    if unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) } < 0 {
+        return Err(SysError::last("prctl(PR_CAP_AMBIENT)"));
+    }
+    let header = [CAPABILITY_VERSION, 0];
+    let nothing = [0_u32; 6];
+    // SAFETY: version 3 reads a header of two words and six words of sets, which these arrays are; both
+    // outlive the call.
+    let ret = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), nothing.as_ptr()) };
+    if ret < 0 { Err(SysError::last("capset")) } else { Ok(()) }
+}
