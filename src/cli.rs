@@ -85,6 +85,10 @@ enum Command {
     Kill(Named),
     /// Stop a sandbox and start it again
     Restart(Named),
+    /// Have a sandbox stand still, with all its memory, until it is resumed
+    Pause(Named),
+    /// Let a paused sandbox go on
+    Resume(Named),
     /// Delete a sandbox and its files
     Delete {
         name: String,
@@ -207,6 +211,8 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Stop(named) => power(&client, &named.name, "stop", output).await,
         Command::Kill(named) => power(&client, &named.name, "kill", output).await,
         Command::Restart(named) => power(&client, &named.name, "restart", output).await,
+        Command::Pause(named) => power(&client, &named.name, "pause", output).await,
+        Command::Resume(named) => power(&client, &named.name, "resume", output).await,
         Command::Delete { name, keep_workspace } => {
             let name = client::part(&name);
             let path = format!("/v1/sandboxes/{name}?wait=60s&keep_workspace={keep_workspace}");

@@ -72,6 +72,8 @@ pub struct RawGvisor {
     /// Null: where the system's packages put it.
     pub program: Option<PathBuf>,
     pub platform: PlatformChoice,
+    /// Sandboxes that have been idle for so long are frozen until they are needed; 0s: never.
+    pub idle_freeze: Span,
 }
 
 /// `auto` is the first that works of those that are fast everywhere.
@@ -147,6 +149,8 @@ pub struct Config {
     pub gvisor_program: Option<PathBuf>,
     /// `None`: whichever works.
     pub gvisor_platform: Option<Platform>,
+    /// `None`: they are never frozen for being idle.
+    pub gvisor_idle_freeze: Option<Span>,
     pub console_bytes: u64,
     pub workspace_undo: Span,
 }
@@ -233,6 +237,7 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
         network_enabled: raw.network.enabled,
         gvisor_program: raw.gvisor.program.map(|path| at(&path)),
         gvisor_platform: raw.gvisor.platform.asked(),
+        gvisor_idle_freeze: Some(raw.gvisor.idle_freeze).filter(|span| span.0 > 0),
         console_bytes: raw.console_mb << 20,
         workspace_undo: raw.workspace_undo,
     })

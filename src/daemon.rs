@@ -19,11 +19,13 @@ use tracing::{info, warn};
 use crate::api::{self, Api};
 use crate::config::{Config, StoreKind};
 use crate::desired::watch::{Source, Watch};
-use crate::driver::host::{Host, Paths, Shimmed};
+use crate::driver::host::{Host, Paths};
+use crate::driver::shimmed::Shimmed;
 use crate::driver::workspace::Workspaces;
 use crate::driver::{Driver, DriverError};
 use crate::model::admission::Rules;
 use crate::model::{Isolation, RestartPolicy, Sandbox};
+use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::{self, Handle, World, adopt};
@@ -264,6 +266,8 @@ fn world(
         boot_id: clock::boot_id(),
         consoles: Arc::new(consoles),
         sessions: Arc::default(),
+        activity: Activity::default(),
+        idle_freeze: config.gvisor_idle_freeze,
     })
 }
 

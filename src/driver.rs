@@ -5,7 +5,7 @@
 //! all of them keep is a test, run against each.
 //!
 //! ```text
-//!   Order --bundle (process | bwrap)--> Launch --host--> cgroup, run directory, shim
+//!   Order --bundle (process | bwrap | runsc)--> Launch --shimmed--> cgroup, run directory, shim
 //!                                                 <-- observe, stop, adjust, clean up
 //! ```
 
@@ -14,8 +14,11 @@ pub mod fake;
 pub mod host;
 pub mod process;
 pub mod runsc;
+pub mod shimmed;
 pub mod shown;
 pub mod workspace;
+
+mod forks;
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -51,6 +54,13 @@ pub trait Driver: Send + Sync {
 
     /// Applies new limits to a running instance, and says what the kernel made of them.
     fn adjust(&self, iid: &Iid, limits: &Limits) -> Result<Vec<LimitStatus>, DriverError>;
+
+    /// Whether [`Driver::freeze`] works on this host.
+    fn can_freeze(&self) -> bool;
+
+    /// Has the kernel stop all processes of an instance where they are, or go on. What is frozen can
+    /// be killed, and a shim that is asked to stop it lets it go on first.
+    fn freeze(&self, iid: &Iid, frozen: bool) -> Result<(), DriverError>;
 
     /// Kills everything of an instance whose shim is gone.
     fn kill_orphan(&self, iid: &Iid) -> Result<(), DriverError>;

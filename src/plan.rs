@@ -38,6 +38,10 @@ pub struct Policy {
     pub unavailable: Option<String>,
     /// Which boot of the machine this is.
     pub boot_id: String,
+    /// Whether the kernel can make what runs stand still.
+    pub can_freeze: bool,
+    /// What has been idle for this long is frozen until it is needed.
+    pub idle_freeze: Option<Span>,
     /// What is wrong with the newest text of the spec, if its source is at fault.
     pub source_fault: Option<(String, String)>,
 }
@@ -48,7 +52,16 @@ pub struct View<'a> {
     pub sandbox: &'a Sandbox,
     pub observed: &'a Observed,
     pub now: Time,
+    /// Since when it has neither said, heard nor computed anything; `None` where nobody asks.
+    pub idle_since: Option<Time>,
     pub policy: &'a Policy,
+}
+
+impl<'a> View<'a> {
+    /// Where idleness does not matter.
+    pub fn of(sandbox: &'a Sandbox, observed: &'a Observed, now: Time, policy: &'a Policy) -> Self {
+        Self { sandbox, observed, now, idle_since: None, policy }
+    }
 }
 
 /// The one thing to do next, why, and what to tell people meanwhile.
@@ -90,7 +103,7 @@ fn with_answering(view: &View<'_>, instance: &Instance) -> (Next, String) {
         let why = stopping.why.clone();
         return (Next::Do(Step::Stop(stopping)), why);
     }
-    if let Observed::Running { pid, started_at } = view.observed
+    if let Observed::Running { pid, started_at, .. } = view.observed
         && instance.phase == InstancePhase::Starting
     {
         let step = Step::MarkRunning { pid: *pid, started_at: *started_at };
@@ -100,13 +113,38 @@ fn with_answering(view: &View<'_>, instance: &Instance) -> (Next, String) {
         let change = diff::classify(&instance.spec, &view.sandbox.spec);
         return (Next::Do(Step::Adjust), format!("changed in place: {}", change.fields.join(", ")));
     }
-    match backoff::healthy_at(view.sandbox, instance) {
-        Some(at) if at <= view.now => {
-            (Next::Do(Step::MarkHealthy), "it ran long enough to be called healthy".to_owned())
-        }
-        Some(at) => (Next::Wait(at), "it runs".to_owned()),
-        None => (Next::Settled, "it runs".to_owned()),
+    let healthy_at = backoff::healthy_at(view.sandbox, instance);
+    if healthy_at.is_some_and(|at| at <= view.now) {
+        let why = "it ran long enough to be called healthy".to_owned();
+        return (Next::Do(Step::MarkHealthy), why);
     }
+    let stillness = stillness(view);
+    let frozen = matches!(view.observed, Observed::Running { frozen: true, .. });
+    match stillness {
+        Some(why) if !frozen && view.policy.can_freeze => {
+            return (Next::Do(Step::Freeze), why.to_owned());
+        }
+        None if frozen => return (Next::Do(Step::Thaw), "it is needed again".to_owned()),
+        Some(_) | None => (),
+    }
+    let again = [healthy_at, idle_look(view).filter(|_| !frozen)].into_iter().flatten().min();
+    let why = stillness.filter(|_| frozen).unwrap_or("it runs").to_owned();
+    (again.map_or(Next::Settled, Next::Wait), why)
+}
+
+/// Why what runs should stand still, if it should.
+fn stillness(view: &View<'_>) -> Option<&'static str> {
+    if view.sandbox.power.paused {
+        return Some("paused by an operator");
+    }
+    let idle = view.idle_since?.after(view.policy.idle_freeze?) <= view.now;
+    idle.then_some("frozen while idle; input, exec or any verb wakes it")
+}
+
+/// When to look whether it is still idle: a few times before that is certain.
+fn idle_look(view: &View<'_>) -> Option<Time> {
+    let (since, span) = (view.idle_since?, view.policy.idle_freeze?);
+    Some(since.after(span).min(view.now.after(Span(span.0 / 4))))
 }
 
 /// A stop is never taken back: what was asked to end has begun to.

@@ -11,6 +11,7 @@
 //!                                                  +-- again: now | at | resync
 //! ```
 
+pub mod activity;
 pub mod adopt;
 pub mod console;
 pub mod exec;

@@ -149,7 +149,7 @@ async fn obey(api: &Shared, sandbox: &Arc<Sandbox>, text: &str) -> Result<(), Ap
                 }
             })?;
             content.push('\n');
-            Ok(api.handle.input(sandbox.uid, content.into_bytes()).await?)
+            Ok(api.handle.input(sandbox, content.into_bytes()).await?)
         }
         "start" => {
             let (mut command, mut args) = (None, Vec::new());
@@ -177,7 +177,7 @@ async fn obey(api: &Shared, sandbox: &Arc<Sandbox>, text: &str) -> Result<(), Ap
                 }
             })?;
             let [cols, rows] = size;
-            Ok(api.handle.command(sandbox.uid, Command::Resize { cols, rows })?)
+            Ok(api.handle.command(sandbox, Command::Resize { cols, rows })?)
         }
         other => Err(ApiError::BadRequest(format!("no frame of type {other:?} is known"))),
     }

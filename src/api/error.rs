@@ -82,6 +82,7 @@ impl ApiError {
             Self::Input(InputError::Closed) => (StatusCode::CONFLICT, "stdin_closed"),
             Self::Input(InputError::Full { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "stdin_full"),
             Self::Exec(ExecError::NotRunning) => (StatusCode::CONFLICT, "not_running"),
+            Self::Exec(ExecError::Paused) => (StatusCode::CONFLICT, "paused"),
             Self::Exec(ExecError::TooMany(_)) => (StatusCode::TOO_MANY_REQUESTS, "too_many"),
             Self::Exec(ExecError::Driver(_) | ExecError::Talk(_)) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal")
@@ -114,6 +115,7 @@ fn refused(refusal: &Refusal) -> (StatusCode, &'static str) {
         Refusal::Terminating { .. } => (StatusCode::CONFLICT, "terminating"),
         Refusal::Uid { .. } => (StatusCode::CONFLICT, "uid"),
         Refusal::Running { .. } => (StatusCode::CONFLICT, "running"),
+        Refusal::NotRunning { .. } => (StatusCode::CONFLICT, "not_running"),
     }
 }
 

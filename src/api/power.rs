@@ -29,12 +29,19 @@ pub(super) async fn verb(
     }
     let known = Verb::WORDS.iter().find(|(name, _)| *name == word);
     let (_, verb) = known.copied().ok_or(ApiError::NotFound)?;
+    if verb == Verb::Pause && !api.handle.can_freeze(&sandbox) {
+        let why = "this host has no cgroup v2, which pausing needs";
+        return Err(ApiError::Conflict(why.to_owned()));
+    }
     let (name, now) = (sandbox.name.clone(), api.now());
+    api.handle.touch(&sandbox);
     let wish = api.store.write(move |core| edit::power(core, name.as_str(), verb, now)).await??;
     if let Some(within) = wait::parse(pairs.get("wait").map(String::as_str))? {
         match verb {
             Verb::Start | Verb::Restart => wait::started(&api, &wish, within).await?,
             Verb::Stop | Verb::Kill => wait::stopped(&api, &wish, within).await?,
+            Verb::Pause => wait::stands(&api, &wish, within, true).await?,
+            Verb::Resume => wait::stands(&api, &wish, within, false).await?,
         }
     }
     let snapshot = api.store.snapshot();
@@ -56,7 +63,7 @@ fn resize(
     let [Some(cols), Some(rows)] = size else {
         return Err(ApiError::Invalid(vec![Violation::new("", "cols and rows are both needed")]));
     };
-    api.handle.command(sandbox.uid, Command::Resize { cols, rows })?;
+    api.handle.command(sandbox, Command::Resize { cols, rows })?;
     Ok(Json(json!({"success": true})))
 }
 

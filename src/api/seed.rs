@@ -260,6 +260,6 @@ pub(super) async fn send_input(api: &Shared, sandbox: &Sandbox, body: request::B
     request::read(&node, &["input"], |faults, _, path, value| input = faults.text(path, value))?;
     let missing = || ApiError::Invalid(vec![Violation::new("input", "is missing")]);
     let line = format!("{}\n", input.ok_or_else(missing)?);
-    api.handle.input(sandbox.uid, line.into_bytes()).await?;
+    api.handle.input(sandbox, line.into_bytes()).await?;
     Ok(success())
 }

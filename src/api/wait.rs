@@ -7,7 +7,9 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::api::{ApiError, Shared};
-use crate::model::{ExitKind, InstancePhase, Sandbox, SandboxName, Span, Violation};
+use crate::model::{ConditionType, ExitKind, InstancePhase, Sandbox, SandboxName, Span, Violation};
+use crate::plan::report::PAUSED;
+use crate::reconcile::link::InputError;
 
 /// How long a start may take before its client is told to look for itself.
 pub(super) const START_WITHIN: Duration = Duration::from_secs(30);
@@ -89,8 +91,7 @@ fn start_answer(
     // It was looked at and will not start: refused, or the wish was taken back.
     let looked =
         now.status.observed_request >= request && now.status.observed_generation >= generation;
-    let why =
-        now.status.conditions.iter().find(|one| one.kind == crate::model::ConditionType::Ready);
+    let why = now.status.conditions.iter().find(|one| one.kind == ConditionType::Ready);
     (looked && now.live().is_none()).then(|| {
         Err(ApiError::Failed(why.map_or_else(String::new, |condition| condition.message.clone())))
     })
@@ -108,6 +109,25 @@ pub(super) async fn stopped(
         (!up).then_some(())
     };
     until(api, &wish.name, within, ("not stopped", down)).await
+}
+
+/// Waits until it stands still, or does no longer, as asked; or does not run at all.
+pub(super) async fn stands(
+    api: &Shared,
+    wish: &Sandbox,
+    within: Duration,
+    still: bool,
+) -> Result<(), ApiError> {
+    let uid = wish.uid;
+    let settled = move |now: Option<&Arc<Sandbox>>| {
+        let Some(now) = now.filter(|now| now.uid == uid && now.live().is_some()) else {
+            return Some(if still { Err(InputError::NotRunning.into()) } else { Ok(()) });
+        };
+        let running = now.status.conditions.iter().find(|one| one.kind == ConditionType::Running);
+        let stands = running.is_some_and(|running| running.reason == PAUSED);
+        (stands == still).then_some(Ok(()))
+    };
+    until(api, &wish.name, within, ("not settled", settled)).await?
 }
 
 /// Waits until this incarnation is gone.

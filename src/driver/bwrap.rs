@@ -117,7 +117,7 @@ impl Bubblewrap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::host::tests::order;
+    use crate::driver::shimmed::tests::order;
 
     #[test]
     fn the_command_line_shares_nothing_but_what_is_named() {

@@ -32,6 +32,7 @@ struct Instance {
     state: State,
     obeys: bool,
     uid: uuid::Uuid,
+    frozen: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,7 +155,9 @@ impl Driver for FakeDriver {
             return Ok(Observed::Gone { exit: None, residue: false });
         };
         Ok(match &instance.state {
-            State::Running { since } => Observed::Running { pid: Some(1), started_at: *since },
+            State::Running { since } => {
+                Observed::Running { pid: Some(1), started_at: *since, frozen: instance.frozen }
+            }
             State::Exited(exit) => Observed::Exited { exit: exit.clone() },
             State::Orphan => Observed::Orphan,
             State::Deaf { .. } => Observed::Unknown,
@@ -176,7 +179,7 @@ impl Driver for FakeDriver {
         let obeys = words[0] != "trap";
         let (now, uid) = (host.now, order.uid);
         let state = State::Running { since: now };
-        host.instances.insert(order.iid.clone(), Instance { state, obeys, uid });
+        host.instances.insert(order.iid.clone(), Instance { state, obeys, uid, frozen: false });
         let ended = match words[..] {
             ["true"] => Some(ExitKind::Exited { code: 0 }),
             ["false"] => Some(ExitKind::Exited { code: 1 }),
@@ -206,6 +209,19 @@ impl Driver for FakeDriver {
 
     fn adjust(&self, _: &Iid, _: &Limits) -> Result<Vec<LimitStatus>, DriverError> {
         self.lock().stumble("adjust").map(|()| Vec::new())
+    }
+
+    fn can_freeze(&self) -> bool {
+        true
+    }
+
+    fn freeze(&self, iid: &Iid, frozen: bool) -> Result<(), DriverError> {
+        let mut host = self.lock();
+        host.stumble("freeze")?;
+        if let Some(instance) = host.instances.get_mut(iid) {
+            instance.frozen = frozen;
+        }
+        Ok(())
     }
 
     fn kill_orphan(&self, iid: &Iid) -> Result<(), DriverError> {

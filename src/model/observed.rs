@@ -11,8 +11,8 @@ pub enum Observed {
     Gone { exit: Option<ExitRecord>, residue: bool },
     /// Its shim answers; the program does not run yet.
     Launching,
-    /// Its shim answers; the program runs.
-    Running { pid: Option<u32>, started_at: Time },
+    /// Its shim answers; the program runs, or stands still where the kernel has frozen it.
+    Running { pid: Option<u32>, started_at: Time, frozen: bool },
     /// Its shim answers; the end is on its way.
     Stopping { pid: Option<u32>, started_at: Option<Time> },
     /// Its shim answers; nothing of the workload is left, and the shim waits to be released.

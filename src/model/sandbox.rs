@@ -66,6 +66,8 @@ pub enum Hold {
 #[serde(default)]
 pub struct Power {
     pub hold: Option<Hold>,
+    /// What runs is to stand still until it is resumed.
+    pub paused: bool,
     /// Counts requests to run. An instance that answers an older one is replaced.
     pub request: u64,
 }

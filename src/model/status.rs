@@ -14,6 +14,8 @@ pub enum Phase {
     Pending,
     Starting,
     Running,
+    /// It stands still, as an operator asked.
+    Paused,
     Stopping,
     Stopped,
     /// It ended well and is not to run again.

@@ -7,6 +7,9 @@ use crate::model::{
 };
 use crate::plan::{Next, Policy, Step, View};
 
+/// The reason of the Running condition while an operator has it stand still.
+pub const PAUSED: &str = "Paused";
+
 /// Limits the spec asks for and nothing here keeps, and why.
 pub fn unenforced<'p>(spec: &Spec, policy: &'p Policy) -> Vec<(&'static str, &'p str)> {
     policy
@@ -101,6 +104,10 @@ fn running(view: &View<'_>) -> (Truth, &'static str) {
         return (Truth::False, "NoInstance");
     }
     match view.observed {
+        Observed::Running { frozen: true, .. } if view.sandbox.power.paused => {
+            (Truth::True, PAUSED)
+        }
+        Observed::Running { frozen: true, .. } => (Truth::True, "Frozen"),
         Observed::Running { .. } => (Truth::True, "ProgramRuns"),
         Observed::Stopping { .. } => (Truth::True, "Stopping"),
         Observed::Launching => (Truth::False, "Launching"),
@@ -149,6 +156,7 @@ fn phase(view: &View<'_>, next: &Next) -> Phase {
             (Observed::Unknown | Observed::Orphan, _) => Phase::Unknown,
             (_, InstancePhase::Stopping) => Phase::Stopping,
             (_, InstancePhase::Starting) => Phase::Starting,
+            (Observed::Running { frozen: true, .. }, _) if sandbox.power.paused => Phase::Paused,
             (_, InstancePhase::Running | InstancePhase::Dead) => Phase::Running,
         };
     }

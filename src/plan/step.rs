@@ -13,6 +13,10 @@ pub enum Step {
     MarkHealthy,
     /// Apply to the running instance what can be applied to one.
     Adjust,
+    /// Have the kernel stop its processes where they are.
+    Freeze,
+    /// Let them go on.
+    Thaw,
     /// Intend, then order, its end.
     Stop(Stopping),
     /// Kill what runs without a shim.
@@ -35,6 +39,8 @@ impl Step {
             Self::MarkRunning { .. } => "mark running",
             Self::MarkHealthy => "mark healthy",
             Self::Adjust => "adjust in place",
+            Self::Freeze => "freeze",
+            Self::Thaw => "thaw",
             Self::Stop(stopping) if stopping.force => "kill",
             Self::Stop(_) => "stop",
             Self::KillOrphan => "kill orphan",

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::*;
 use crate::model::spec::{BackoffRange, Stop};
 use crate::model::{
-    Deletion, History, Iid, Isolation, Limits, Network, Owner, Power, Restart, SandboxName, Spec,
-    State, Status,
+    Deletion, History, Iid, Isolation, Limits, Network, Owner, Phase, Power, Restart, SandboxName,
+    Spec, State, Status,
 };
 
 const NOW: Time = Time(1_000_000);
@@ -100,7 +100,8 @@ fn ended(kind: ExitKind) -> Sandbox {
 }
 
 const GONE: Observed = Observed::Gone { exit: None, residue: false };
-const RUNS: Observed = Observed::Running { pid: Some(7), started_at: NOW };
+const RUNS: Observed = Observed::Running { pid: Some(7), started_at: NOW, frozen: false };
+const FROZEN: Observed = Observed::Running { pid: Some(7), started_at: NOW, frozen: true };
 const STOPS: Observed = Observed::Stopping { pid: Some(7), started_at: Some(NOW) };
 
 fn policy() -> Policy {
@@ -108,12 +109,14 @@ fn policy() -> Policy {
         unenforced: vec![("disk_mb", "no quota".to_owned())],
         unavailable: None,
         boot_id: "boot".to_owned(),
+        can_freeze: true,
+        idle_freeze: None,
         source_fault: None,
     }
 }
 
 fn planned(sandbox: &Sandbox, observed: &Observed) -> Plan {
-    plan(&View { sandbox, observed, now: NOW, policy: &policy() })
+    plan(&View::of(sandbox, observed, NOW, &policy()))
 }
 
 /// The single place that knows the planner's signature.
@@ -248,8 +251,42 @@ fn back_off_grows_is_bounded_and_ends_with_health() {
     sandbox.instance = Some(Arc::new(instance(InstancePhase::Running)));
     check(&sandbox, &RUNS, "wait 1m: it runs (Running)");
     let now = Time(NOW.0 + 60_000);
-    let later = plan(&View { sandbox: &sandbox, observed: &RUNS, now, policy: &policy() });
+    let later = plan(&View::of(&sandbox, &RUNS, now, &policy()));
     assert_eq!(later.next, Next::Do(Step::MarkHealthy));
+}
+
+#[test]
+fn what_is_paused_stands_still_until_it_is_resumed_or_has_to_end() {
+    let mut sandbox = with(InstancePhase::Running);
+    sandbox.power.paused = true;
+    check(&sandbox, &RUNS, "freeze: paused by an operator (Running)");
+    check(&sandbox, &FROZEN, "settled: paused by an operator (Paused)");
+    sandbox.power.hold = Some(Hold::Stopped);
+    check(&sandbox, &FROZEN, "stop: an operator stopped it (Paused)");
+    sandbox.power = Power::default();
+    check(&sandbox, &FROZEN, "thaw: it is needed again (Running)");
+    // Where nothing can be frozen, nothing is tried.
+    sandbox.power.paused = true;
+    let unable = Policy { can_freeze: false, ..policy() };
+    assert_eq!(plan(&View::of(&sandbox, &RUNS, NOW, &unable)).next, Next::Settled);
+}
+
+#[test]
+fn what_is_idle_for_long_is_frozen_until_it_is_not() {
+    let sandbox = with(InstancePhase::Running);
+    let policy = Policy { idle_freeze: Some(Span::seconds(40)), ..policy() };
+    let at = |observed: &Observed, idle_seconds: u64| {
+        let idle_since = Some(Time(NOW.0 - idle_seconds * 1000));
+        let view = View { sandbox: &sandbox, observed, now: NOW, idle_since, policy: &policy };
+        let plan = plan(&view);
+        (plan.next, plan.status.phase)
+    };
+    let wait = |seconds: u64| Next::Wait(NOW.after(Span::seconds(seconds)));
+    assert_eq!(at(&RUNS, 0), (wait(10), Phase::Running));
+    assert_eq!(at(&RUNS, 35), (wait(5), Phase::Running));
+    assert_eq!(at(&RUNS, 40), (Next::Do(Step::Freeze), Phase::Running));
+    assert_eq!(at(&FROZEN, 41), (Next::Settled, Phase::Running));
+    assert_eq!(at(&FROZEN, 0), (Next::Do(Step::Thaw), Phase::Running));
 }
 
 #[test]

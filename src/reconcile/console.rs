@@ -65,6 +65,11 @@ impl Consoles {
         self.lock().get(&uid)?.link.clone()
     }
 
+    /// Where the console ends.
+    pub(super) fn next(&self, uid: Uuid) -> u64 {
+        self.lock().get(&uid).map_or(0, |entry| entry.head.borrow().next)
+    }
+
     pub fn forget(&self, uid: Uuid) {
         self.lock().remove(&uid);
     }

@@ -37,6 +37,8 @@ pub struct Program {
 pub enum ExecError {
     #[error("the sandbox is not running")]
     NotRunning,
+    #[error("the sandbox is paused; resume it first")]
+    Paused,
     #[error("{0} programs are being run already; wait for one to end")]
     TooMany(usize),
     #[error(transparent)]
@@ -117,6 +119,11 @@ impl Sessions {
         Ok(Place { sessions: Arc::clone(self), uid })
     }
 
+    /// Whether anything runs in this sandbox beside its workload.
+    pub(super) fn any(&self, uid: Uuid) -> bool {
+        self.lock().contains_key(&uid)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, usize>> {
         self.counts.lock().expect("nobody panics while holding the counts")
     }
@@ -140,6 +147,9 @@ pub(super) async fn start(
     sandbox: Arc<Sandbox>,
     program: Program,
 ) -> Result<Session, ExecError> {
+    if sandbox.power.paused {
+        return Err(ExecError::Paused);
+    }
     let place = world.sessions.enter(sandbox.uid)?;
     let stream = blocking(move || {
         let instance = sandbox.live().ok_or(ExecError::NotRunning)?;

@@ -42,6 +42,8 @@ pub(super) fn execute(
         Step::MarkRunning { pid, started_at } => act.mark_running(*pid, *started_at),
         Step::MarkHealthy => act.mark_healthy(),
         Step::Adjust => act.adjust(),
+        Step::Freeze => act.freeze(true),
+        Step::Thaw => act.freeze(false),
         Step::Stop(stopping) => act.stop(stopping),
         Step::KillOrphan => act.kill_orphan(),
         Step::KillShim => act.kill_shim(),
@@ -204,14 +206,15 @@ impl Act<'_> {
             instance.started_at = Some(started_at);
             set_limits(sandbox, limits);
             let after = Sandbox { instance: Some(Arc::new(instance.clone())), ..sandbox.clone() };
-            let observed = Observed::Running { pid, started_at };
-            let view = View { sandbox: &after, observed: &observed, now, policy: &policy };
+            let observed = Observed::Running { pid, started_at, frozen: false };
+            let view = View::of(&after, &observed, now, &policy);
             sandbox.status = report(&view, &next, "it runs");
             let message = format!("{iid}, generation {}", instance.generation);
             core.event(Some(&sandbox.name), Level::Normal, ("Started", message), now)
         })?;
-        // With a complete status, there is nothing that another look would add now.
-        Ok(if complete { Again::In(RESYNC) } else { Again::Now })
+        // With a complete status, there is nothing that another look would add now, but that it is idle.
+        let idle_look = self.policy.idle_freeze.map_or(RESYNC, |span| Span(span.0 / 4).min(RESYNC));
+        Ok(if complete { Again::In(idle_look) } else { Again::Now })
     }
 
     fn mark_healthy(&self) -> Result<Again, StepError> {
@@ -233,6 +236,12 @@ impl Act<'_> {
             set_limits(sandbox, limits);
             core.event(Some(&sandbox.name), Level::Normal, ("Adjusted", why), now)
         })?;
+        Ok(Again::Now)
+    }
+
+    fn freeze(&self, frozen: bool) -> Result<Again, StepError> {
+        let instance = self.instance()?;
+        self.driver(instance)?.freeze(&instance.iid, frozen)?;
         Ok(Again::Now)
     }
 
@@ -295,7 +304,7 @@ impl Act<'_> {
             core.event(Some(&sandbox.name), level, ("Ended", message), now)?;
             let gone = Observed::Gone { exit: None, residue: true };
             let after = Sandbox { instance: Some(Arc::new(instance.clone())), ..sandbox.clone() };
-            let view = View { sandbox: &after, observed: &gone, now, policy: &policy };
+            let view = View::of(&after, &gone, now, &policy);
             let limits = std::mem::take(&mut sandbox.status.limits);
             sandbox.status = report(&view, &Next::Do(Step::CleanUp), &exit.summary());
             sandbox.status.limits = limits;
@@ -330,6 +339,7 @@ impl Act<'_> {
         let now = self.now;
         let (name, uid) = (sandbox.name.clone(), sandbox.uid);
         self.world.consoles.forget(uid);
+        self.world.activity.forget(uid);
         self.world.store.write_blocking(move |core| {
             if core.get(name.as_str()).is_some_and(|now| now.uid == uid) {
                 core.event(Some(&name), Level::Normal, ("Deleted", format!("uid {uid}")), now)?;

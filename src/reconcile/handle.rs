@@ -33,6 +33,18 @@ impl Handle {
         self.queue.push(name);
     }
 
+    /// Somebody has turned to a sandbox: it is not idle, and what is frozen for that goes on.
+    pub fn touch(&self, sandbox: &Sandbox) {
+        self.world.activity.touch(sandbox.uid);
+        self.queue.push(&sandbox.name);
+    }
+
+    /// Whether this host can make a sandbox stand still.
+    pub fn can_freeze(&self, sandbox: &Sandbox) -> bool {
+        let driver = self.world.driver(sandbox.spec.isolation);
+        driver.is_some_and(|driver| driver.can_freeze())
+    }
+
     /// What the loop would do next, and why.
     pub async fn explain(&self, name: SandboxName, now: Time) -> Option<Plan> {
         let world = Arc::clone(&self.world);
@@ -50,8 +62,10 @@ impl Handle {
     }
 
     /// Hands input to what runs, and waits until it was taken.
-    pub async fn input(&self, uid: Uuid, bytes: Vec<u8>) -> Result<(), InputError> {
-        let (_, commands) = self.world.consoles.commands(uid).ok_or(InputError::NotRunning)?;
+    pub async fn input(&self, sandbox: &Sandbox, bytes: Vec<u8>) -> Result<(), InputError> {
+        let commands = self.world.consoles.commands(sandbox.uid);
+        let (_, commands) = commands.ok_or(InputError::NotRunning)?;
+        self.touch(sandbox);
         let (reply, answer) = oneshot::channel();
         let sent = bytes.len();
         commands
@@ -61,8 +75,10 @@ impl Handle {
     }
 
     /// Closes stdin, or sets the size of the terminal.
-    pub fn command(&self, uid: Uuid, command: Command) -> Result<(), InputError> {
-        let (_, commands) = self.world.consoles.commands(uid).ok_or(InputError::NotRunning)?;
+    pub fn command(&self, sandbox: &Sandbox, command: Command) -> Result<(), InputError> {
+        let commands = self.world.consoles.commands(sandbox.uid);
+        let (_, commands) = commands.ok_or(InputError::NotRunning)?;
+        self.touch(sandbox);
         commands.try_send(command).map_err(|_| InputError::Full { taken: 0, sent: 0 })
     }
 
@@ -72,6 +88,7 @@ impl Handle {
         sandbox: Arc<Sandbox>,
         program: Program,
     ) -> Result<Session, ExecError> {
+        self.touch(&sandbox);
         exec::start(Arc::clone(&self.world), sandbox, program).await
     }
 

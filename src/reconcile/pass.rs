@@ -31,7 +31,8 @@ pub fn pass_blocking(world: &World, name: &SandboxName, now: Time) -> Again {
     let driver = sandbox.live().and_then(|live| world.driver(live.spec.isolation));
     world.consoles.follow(sandbox, &observed, driver.map(|driver| &**driver));
     let policy = world.policy(sandbox, &snapshot);
-    let view = View { sandbox, observed: &observed, now, policy: &policy };
+    let idle_since = world.idle_since(sandbox, &observed, &policy, now);
+    let view = View { sandbox, observed: &observed, now, idle_since, policy: &policy };
     let plan = plan(&view);
     let again = match &plan.next {
         Next::Do(step) => {

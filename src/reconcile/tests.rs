@@ -16,6 +16,7 @@ use crate::model::{
     Hold, InstancePhase, Isolation, Limits, Owner, RestartPolicy, SandboxName, Spec, Time,
     admission,
 };
+use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
 use crate::reconcile::pass::pass_blocking;
 use crate::reconcile::queue::Queue;
@@ -134,8 +135,8 @@ impl Bench {
                 self.put(spec(command, policy, 32 + dice.roll(2)));
             }
             3 => self.power(
-                [Verb::Start, Verb::Stop, Verb::Kill, Verb::Restart]
-                    [usize::try_from(dice.roll(4)).unwrap()],
+                [Verb::Start, Verb::Stop, Verb::Kill, Verb::Restart, Verb::Pause, Verb::Resume]
+                    [usize::try_from(dice.roll(6)).unwrap()],
             ),
             4 if dice.roll(3) == 0 => self.delete(),
             5 => self.driver.fail_next(u32::try_from(dice.roll(3)).unwrap()),
@@ -170,6 +171,8 @@ fn world(dir: &tempfile::TempDir, driver: &Arc<FakeDriver>) -> World {
         boot_id: "boot".to_owned(),
         consoles: Arc::new(Consoles::new(queue, runtime.handle().clone(), 1, None)),
         sessions: Arc::default(),
+        activity: Activity::default(),
+        idle_freeze: None,
     }
 }
 

@@ -7,9 +7,10 @@ use crate::driver::host::Host;
 use crate::driver::{Driver, DriverError};
 use crate::model::image::Image;
 use crate::model::{
-    Instance, InstancePhase, Isolation, Observed, Owner, Sandbox, SandboxName, Span, Time,
+    Instance, InstancePhase, Isolation, Network, Observed, Owner, Sandbox, SandboxName, Span, Time,
 };
 use crate::plan::{Plan, Policy, View, plan};
+use crate::reconcile::activity::{Activity, Look};
 use crate::reconcile::console::Consoles;
 use crate::reconcile::exec::Sessions;
 use crate::store::{Snapshot, Store};
@@ -29,6 +30,9 @@ pub struct World {
     pub consoles: Arc<Consoles>,
     /// Programs that are run inside what runs.
     pub sessions: Arc<Sessions>,
+    pub activity: Activity,
+    /// How long gVisor's sandboxes may be idle before they are frozen.
+    pub idle_freeze: Option<Span>,
 }
 
 /// When a sandbox is to be looked at again.
@@ -59,7 +63,13 @@ impl World {
     pub(super) fn policy(&self, sandbox: &Sandbox, snapshot: &Snapshot) -> Policy {
         let isolation = sandbox.spec.isolation;
         let driver = self.drivers.get(&isolation);
+        let can_freeze = driver.is_some_and(|driver| driver.can_freeze());
+        // bubblewrap costs nothing while it is idle; and what the host's network brings would wake
+        // nobody.
+        let may_idle = isolation == Isolation::Gvisor && sandbox.spec.network == Network::None;
         Policy {
+            can_freeze,
+            idle_freeze: self.idle_freeze.filter(|_| may_idle && can_freeze),
             unenforced: driver.map(|driver| driver.unenforced()).unwrap_or_default(),
             unavailable: self.runtime(isolation).err(),
             boot_id: self.boot_id.clone(),
@@ -73,7 +83,8 @@ impl World {
         let sandbox = snapshot.sandboxes.get(name)?;
         let observed = self.observe(sandbox).ok()?;
         let policy = self.policy(sandbox, &snapshot);
-        Some(plan(&View { sandbox, observed: &observed, now, policy: &policy }))
+        let idle_since = self.idle_since(sandbox, &observed, &policy, now);
+        Some(plan(&View { sandbox, observed: &observed, now, idle_since, policy: &policy }))
     }
 
     pub(super) fn observe(&self, sandbox: &Sandbox) -> Result<Observed, DriverError> {
@@ -85,6 +96,28 @@ impl World {
             Some(driver) => driver.observe(&instance.iid),
             None => Ok(Observed::Unknown),
         }
+    }
+}
+
+impl World {
+    /// Since when what runs is idle, if that matters to anybody.
+    pub(super) fn idle_since(
+        &self,
+        sandbox: &Sandbox,
+        observed: &Observed,
+        policy: &Policy,
+        now: Time,
+    ) -> Option<Time> {
+        let Observed::Running { frozen, .. } = observed else { return None };
+        let instance = sandbox.live().filter(|_| policy.idle_freeze.is_some())?;
+        let look = Look {
+            iid: instance.iid.clone(),
+            frozen: *frozen,
+            busy: self.sessions.any(sandbox.uid),
+            cpu_usec: self.driver(instance.spec.isolation)?.usage(&instance.iid).cpu_usec,
+            console_next: self.consoles.next(sandbox.uid),
+        };
+        Some(self.activity.idle_since(sandbox.uid, look, now))
     }
 }
 

@@ -229,6 +229,8 @@ impl Workload {
         if self.ending.reason.is_none() {
             self.ending.reason = Some(reason.to_owned());
             self.ending.signal_due = Some(signal);
+            // Frozen, it would not see the signal. Where nothing can be frozen, nothing is.
+            let _ = self.launch.group.freeze(false);
         }
     }
 

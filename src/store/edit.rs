@@ -80,6 +80,8 @@ pub enum Refusal {
     Uid { name: SandboxName, uid: Uuid },
     #[error("{name} is already running")]
     Running { name: SandboxName },
+    #[error("{name} is not running")]
+    NotRunning { name: SandboxName },
     #[error("Command required: give a command, or an image with a startup")]
     NoCommand,
 }
@@ -176,6 +178,10 @@ pub enum Verb {
     Stop,
     Kill,
     Restart,
+    /// Have what runs stand still.
+    Pause,
+    /// Let it go on.
+    Resume,
 }
 
 impl Verb {
@@ -184,6 +190,8 @@ impl Verb {
         ("stop", Self::Stop),
         ("kill", Self::Kill),
         ("restart", Self::Restart),
+        ("pause", Self::Pause),
+        ("resume", Self::Resume),
     ];
 }
 
@@ -199,10 +207,25 @@ pub fn power(core: &mut Core, name: &str, verb: Verb, now: Time) -> Outcome<Arc<
         Verb::Start | Verb::Restart if new.spec.command.is_empty() => {
             return Ok(Err(Refusal::NoCommand));
         }
-        Verb::Start if running => return Ok(Ok(old)),
+        Verb::Pause if !running => {
+            return Ok(Err(Refusal::NotRunning { name: old.name.clone() }));
+        }
+        Verb::Pause => {
+            new.power.paused = true;
+            ("PauseRequested", "by an operator; it stands still until it is resumed")
+        }
+        Verb::Resume => {
+            new.power.paused = false;
+            ("ResumeRequested", "by an operator")
+        }
+        Verb::Start if running => {
+            new.power.paused = false;
+            ("ResumeRequested", "by an operator")
+        }
         Verb::Start | Verb::Restart => {
             new.power.hold = (new.spec.state == State::Stopped).then_some(Hold::Started);
             new.power.request += 1;
+            new.power.paused = false;
             new.history.failures = 0;
             new.history.not_before = None;
             let restart = verb == Verb::Restart;
@@ -213,10 +236,12 @@ pub fn power(core: &mut Core, name: &str, verb: Verb, now: Time) -> Outcome<Arc<
             if new.power.hold != Some(Hold::Killed) {
                 new.power.hold = Some(Hold::Stopped);
             }
+            new.power.paused = false;
             ("StopRequested", "by an operator; it stays stopped until it is started")
         }
         Verb::Kill => {
             new.power.hold = Some(Hold::Killed);
+            new.power.paused = false;
             ("KillRequested", "by an operator; it stays stopped until it is started")
         }
     };

@@ -173,6 +173,11 @@ impl Root {
         self.unified_controllers.contains(&controller) || self.v1.contains_key(&controller)
     }
 
+    /// Whether groups can be frozen: by version 2 alone.
+    pub fn can_freeze(&self) -> bool {
+        self.unified.is_some()
+    }
+
     /// The group of this name, made or not.
     pub fn group(&self, name: &str) -> Group {
         Group {
@@ -289,6 +294,20 @@ impl Group {
                 Ok(())
             }
         }
+    }
+
+    /// Stops everything in it where it is, soon, or lets it go on.
+    pub fn freeze(&self, frozen: bool) -> Result<(), SysError> {
+        let Some(dir) = &self.unified else {
+            let source = io::Error::from(io::ErrorKind::Unsupported);
+            return Err(SysError { call: "freeze without cgroup v2".to_owned(), source });
+        };
+        write(dir, "cgroup.freeze", if frozen { "1" } else { "0" })
+    }
+
+    /// Whether everything in it stands still.
+    pub fn is_frozen(&self) -> bool {
+        self.unified.as_ref().is_some_and(|dir| v2::is_frozen(dir))
     }
 
     /// What it has used so far. Files that are missing count as zero.

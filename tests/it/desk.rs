@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sodiumd::driver::Driver;
-use sodiumd::driver::host::{Host, Paths, Shimmed};
+use sodiumd::driver::host::{Host, Paths};
+use sodiumd::driver::shimmed::Shimmed;
 use sodiumd::driver::workspace::Workspaces;
 use sodiumd::model::Observed;
 

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sodiumd::driver::fake::FakeDriver;
-use sodiumd::driver::host::{Host, Paths, Shimmed};
+use sodiumd::driver::host::{Host, Paths};
+use sodiumd::driver::shimmed::Shimmed;
 use sodiumd::driver::workspace::Workspaces;
 use sodiumd::driver::{Driver, Order, StopOrder};
 use sodiumd::model::{ExitKind, ExitRecord, Iid, Observed, SandboxName, Spec};

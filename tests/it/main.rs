@@ -10,6 +10,7 @@ mod daemon;
 mod desk;
 mod driver_contract;
 mod exec;
+mod freeze;
 mod gvisor;
 mod tidy;
 

@@ -69,6 +69,10 @@ pub(super) fn is_populated(dir: &Path) -> bool {
     keyed(&read(dir, "cgroup.events"), "populated") == 1
 }
 
+pub(super) fn is_frozen(dir: &Path) -> bool {
+    keyed(&read(dir, "cgroup.events"), "frozen") == 1
+}
+
 pub(super) fn add_usage(dir: &Path, controllers: &[Controller], usage: &mut Usage) {
     let cpu = read(dir, "cpu.stat");
     usage.cpu_usec = keyed(&cpu, "usage_usec");

@@ -1,5 +1,7 @@
 //! What the drivers are given in tests.
 
+use uuid::Uuid;
+
 use super::*;
 use crate::model::{SandboxName, Spec};
 

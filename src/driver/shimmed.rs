@@ -1,0 +1,484 @@
+//! The drivers whose instances each have a shim: plain processes, bubblewrap and gVisor. They differ in
+//! what the shim is to run; cgroup, run directory, and how it is asked are the same.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use crate::driver::bwrap::{self, Bubblewrap};
+use crate::driver::host::Host;
+use crate::driver::runsc::{self, Guest, Runsc};
+use crate::driver::shown::HOME;
+use crate::driver::{Driver, DriverError, ExecOrder, Order, Started, StopOrder, process};
+use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, Platform, SandboxName, Time};
+use crate::shim::client::{Client, ClientError};
+use crate::shim::exit;
+use crate::shim::launch::{Confinement, FILE, LOCK, Launch};
+use crate::shim::protocol::{Phase, Request, State};
+use crate::sys::cgroup::{self, Usage};
+use crate::sys::{SysError, clock, lock};
+
+mod convert;
+mod exec;
+mod ledger;
+
+use ledger::Counting;
+
+/// What the workload's PATH is, inside and, for plain processes, outside.
+const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
+/// The file in which it is remembered how gVisor works here.
+const PLATFORM: &str = "gvisor-platform";
+/// How long a released shim may take to be gone.
+const RELEASE_MS_MAX: u64 = 2_000;
+/// How long the kernel may take to stop every process, or to let them go on.
+const FREEZE_MS_MAX: u64 = 1_000;
+
+/// How a workload is confined.
+#[derive(Debug)]
+enum Bundle {
+    Bubblewrap(Bubblewrap),
+    Gvisor(Gvisor),
+    Process,
+}
+
+/// runsc, and once that is found out, how it works here.
+#[derive(Debug)]
+struct Gvisor {
+    runsc: Runsc,
+    platform: OnceLock<Result<Platform, String>>,
+}
+
+/// A driver whose instances each have a shim.
+#[derive(Debug)]
+pub struct Shimmed {
+    host: Arc<Host>,
+    bundle: Bundle,
+}
+
+impl Shimmed {
+    pub fn bubblewrap(host: Arc<Host>) -> Result<Self, DriverError> {
+        let bundle = Bundle::Bubblewrap(Bubblewrap::detect(&host.paths.run)?);
+        Ok(Self { host, bundle })
+    }
+
+    /// gVisor, not yet to be had: see [`Shimmed::choose_platform`].
+    pub fn gvisor(host: Arc<Host>, program: Option<&Path>) -> Result<Self, DriverError> {
+        let runsc = Runsc::detect(program, &host.paths.run)?;
+        Ok(Self { host, bundle: Bundle::Gvisor(Gvisor { runsc, platform: OnceLock::new() }) })
+    }
+
+    /// Takes over how gVisor works on this host from an earlier daemon that found it out. False: none
+    /// has, or something is not as it was.
+    pub fn remember_platform(&self, asked: Option<Platform>) -> bool {
+        let Bundle::Gvisor(Gvisor { runsc, platform }) = &self.bundle else { return true };
+        let remembered = runsc.remembered(asked, &self.host.paths.state.join(PLATFORM));
+        remembered.is_some_and(|found| platform.set(Ok(found)).is_ok())
+    }
+
+    /// Finds it out; takes seconds if a platform hangs.
+    pub fn choose_platform(&self, asked: Option<Platform>) {
+        let Bundle::Gvisor(Gvisor { runsc, platform }) = &self.bundle else { return };
+        platform.get_or_init(|| {
+            let memory = self.host.paths.state.join(PLATFORM);
+            let found = runsc.choose(asked, &self.host.paths.run);
+            found.inspect(|platform| runsc.remember(asked, *platform, &memory))
+        });
+    }
+
+    pub fn process(host: Arc<Host>) -> Self {
+        Self { host, bundle: Bundle::Process }
+    }
+
+    /// Everything the shim is told. Pure but for the search for a program.
+    fn launch(&self, order: &Order<'_>, workspace: &Path) -> Result<Launch, DriverError> {
+        let host = &self.host;
+        let spec = order.spec;
+        let (program, args, confinement) = self.way(order, workspace)?;
+        let plain = matches!(self.bundle, Bundle::Process);
+        let gvisor = matches!(self.bundle, Bundle::Gvisor(_));
+        let work_dir = if plain { workspace.to_owned() } else { PathBuf::from("/") };
+        // gVisor's own processes are the ones to be started; its guest's user is in the bundle.
+        let user = (crate::sys::is_root() && !gvisor).then_some((order.host_uid, order.host_uid));
+        let env = if gvisor {
+            vec![("PATH".to_owned(), SEARCH_PATH.to_owned())]
+        } else {
+            environment(order.name, &order.spec.env, &self.home(workspace)).into_iter().collect()
+        };
+        let open_files = ledger::open_files(&spec.limits).map(|(value, _)| value);
+        let open_files_max = open_files.filter(|_| !gvisor);
+        Ok(Launch {
+            iid: order.iid.to_string(),
+            name: order.name.to_string(),
+            uid: order.uid.to_string(),
+            generation: order.generation,
+            epoch: order.epoch,
+            program,
+            args,
+            env,
+            work_dir,
+            user,
+            group: host.cgroups.group(order.iid.as_str()),
+            open_files_max,
+            tty: spec.tty.then_some((80, 24)),
+            confinement,
+            spool_dir: host.console(order.uid),
+            spool_bytes_max: host.console_bytes,
+            timeout_ms: (spec.limits.timeout_seconds > 0)
+                .then_some(spec.limits.timeout_seconds * 1000),
+            stop_signal: convert::signal_number(&spec.stop.signal),
+            stop_grace_ms: spec.stop.grace.0,
+            exit_path: host.exit_path(order.iid),
+        })
+    }
+
+    /// The program on the host, its arguments, and who confines what.
+    fn way(
+        &self,
+        order: &Order<'_>,
+        workspace: &Path,
+    ) -> Result<(String, Vec<String>, Confinement), DriverError> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        Ok(match &self.bundle {
+            Bundle::Bubblewrap(bwrap) => (
+                text(&bwrap.program),
+                bwrap.args(order),
+                Confinement::Bubblewrap { inherited: bwrap.inherited(workspace) },
+            ),
+            Bundle::Gvisor(gvisor) => {
+                let (runsc, run_dir) = (&gvisor.runsc, self.host.run_dir(order.iid));
+                let platform = gvisor.platform().map_err(DriverError::Refused)?;
+                let mut binds = vec![(workspace.to_owned(), runsc.workspace())];
+                if order.spec.limits.memory_mb > 0 {
+                    binds.push((run_dir.join(runsc::MEMORY_INFO), "/proc/meminfo".into()));
+                }
+                let confinement = Confinement::Gvisor {
+                    binds,
+                    whole_proc: runsc.whole_proc(),
+                    cpus: runsc::cpus(&order.spec.limits),
+                    pid_file: run_dir.join(runsc::PID),
+                    console: run_dir.join(runsc::CONSOLE),
+                };
+                (text(&runsc.program), runsc.args(order, &run_dir, platform), confinement)
+            }
+            Bundle::Process => (
+                process::program(order, SEARCH_PATH),
+                order.spec.resolved_command(),
+                Confinement::Itself {
+                    read_only: process::read_only(),
+                    writable: process::writable(workspace),
+                },
+            ),
+        })
+    }
+
+    fn home<'w>(&self, workspace: &'w Path) -> Cow<'w, str> {
+        match self.bundle {
+            Bundle::Bubblewrap(_) | Bundle::Gvisor(_) => HOME.into(),
+            Bundle::Process => workspace.to_string_lossy(),
+        }
+    }
+
+    /// What the runtime is to find in the run directory.
+    fn bundle_files(&self, order: &Order<'_>) -> Vec<(&'static str, String)> {
+        let Bundle::Gvisor(Gvisor { runsc, .. }) = &self.bundle else { return Vec::new() };
+        let guest = Guest {
+            hostname: order.name.as_str(),
+            command: &order.spec.resolved_command(),
+            env: &environment(order.name, &order.spec.env, HOME),
+            host_uid: order.host_uid,
+            tty: order.spec.tty,
+            network: order.spec.network,
+            limits: &order.spec.limits,
+        };
+        let memory = runsc::memory_info(&order.spec.limits);
+        let bundle = (runsc::CONFIG, runsc.bundle(&guest).to_string());
+        [bundle].into_iter().chain(memory.map(|text| (runsc::MEMORY_INFO, text))).collect()
+    }
+
+    /// Made under a temporary name: a run directory that is there is whole.
+    fn make_run_dir(&self, order: &Order<'_>, launch: &Launch) -> Result<(), SysError> {
+        let (dir, unfinished) = (self.host.run_dir(order.iid), self.host.unfinished(order.iid));
+        let failed = |source| SysError::io("make", &dir, source);
+        let _ = fs::remove_dir_all(&unfinished);
+        let json = serde_json::to_string(launch).expect("a launch has string keys");
+        let files = [(FILE, json)].into_iter().chain(self.bundle_files(order));
+        fs::create_dir(&unfinished).map_err(failed)?;
+        for (name, text) in files {
+            fs::write(unfinished.join(name), text).map_err(failed)?;
+        }
+        fs::rename(&unfinished, &dir).map_err(failed)
+    }
+
+    /// Orders a shim for the instance and hands it the lock: it holds it from its first moment.
+    fn order_shim(&self, iid: &Iid) -> Result<UnixStream, DriverError> {
+        let dir = self.host.run_dir(iid);
+        let held = lock::try_take(&dir.join(LOCK))
+            .map_err(|source| DriverError::Host { stage: "start shim", source })?;
+        let held = held.ok_or_else(|| DriverError::Refused(format!("{iid} has a shim already")))?;
+        let ordered = self.host.forks.order(&dir, lock::hand_over(held).as_fd());
+        let program = self.host.paths.shim.clone();
+        let control = ordered.map_err(|source| DriverError::Spawn { program, source })?;
+        self.host.ordered().insert(iid.clone());
+        Ok(control)
+    }
+
+    fn prepare(&self, order: &Order<'_>) -> Result<Vec<LimitStatus>, DriverError> {
+        let host = |stage| move |source| DriverError::Host { stage, source };
+        let spaces = &self.host.workspaces;
+        let prepare = || {
+            if order.take_back {
+                spaces.take_back(order.uid, order.host_uid, order.name)?;
+            }
+            spaces.prepare(order.uid, order.host_uid, order.image_files, &order.spec.files)
+        };
+        let workspace = prepare().map_err(host("prepare workspace"))?;
+        let launch = self.launch(order, &workspace)?;
+        let group = self.host.cgroups.group(order.iid.as_str());
+        group.create().map_err(host("make cgroup"))?;
+        let applied = group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;
+        self.make_run_dir(order, &launch).map_err(host("make run directory"))?;
+        Ok(ledger::statuses(&order.spec.limits, &applied, self.counting()))
+    }
+
+    fn wanted(&self, limits: &Limits) -> cgroup::Limits {
+        ledger::to_cgroup(limits, self.counting())
+    }
+
+    fn counting(&self) -> Counting {
+        match self.bundle {
+            Bundle::Bubblewrap(_) => Counting::Host { own: bwrap::OWN_PROCESSES },
+            Bundle::Gvisor(_) => Counting::Guest,
+            Bundle::Process => Counting::Host { own: 0 },
+        }
+    }
+
+    fn client(&self, iid: &Iid) -> Result<(Client, State), ClientError> {
+        Client::connect(&self.host.socket(iid), self.host.epoch)
+    }
+
+    fn ask(&self, iid: &Iid, stage: &'static str, request: &Request) -> Result<(), DriverError> {
+        let shim = |source| DriverError::Shim { stage, source };
+        let (mut client, _) = self.client(iid).map_err(shim)?;
+        client.ask(request).map_err(shim)
+    }
+
+    fn observed(&self, state: State, iid: &Iid) -> Observed {
+        let started_at = state.started_at_ms.map(Time);
+        match (state.phase, state.exit) {
+            (Phase::Exited, Some(exit)) => Observed::Exited { exit: convert::exit(exit, iid) },
+            (Phase::Launching, _) => Observed::Launching,
+            (Phase::Running, _) => Observed::Running {
+                pid: state.pid,
+                started_at: started_at.unwrap_or_default(),
+                frozen: self.host.cgroups.group(iid.as_str()).is_frozen(),
+            },
+            (Phase::Stopping | Phase::Exited, _) => {
+                Observed::Stopping { pid: state.pid, started_at }
+            }
+        }
+    }
+
+    /// Nobody answers: the lock and the cgroup tell whether that is an end.
+    fn observe_silent(&self, iid: &Iid) -> Result<Observed, DriverError> {
+        let host = |source| DriverError::Host { stage: "look", source };
+        let group = self.host.cgroups.group(iid.as_str());
+        if lock::is_held(&self.host.run_dir(iid).join(LOCK)).map_err(host)? {
+            // Ours and just born: its socket is not there yet.
+            let young = self.host.ordered().contains(iid) && !self.host.socket(iid).exists();
+            return Ok(if young { Observed::Launching } else { Observed::Unknown });
+        }
+        if group.is_populated() {
+            return Ok(Observed::Orphan);
+        }
+        let exit = exit::load(&self.host.exit_path(iid)).map(|exit| convert::exit(exit, iid));
+        let residue = self.host.run_dir(iid).exists() || group.exists() || exit.is_some();
+        Ok(Observed::Gone { exit, residue })
+    }
+
+    fn wait_released(&self, iid: &Iid) -> Result<(), DriverError> {
+        let deadline = clock::boot_ms() + RELEASE_MS_MAX;
+        let path = self.host.run_dir(iid).join(LOCK);
+        let host = |source| DriverError::Host { stage: "release shim", source };
+        while lock::is_held(&path).map_err(host)? {
+            if clock::boot_ms() > deadline {
+                return Err(DriverError::Refused(format!(
+                    "the shim of {iid} was released and stays"
+                )));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+/// Built from empty: nothing of the daemon's own environment is in it.
+fn environment(
+    name: &SandboxName,
+    own: &BTreeMap<String, String>,
+    home: &str,
+) -> BTreeMap<String, String> {
+    let mut env: BTreeMap<String, String> = [
+        ("HOME", home),
+        ("PATH", SEARCH_PATH),
+        ("TERM", "xterm-256color"),
+        ("LANG", "C.UTF-8"),
+        ("USER", "container"),
+        ("SODIUM_SANDBOX", name.as_str()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect();
+    env.extend(own.clone());
+    env
+}
+
+impl Driver for Shimmed {
+    fn isolation(&self) -> Isolation {
+        match self.bundle {
+            Bundle::Bubblewrap(_) => Isolation::Bubblewrap,
+            Bundle::Gvisor(_) => Isolation::Gvisor,
+            Bundle::Process => Isolation::Process,
+        }
+    }
+
+    fn runtime(&self) -> Result<String, String> {
+        match &self.bundle {
+            Bundle::Bubblewrap(bwrap) => Ok(bwrap.version.clone()),
+            Bundle::Gvisor(gvisor) => {
+                let (version, platform) = (&gvisor.runsc.version, gvisor.platform()?);
+                Ok(format!("runsc {version}, {}", platform.as_str()))
+            }
+            Bundle::Process => Ok("the kernel's own means".to_owned()),
+        }
+    }
+
+    fn unenforced(&self) -> Vec<(&'static str, String)> {
+        ledger::unenforced(&self.host.cgroups, self.counting())
+    }
+
+    fn observe(&self, iid: &Iid) -> Result<Observed, DriverError> {
+        match self.client(iid) {
+            Ok((_, state)) => Ok(self.observed(state, iid)),
+            Err(_) => self.observe_silent(iid),
+        }
+    }
+
+    fn start(&self, order: &Order<'_>) -> Result<Started, DriverError> {
+        let limits = self.prepare(order)?;
+        let link = self.order_shim(order.iid)?;
+        Ok(Started { link: Some(link), limits })
+    }
+
+    fn stop(&self, iid: &Iid, how: &StopOrder<'_>) -> Result<(), DriverError> {
+        let reason = how.reason.to_owned();
+        let request = if how.force {
+            Request::Kill { reason }
+        } else {
+            let signal = convert::signal_number(how.signal);
+            Request::Stop { signal, grace_ms: how.grace_ms, reason }
+        };
+        self.ask(iid, "stop", &request)
+    }
+
+    fn adjust(&self, iid: &Iid, limits: &Limits) -> Result<Vec<LimitStatus>, DriverError> {
+        let host = |source| DriverError::Host { stage: "set limits", source };
+        let group = self.host.cgroups.group(iid.as_str());
+        let applied = group.apply(&self.wanted(limits)).map_err(host)?;
+        let timeout_ms = (limits.timeout_seconds > 0).then_some(limits.timeout_seconds * 1000);
+        self.ask(iid, "set time limit", &Request::Deadline { timeout_ms })?;
+        Ok(ledger::statuses(limits, &applied, self.counting()))
+    }
+
+    fn can_freeze(&self) -> bool {
+        self.host.cgroups.can_freeze()
+    }
+
+    fn freeze(&self, iid: &Iid, frozen: bool) -> Result<(), DriverError> {
+        let stage = if frozen { "freeze" } else { "thaw" };
+        let host = |source| DriverError::Host { stage, source };
+        let group = self.host.cgroups.group(iid.as_str());
+        group.freeze(frozen).map_err(host)?;
+        let deadline = clock::boot_ms() + FREEZE_MS_MAX;
+        while group.is_frozen() != frozen {
+            if clock::boot_ms() > deadline {
+                let why = format!("{iid}: the kernel did not {stage} it");
+                return Err(DriverError::Refused(why));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn kill_orphan(&self, iid: &Iid) -> Result<(), DriverError> {
+        let host = |source| DriverError::Host { stage: "kill orphan", source };
+        self.host.cgroups.group(iid.as_str()).kill().map_err(host)
+    }
+
+    fn kill_shim(&self, iid: &Iid) -> Result<(), DriverError> {
+        let host = |source| DriverError::Host { stage: "kill shim", source };
+        let dir = self.host.run_dir(iid);
+        if !convert::kill_holder(&dir.join(LOCK), &dir).map_err(host)? {
+            // No shim has taken the lock over yet: then its order is what holds it.
+            self.host.forks.abandon();
+        }
+        self.kill_orphan(iid)
+    }
+
+    fn clean_up(&self, iid: &Iid) -> Result<(), DriverError> {
+        let host = |source| DriverError::Host { stage: "clean up", source };
+        match self.client(iid) {
+            Ok((mut client, _)) => {
+                let released = client.ask(&Request::Release);
+                released.map_err(|source| DriverError::Shim { stage: "release shim", source })?;
+                self.wait_released(iid)?;
+            }
+            Err(_) if lock::is_held(&self.host.run_dir(iid).join(LOCK)).map_err(host)? => {
+                return Err(DriverError::Refused(format!("the shim of {iid} does not answer")));
+            }
+            Err(_) => (),
+        }
+        self.host.ordered().remove(iid);
+        self.host.cgroups.group(iid.as_str()).remove().map_err(host)?;
+        let remains = [self.host.run_dir(iid), self.host.unfinished(iid), self.host.exit_path(iid)];
+        for path in remains {
+            let removed =
+                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            match removed {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(host(SysError::io("remove", &path, source)));
+                }
+                Ok(()) | Err(_) => (),
+            }
+        }
+        Ok(())
+    }
+
+    fn usage(&self, iid: &Iid) -> Usage {
+        self.host.cgroups.group(iid.as_str()).usage()
+    }
+
+    fn exec(&self, iid: &Iid, order: &ExecOrder<'_>) -> Result<UnixStream, DriverError> {
+        self.run_inside(iid, order)
+    }
+
+    fn connect(&self, iid: &Iid) -> Option<UnixStream> {
+        UnixStream::connect(self.host.socket(iid)).ok()
+    }
+}
+
+impl Gvisor {
+    fn platform(&self) -> Result<Platform, String> {
+        let trying = || Err("finding out which platform of gVisor works on this host".to_owned());
+        self.platform.get().cloned().unwrap_or_else(trying)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
