@@ -78,6 +78,9 @@ pub trait Driver: Send + Sync {
     /// [`crate::shim::protocol::Told`] is told.
     fn exec(&self, iid: &Iid, order: &ExecOrder<'_>) -> Result<UnixStream, DriverError>;
 
+    /// The cpu that the workload itself has used, whatever runs it aside.
+    fn workload_cpu_usec(&self, iid: &Iid) -> u64;
+
     /// Opens a connection to follow an instance on. `None` where there is nothing to connect to.
     fn connect(&self, iid: &Iid) -> Option<UnixStream>;
 }

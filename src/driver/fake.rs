@@ -257,6 +257,10 @@ impl Driver for FakeDriver {
         Usage::default()
     }
 
+    fn workload_cpu_usec(&self, _: &Iid) -> u64 {
+        0
+    }
+
     fn exec(&self, _: &Iid, _: &ExecOrder<'_>) -> Result<UnixStream, DriverError> {
         Err(DriverError::Refused("a fake runs nothing".to_owned()))
     }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::driver::shown::{ETC_NETWORK, HOME, INSIDE_ID, Shown};
 use crate::driver::{DriverError, Order};
 use crate::model::{Iid, Limits, Network, Platform};
-use crate::sys::SysError;
+use crate::sys::{SysError, process};
 
 /// The guest's root is this much above its user, out of the way of every other id.
 const GUEST_ROOT_OFFSET: u32 = 1_000_000_000;
@@ -215,6 +215,13 @@ pub(super) fn kill_args(state: &Path, pid: &str, iid: &Iid) -> Vec<String> {
 
 fn assignments(env: &BTreeMap<String, String>) -> Vec<String> {
     env.iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+/// Whether a process is gVisor's kernel or its file server. Both live as long as the sandbox; the guest's
+/// own processes, which have no name on the host, come and go.
+pub(super) fn is_own_process(pid: u32) -> bool {
+    let name = process::own_name(pid);
+    name.is_some_and(|name| matches!(name.as_str(), "runsc-sandbox" | "runsc-gofer"))
 }
 
 /// What the host allows so that the guest's own limit is the one that is met.

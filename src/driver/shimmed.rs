@@ -23,7 +23,7 @@ use crate::shim::exit;
 use crate::shim::launch::{Confinement, FILE, LOCK, Launch};
 use crate::shim::protocol::{Phase, Request, State};
 use crate::sys::cgroup::{self, Usage};
-use crate::sys::{SysError, clock, lock};
+use crate::sys::{self, SysError, clock, lock};
 
 mod convert;
 mod exec;
@@ -462,6 +462,16 @@ impl Driver for Shimmed {
 
     fn usage(&self, iid: &Iid) -> Usage {
         self.host.cgroups.group(iid.as_str()).usage()
+    }
+
+    fn workload_cpu_usec(&self, iid: &Iid) -> u64 {
+        let group = self.host.cgroups.group(iid.as_str());
+        let all = group.usage().cpu_usec;
+        if !matches!(self.bundle, Bundle::Gvisor(_)) {
+            return all;
+        }
+        let runtime = group.pids().into_iter().filter(|pid| runsc::is_own_process(*pid));
+        all.saturating_sub(runtime.filter_map(sys::process::cpu_usec).sum())
     }
 
     fn exec(&self, iid: &Iid, order: &ExecOrder<'_>) -> Result<UnixStream, DriverError> {

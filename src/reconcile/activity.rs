@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use crate::model::{Iid, Span, Time};
 
-/// Below this share of one cpu it computes nothing: gVisor's own kernel takes half of it.
-const IDLE_CPU_PERCENT: u64 = 5;
-/// A shorter stretch says nothing about the use of cpu.
-const STRETCH_MS_MIN: u64 = 500;
+/// Below this share of one cpu a workload computes nothing: what is left are timers that come to nothing.
+/// It is low because a machine that is too busy gives a workload no more.
+const IDLE_CPU_PER_MILLE: u64 = 2;
+/// And this much is what measuring it may be wrong by.
+const IDLE_CPU_USEC: u64 = 4_000;
 
 /// What is known of all.
 #[derive(Debug, Default)]
@@ -32,11 +33,11 @@ pub(super) struct Look {
     pub console_next: u64,
 }
 
+/// The last time it was not idle, and what there was to see then.
 #[derive(Debug)]
 struct Mark {
-    idle_since: Time,
-    taken_at: Time,
-    last: Look,
+    at: Time,
+    then: Look,
 }
 
 impl Activity {
@@ -54,29 +55,20 @@ impl Activity {
     pub(super) fn idle_since(&self, uid: Uuid, look: Look, now: Time) -> Time {
         let touched = self.touched().remove(&uid);
         let mut marks = self.lock();
-        let frozen = look.frozen;
         let mark = marks.entry(uid).or_insert_with(|| {
             // Frozen by a daemon before us, which knew why.
-            let idle_since = if frozen { Time(0) } else { now };
-            Mark { idle_since, taken_at: now, last: look.clone() }
+            Mark { at: if look.frozen { Time(0) } else { now }, then: look.clone() }
         });
-        let stretch = mark.taken_at.until(now);
+        let then = &mark.then;
         let awake = touched
             || look.busy
-            || look.iid != mark.last.iid
-            || look.console_next != mark.last.console_next;
+            || look.iid != then.iid
+            || look.console_next != then.console_next
+            || computed(look.cpu_usec.saturating_sub(then.cpu_usec), mark.at.until(now));
         if awake {
-            mark.idle_since = now;
+            *mark = Mark { at: now, then: look };
         }
-        // A part of the console's news may have come without any use of cpu, and the other way round.
-        if awake || stretch.0 >= STRETCH_MS_MIN {
-            if computed(mark.last.cpu_usec, look.cpu_usec, stretch) {
-                mark.idle_since = now;
-            }
-            mark.taken_at = now;
-            mark.last = look;
-        }
-        mark.idle_since
+        mark.at
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Mark>> {
@@ -88,9 +80,8 @@ impl Activity {
     }
 }
 
-fn computed(before_usec: u64, after_usec: u64, stretch: Span) -> bool {
-    let used = after_usec.saturating_sub(before_usec);
-    stretch.0 > 0 && used > stretch.0 * 1000 * IDLE_CPU_PERCENT / 100
+fn computed(used_usec: u64, span: Span) -> bool {
+    used_usec > span.0 * IDLE_CPU_PER_MILLE + IDLE_CPU_USEC
 }
 
 #[cfg(test)]
@@ -109,16 +100,16 @@ mod tests {
             activity.idle_since(uid, look, Time(seconds * 1000)).0 / 1000
         };
         assert_eq!(at(10, look(0, 0)), 10);
-        // 2.4 % of a cpu is gVisor itself.
-        assert_eq!(at(20, look(240_000, 0)), 10);
+        // A timer that came to nothing.
+        assert_eq!(at(20, look(10_000, 0)), 10);
         // Said something; computed; was turned to.
-        assert_eq!(at(30, look(480_000, 5)), 30);
-        assert_eq!(at(40, look(5_000_000, 5)), 40);
-        assert_eq!(at(50, look(5_000_000, 5)), 40);
+        assert_eq!(at(30, look(20_000, 5)), 30);
+        assert_eq!(at(40, look(90_000, 5)), 40);
+        assert_eq!(at(50, look(90_000, 5)), 40);
         activity.touch(uid);
-        assert_eq!(at(60, look(5_000_000, 5)), 60);
-        assert_eq!(at(70, look(5_000_000, 5)), 60);
-        assert_eq!(at(80, Look { busy: true, ..look(5_000_000, 5) }), 80);
+        assert_eq!(at(60, look(90_000, 5)), 60);
+        assert_eq!(at(70, look(90_000, 5)), 60);
+        assert_eq!(at(80, Look { busy: true, ..look(90_000, 5) }), 80);
         let next = Look { iid: Iid::new(uid, 2), ..look(0, 5) };
         assert_eq!(at(90, next.clone()), 90);
         assert_eq!(at(100, next), 90);

@@ -114,7 +114,7 @@ impl World {
             iid: instance.iid.clone(),
             frozen: *frozen,
             busy: self.sessions.any(sandbox.uid),
-            cpu_usec: self.driver(instance.spec.isolation)?.usage(&instance.iid).cpu_usec,
+            cpu_usec: self.driver(instance.spec.isolation)?.workload_cpu_usec(&instance.iid),
             console_next: self.consoles.next(sandbox.uid),
         };
         Some(self.activity.idle_since(sandbox.uid, look, now))

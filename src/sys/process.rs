@@ -122,6 +122,20 @@ pub fn inner_pid(pid: u32) -> Option<u32> {
     line.split_ascii_whitespace().next_back()?.parse().ok()
 }
 
+/// How much cpu a process has used, with all the threads it ever had. `None` when it is gone.
+pub fn cpu_usec(pid: u32) -> Option<u64> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).ok()?);
+    let clock = nix::time::clock_getcpuclockid(pid).ok()?;
+    let used = std::time::Duration::from(nix::time::clock_gettime(clock).ok()?);
+    u64::try_from(used.as_micros()).ok()
+}
+
+/// The zeroth argument of a process, which is what it calls itself.
+pub fn own_name(pid: u32) -> Option<String> {
+    let line = read_small(Path::new(&format!("/proc/{pid}/cmdline"))).ok()?;
+    line.split('\0').next().map(str::to_owned)
+}
+
 /// The session a process is in, named by the process that began it.
 pub fn session(pid: u32) -> Option<u32> {
     let stat = read_small(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
