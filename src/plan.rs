@@ -240,6 +240,7 @@ fn lost(view: &View<'_>, instance: &Instance, residue: bool) -> ExitRecord {
         memory_peak_bytes: 0,
         cpu_usec: 0,
         throttled_usec: 0,
+        hint: None,
     }
 }
 

@@ -124,6 +124,7 @@ impl Machine {
             memory_peak_bytes: 0,
             cpu_usec: 0,
             throttled_usec: 0,
+            hint: None,
         });
     }
 

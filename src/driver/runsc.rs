@@ -32,6 +32,7 @@ pub(super) const MEMORY_INFO: &str = "meminfo";
 pub(super) const STATE: &str = "runsc";
 pub(super) const PID: &str = "pid";
 pub(super) const CONSOLE: &str = "console";
+pub(super) const USER_LOG: &str = "user-log";
 
 /// The program and what its sandboxes are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +114,7 @@ impl Runsc {
         args.extend(["run", "--detach"].map(str::to_owned));
         args.push(format!("--bundle={}", run_dir.display()));
         args.push(format!("--pid-file={}", run_dir.join(PID).display()));
+        args.push(format!("--user-log={}", run_dir.join(USER_LOG).display()));
         if order.spec.tty {
             args.push(format!("--console-socket={}", run_dir.join(CONSOLE).display()));
         }

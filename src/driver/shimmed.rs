@@ -163,6 +163,7 @@ impl Shimmed {
                     whole_proc: runsc.whole_proc(),
                     cpus: runsc::cpus(&order.spec.limits),
                     pid_file: run_dir.join(runsc::PID),
+                    user_log: run_dir.join(runsc::USER_LOG),
                     console: run_dir.join(runsc::CONSOLE),
                 };
                 (text(&runsc.program), runsc.args(order, &run_dir, platform), confinement)

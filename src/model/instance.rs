@@ -173,6 +173,9 @@ pub struct ExitRecord {
     pub memory_peak_bytes: u64,
     pub cpu_usec: u64,
     pub throttled_usec: u64,
+    /// What may have been the matter, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 impl ExitRecord {
@@ -195,6 +198,14 @@ impl ExitRecord {
 
     /// One line for people: `exited with code 3`.
     pub fn summary(&self) -> String {
+        let ended = self.ended();
+        match &self.hint {
+            Some(hint) => format!("{ended}; {hint}"),
+            None => ended,
+        }
+    }
+
+    fn ended(&self) -> String {
         let how = |code: &Option<i32>, signal: &Option<String>| match (code, signal) {
             (Some(code), _) => format!("code {code}"),
             (None, Some(signal)) => signal.clone(),

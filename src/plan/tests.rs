@@ -86,6 +86,7 @@ fn exit(kind: ExitKind) -> ExitRecord {
         memory_peak_bytes: 0,
         cpu_usec: 0,
         throttled_usec: 0,
+        hint: None,
     }
 }
 

@@ -383,5 +383,6 @@ fn not_started(iid: &Iid, error: &DriverError, now: Time) -> ExitRecord {
         memory_peak_bytes: 0,
         cpu_usec: 0,
         throttled_usec: 0,
+        hint: None,
     }
 }

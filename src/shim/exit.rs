@@ -21,6 +21,9 @@ pub struct Exit {
     pub reason: Option<String>,
     #[serde(default)]
     pub usage: Usage,
+    /// What may have been the matter, for people.
+    #[serde(default)]
+    pub hint: Option<String>,
 }
 
 /// Why it ended.

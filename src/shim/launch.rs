@@ -72,6 +72,8 @@ pub enum Confinement {
         cpus: Option<u64>,
         /// Where it notes the sandbox's process.
         pid_file: PathBuf,
+        /// Where it is to say what it does not have: a pipe of ours.
+        user_log: PathBuf,
         /// Where it delivers the terminal, if there is to be one.
         console: PathBuf,
     },

@@ -66,6 +66,7 @@ enum Source {
     Stdin,
     Failure,
     Terminal,
+    UserLog,
 }
 
 impl Shim {
@@ -147,12 +148,13 @@ impl Shim {
             interests.push(Interest { fd: connection.fd(), read: true, write });
         }
         let io = &self.workload;
-        let ends: [(Source, Option<BorrowedFd<'_>>); 5] = [
+        let ends: [(Source, Option<BorrowedFd<'_>>); 6] = [
             (Source::Output(Stream::Stdout), io.stdout.as_ref().map(AsFd::as_fd)),
             (Source::Output(Stream::Stderr), io.stderr.as_ref().map(AsFd::as_fd)),
             (Source::Stdin, io.stdin.wants_write()),
             (Source::Failure, io.failure.as_ref().map(AsFd::as_fd)),
             (Source::Terminal, io.terminal_listener()),
+            (Source::UserLog, io.user_log()),
         ];
         for (source, fd) in ends {
             let Some(fd) = fd else { continue };
@@ -184,6 +186,7 @@ impl Shim {
             }
             Source::Failure => self.workload.read_failure(),
             Source::Terminal => self.workload.take_terminal(),
+            Source::UserLog => self.workload.read_user_log(),
         }
     }
 

@@ -6,6 +6,7 @@
 //! ```
 //! `stop` and `kill` change no phase by themselves: only the death of the first process does.
 
+mod unsupported;
 mod verdict;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,6 +23,7 @@ use crate::shim::spool::{Stream, Writer};
 use crate::shim::stdin::Stdin;
 use crate::sys::process::{self, Ended};
 use crate::sys::{SysError, clock, poll};
+use unsupported::Unsupported;
 
 /// Read at once from an output: what a pipe holds.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
@@ -69,6 +71,7 @@ pub(super) struct Workload {
     wrapper: Wrapper,
     /// While runsc has not returned.
     runtime: Option<Runtime>,
+    unsupported: Option<Unsupported>,
     failed: Option<(String, String)>,
     stderr_tail: Vec<u8>,
     buffer: Vec<u8>,
@@ -141,6 +144,10 @@ impl Workload {
         let timeout_at_boot_ms = launch.timeout_ms.map(|timeout| now + timeout);
         let ending = Ending { timeout_at_boot_ms, ..Ending::default() };
         let runtime = Runtime::expect(&launch)?;
+        let unsupported = match &launch.confinement {
+            Confinement::Gvisor { user_log, .. } => Some(Unsupported::listen(user_log)?),
+            Confinement::Bubblewrap { .. } | Confinement::Itself { .. } => None,
+        };
         let started = child::start(&launch);
         // Beside the child's own way to its program. Without a console it dies with us.
         let spool = Writer::open(&launch.spool_dir, launch.spool_bytes_max)
@@ -165,6 +172,7 @@ impl Workload {
             ending,
             wrapper: Wrapper::default(),
             runtime,
+            unsupported,
             failed: None,
             stderr_tail: Vec::new(),
             buffer: vec![0; OUTPUT_BYTES_MAX],
@@ -386,6 +394,17 @@ impl Workload {
     /// Where runsc delivers the terminal.
     pub(super) fn terminal_listener(&self) -> Option<BorrowedFd<'_>> {
         self.runtime.as_ref().and_then(Runtime::listener)
+    }
+
+    /// Where runsc says what it does not have.
+    pub(super) fn user_log(&self) -> Option<BorrowedFd<'_>> {
+        self.unsupported.as_ref().map(Unsupported::fd)
+    }
+
+    pub(super) fn read_user_log(&mut self) {
+        if let Some(unsupported) = &mut self.unsupported {
+            unsupported.read();
+        }
     }
 
     /// From now on the console is that terminal.

@@ -145,6 +145,17 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd), SysError> {
     nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| SysError::nix("pipe2", errno))
 }
 
+/// Makes a pipe with a name and opens it to read from. It has no end, whoever writes and leaves.
+pub fn named_pipe(path: &std::path::Path) -> Result<OwnedFd, SysError> {
+    use nix::fcntl::OFlag;
+    use nix::sys::stat::Mode;
+    let failed = |errno| SysError::nix(format!("mkfifo {}", path.display()), errno);
+    nix::unistd::mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed)?;
+    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, Mode::empty())
+        .map_err(|errno| SysError::nix(format!("open {}", path.display()), errno))
+}
+
 /// Asks for a larger pipe buffer. A refusal only costs speed.
 pub fn grow_pipe(fd: BorrowedFd<'_>, bytes: i32) {
     // SAFETY: F_SETPIPE_SZ takes an integer and touches no memory of ours.

@@ -394,6 +394,29 @@ fn a_gvisor_guest_counts_its_own_memory_cpus_and_processes() {
     }
 }
 
+#[test]
+fn what_gvisor_lacks_is_told_to_whom_it_may_have_failed() {
+    for mut bench in versions().iter().map(|program| gvisor(program)) {
+        // 323 is userfaultfd; the rest does not exist anywhere, and is too much to be kept.
+        let script = "import ctypes, os, sys
+call = ctypes.CDLL(None).syscall
+for number in [323] + list(range(1000, 1500)): call(number, 0, 0, 0, 0, 0, 0)
+sys.stdout.flush(); os._exit(int(sys.argv[1]))";
+        let (exit, console) = bench.run(&spec(&["python3", "-c", script, "3"]));
+        assert_eq!(exit.kind, ExitKind::Exited { code: 3 }, "{}: {console}", bench.label());
+        let hint = exit.hint.unwrap();
+        assert!(hint.contains("userfaultfd: no isolation allows it"), "{hint}");
+        assert!(hint.contains("system call 1000,") && !hint.contains("1400"), "{hint}");
+        assert!(hint.contains(": isolation bubblewrap leaves it to the host"), "{hint}");
+        assert_eq!(console, format!("[sodiumd] {hint}\n"));
+        let (exit, _) = bench.run(&spec(&["python3", "-c", script, "0"]));
+        assert_eq!(exit.hint, None, "{}", bench.label());
+        // A C library that only tries what it can do without has missed nothing.
+        let (exit, _) = bench.run(&spec(&["sh", "-c", "exit 3"]));
+        assert_eq!(exit.hint, None, "{}", bench.label());
+    }
+}
+
 /// As many threads as it is given.
 const THREADS: &str = "import threading, time
 try:

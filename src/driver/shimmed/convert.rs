@@ -26,6 +26,7 @@ pub(super) fn exit(exit: Exit, iid: &Iid) -> ExitRecord {
         memory_peak_bytes: exit.usage.memory_peak_bytes,
         cpu_usec: exit.usage.cpu_usec,
         throttled_usec: exit.usage.throttled_usec,
+        hint: exit.hint,
     }
 }
 

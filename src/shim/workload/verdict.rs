@@ -38,6 +38,10 @@ impl Workload {
             | Cause::Signaled { .. }
             | Cause::Timeout { .. } => (),
         }
+        let hint = self.hint(&cause);
+        if let Some(hint) = &hint {
+            self.announce(hint);
+        }
         self.exit = Some(Exit {
             iid: self.launch.iid.clone(),
             cause,
@@ -45,7 +49,20 @@ impl Workload {
             ended_at_ms: clock::wall_ms(),
             reason: self.ending.reason.clone(),
             usage,
+            hint,
         });
+    }
+
+    /// What a program that failed by itself may have missed.
+    fn hint(&mut self, cause: &Cause) -> Option<String> {
+        let failed = match cause {
+            Cause::Exited { code } => *code != 0,
+            Cause::Signaled { .. } => true,
+            Cause::Oom { .. } | Cause::Timeout { .. } | Cause::StartFailed { .. } => false,
+        };
+        self.read_user_log();
+        let unsupported = self.unsupported.as_ref().filter(|_| self.ending.reason.is_none());
+        unsupported.filter(|_| failed)?.sentence()
     }
 
     /// Why the program never ran, if it did not.
