@@ -4,11 +4,12 @@
 //! ```text
 //!   seed.rs      the paths of the first daemon, unchanged       /health /sandboxes ...
 //!   console.rs   its WebSocket                                  /console/ID
-//!   v1: sandboxes.rs apply.rs exec.rs power.rs watch.rs logs.rs events.rs files.rs openapi.rs
+//!   v1: sandboxes.rs apply.rs exec.rs power.rs checkpoint.rs watch.rs logs.rs events.rs files.rs openapi.rs
 //! ```
 
 mod apply;
 mod auth;
+mod checkpoint;
 mod console;
 mod declare;
 mod error;

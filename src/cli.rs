@@ -89,6 +89,15 @@ enum Command {
     Pause(Named),
     /// Let a paused sandbox go on
     Resume(Named),
+    /// Keep a sandbox's memory and files, and have it go on
+    Checkpoint(Named),
+    /// Have a sandbox go back to its checkpoint
+    Restore {
+        name: String,
+        /// Make a new sandbox of it instead
+        #[arg(long, value_name = "NAME")]
+        to: Option<String>,
+    },
     /// Delete a sandbox and its files
     Delete {
         name: String,
@@ -213,6 +222,12 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Restart(named) => power(&client, &named.name, "restart", output).await,
         Command::Pause(named) => power(&client, &named.name, "pause", output).await,
         Command::Resume(named) => power(&client, &named.name, "resume", output).await,
+        Command::Checkpoint(named) => power(&client, &named.name, "checkpoint", output).await,
+        Command::Restore { name, to: None } => power(&client, &name, "restore", output).await,
+        Command::Restore { name, to: Some(to) } => {
+            let to = client::part(&to);
+            power(&client, &name, &format!("restore?to={to}"), output).await
+        }
         Command::Delete { name, keep_workspace } => {
             let name = client::part(&name);
             let path = format!("/v1/sandboxes/{name}?wait=60s&keep_workspace={keep_workspace}");
@@ -264,9 +279,11 @@ async fn power(
     verb: &str,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let path = format!("/v1/sandboxes/{}/{verb}?wait=60s", client::part(name));
+    let and = if verb.contains('?') { '&' } else { '?' };
+    let path = format!("/v1/sandboxes/{}/{verb}{and}wait=60s", client::part(name));
     let sandbox = client.post(&path, "").await?;
     if output == Output::Table {
+        let name = sandbox["metadata"]["name"].as_str().unwrap_or(name);
         show::complain(&format!("{name}: {}", sandbox["status"]["phase"].as_str().unwrap_or("?")));
     } else {
         show::value(&sandbox, output)?;

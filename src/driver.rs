@@ -62,6 +62,10 @@ pub trait Driver: Send + Sync {
     /// be killed, and a shim that is asked to stop it lets it go on first.
     fn freeze(&self, iid: &Iid, frozen: bool) -> Result<(), DriverError>;
 
+    /// Keeps the memory of what runs in a directory of its own, whole or not at all, and says how many
+    /// bytes that took. Refused, with the reason, is what could not be gone on from.
+    fn checkpoint(&self, iid: &Iid, order: &Keep<'_>) -> Result<u64, DriverError>;
+
     /// Kills everything of an instance whose shim is gone.
     fn kill_orphan(&self, iid: &Iid) -> Result<(), DriverError>;
 
@@ -99,6 +103,31 @@ pub struct Order<'a> {
     pub image_files: &'a std::collections::BTreeMap<String, String>,
     /// Whether a workspace that was put aside under this name is its own, to be taken back.
     pub take_back: bool,
+    /// The checkpoint to go on from, instead of running the command.
+    pub restore: Option<Restore<'a>>,
+}
+
+/// A checkpoint to go on from.
+#[derive(Debug, Clone, Copy)]
+pub struct Restore<'a> {
+    /// The name of its directory.
+    pub dir: &'a str,
+    /// Whether the workspace is to be as it was, too.
+    pub has_workspace: bool,
+    /// The request for it: the workspace that is there is put aside once for each.
+    pub request: u64,
+}
+
+/// A checkpoint to be taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep<'a> {
+    pub uid: Uuid,
+    pub spec: &'a Spec,
+    /// The name of the directory.
+    pub dir: &'a str,
+    pub with_workspace: bool,
+    /// Whether the sandbox goes on afterwards; else it stands still, to be ended.
+    pub and_go_on: bool,
 }
 
 /// Everything about a program to run inside.

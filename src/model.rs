@@ -7,6 +7,7 @@
 //! ```
 
 pub mod admission;
+pub mod checkpoint;
 pub mod condition;
 pub mod draft;
 pub mod event;
@@ -22,6 +23,7 @@ pub mod time;
 pub mod tree;
 pub mod violation;
 
+pub use checkpoint::Checkpoint;
 pub use condition::{Condition, ConditionType, Truth};
 pub use event::{Event, Level};
 pub use instance::{ExitKind, ExitRecord, Iid, Instance, InstancePhase, StopReason};

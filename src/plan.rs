@@ -38,6 +38,10 @@ pub struct Policy {
     pub unavailable: Option<String>,
     /// Which boot of the machine this is.
     pub boot_id: String,
+    /// The program that would run it, with its version.
+    pub runtime: Option<String>,
+    /// Whether somebody runs something inside.
+    pub is_busy: bool,
     /// Whether the kernel can make what runs stand still.
     pub can_freeze: bool,
     /// What has been idle for this long is frozen until it is needed.
@@ -99,7 +103,8 @@ fn with_answering(view: &View<'_>, instance: &Instance) -> (Next, String) {
     if instance.phase == InstancePhase::Stopping {
         return go_on_stopping(view, instance, wanted);
     }
-    if let Some(stopping) = wanted {
+    let is_to_sleep = view.sandbox.wants_to_sleep();
+    if let Some(stopping) = wanted.filter(|_| !is_to_sleep) {
         let why = stopping.why.clone();
         return (Next::Do(Step::Stop(stopping)), why);
     }
@@ -108,6 +113,13 @@ fn with_answering(view: &View<'_>, instance: &Instance) -> (Next, String) {
     {
         let step = Step::MarkRunning { pid: *pid, started_at: *started_at };
         return (Next::Do(step), "its program runs".to_owned());
+    }
+    if is_to_sleep {
+        return hibernate(view, instance);
+    }
+    let asked = view.sandbox.power.checkpoint > view.sandbox.history.checkpointed;
+    if asked && matches!(view.observed, Observed::Running { .. }) {
+        return keep(view, Step::Checkpoint, "an operator asked for a checkpoint");
     }
     if instance.generation != view.sandbox.generation {
         let change = diff::classify(&instance.spec, &view.sandbox.spec);
@@ -145,6 +157,33 @@ fn stillness(view: &View<'_>) -> Option<&'static str> {
 fn idle_look(view: &View<'_>) -> Option<Time> {
     let (since, span) = (view.idle_since?, view.policy.idle_freeze?);
     Some(since.after(span).min(view.now.after(Span(span.0 / 4))))
+}
+
+/// It is to be put to sleep: its memory is kept first, then it is ended.
+fn hibernate(view: &View<'_>, instance: &Instance) -> (Next, String) {
+    if view.sandbox.history.asleep.as_ref().is_some_and(|kept| kept.iid == instance.iid) {
+        let why = "its memory is kept".to_owned();
+        let reason = StopReason::Hibernated;
+        return (Next::Do(Step::Stop(Stopping { reason, force: true, why: why.clone() })), why);
+    }
+    match view.observed {
+        Observed::Running { .. } => keep(view, Step::Hibernate, "its spec says hibernated"),
+        Observed::Gone { .. }
+        | Observed::Launching
+        | Observed::Stopping { .. }
+        | Observed::Exited { .. }
+        | Observed::Orphan
+        | Observed::Unknown => (Next::Settled, "it hibernates when it runs".to_owned()),
+    }
+}
+
+/// Takes a checkpoint as soon as that can be gone on from.
+fn keep(view: &View<'_>, step: Step, why: &str) -> (Next, String) {
+    if view.policy.is_busy {
+        let why = format!("{why}; it waits for what is run inside to end");
+        return (Next::Wait(view.now.after(LOOK_AGAIN)), why);
+    }
+    (Next::Do(step), why.to_owned())
 }
 
 /// A stop is never taken back: what was asked to end has begun to.
@@ -268,6 +307,10 @@ fn without(view: &View<'_>) -> (Next, String) {
     if !sandbox.wants_to_run() {
         let why = if sandbox.power.hold.is_some() {
             "held by an operator"
+        } else if sandbox.history.asleep.is_some() {
+            "its memory is kept; it goes on when its spec says running"
+        } else if sandbox.wants_to_sleep() {
+            "its spec says hibernated, and there is nothing to keep"
         } else {
             "its spec says stopped"
         };
@@ -283,13 +326,32 @@ fn without(view: &View<'_>) -> (Next, String) {
         {
             after_exit(view, instance)
         }
-        Some(_) => start("asked to run"),
-        None => start("it has never run"),
+        Some(_) => start(view, "asked to run"),
+        None => start(view, "it has never run"),
     }
 }
 
-fn start(why: &str) -> (Next, String) {
-    (Next::Do(Step::Start), why.to_owned())
+/// Begins anew, or goes on from where its memory was kept.
+fn start(view: &View<'_>, why: &str) -> (Next, String) {
+    let Some(kept) = &view.sandbox.history.asleep else {
+        return (Next::Do(Step::Start), why.to_owned());
+    };
+    let change = diff::classify(&kept.spec, &view.sandbox.spec);
+    if change.effect > Effect::InPlace {
+        let fields = change.fields.join(", ");
+        let why = format!("begins anew: its spec changed since its memory was kept: {fields}");
+        return (Next::Do(Step::Start), why);
+    }
+    let runtime = view.policy.runtime.as_deref().unwrap_or("nothing");
+    if runtime != kept.runtime {
+        let why = format!(
+            "cannot go on: its memory was kept by {}, and here is {runtime}; a restart begins anew \
+             without it",
+            kept.runtime
+        );
+        return (Next::Settled, why);
+    }
+    (Next::Do(Step::Restore), "goes on from where its memory was kept".to_owned())
 }
 
 /// Why it may not start, whatever anybody wants.
@@ -312,10 +374,10 @@ fn refusal(view: &View<'_>) -> Option<String> {
 /// The last run answered the present spec and request: the restart policy decides.
 fn after_exit(view: &View<'_>, instance: &Instance) -> (Next, String) {
     let sandbox = view.sandbox;
-    let Some(exit) = &instance.exit else { return start("its last end is not known") };
+    let Some(exit) = &instance.exit else { return start(view, "its last end is not known") };
     let restart = &sandbox.spec.restart;
     if exit.kind == (ExitKind::Lost { cause: LostCause::NeverStarted }) || exit.was_asked() {
-        return start("its last start came to nothing");
+        return start(view, "its last start came to nothing");
     }
     let ended = exit.summary();
     match restart.policy {
@@ -333,7 +395,7 @@ fn after_exit(view: &View<'_>, instance: &Instance) -> (Next, String) {
             let latest = view.now.after(restart.backoff.max.max(Span(sandbox.history.delay_ms)));
             (Next::Wait(at.min(latest)), ended)
         }
-        Some(_) | None => start(&ended),
+        Some(_) | None => start(view, &ended),
     }
 }
 

@@ -24,7 +24,7 @@ pub mod world;
 
 mod execute;
 
-pub use crate::driver::Usage;
+pub use crate::driver::{DriverError, Usage};
 pub use handle::Handle;
 pub use task::run;
 pub use world::World;

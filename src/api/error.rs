@@ -8,6 +8,7 @@ use tracing::error;
 
 use crate::error::chain;
 use crate::model::Violation;
+use crate::reconcile::DriverError;
 use crate::reconcile::exec::ExecError;
 use crate::reconcile::link::InputError;
 use crate::store::StoreError;
@@ -44,6 +45,8 @@ pub enum ApiError {
     Input(#[from] InputError),
     #[error(transparent)]
     Exec(#[from] ExecError),
+    #[error(transparent)]
+    Driver(#[from] DriverError),
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The directory of specs does not take what the API writes there.
@@ -82,9 +85,10 @@ impl ApiError {
             Self::Input(InputError::Closed) => (StatusCode::CONFLICT, "stdin_closed"),
             Self::Input(InputError::Full { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "stdin_full"),
             Self::Exec(ExecError::NotRunning) => (StatusCode::CONFLICT, "not_running"),
+            Self::Exec(ExecError::Keeping) => (StatusCode::CONFLICT, "keeping"),
             Self::Exec(ExecError::Paused) => (StatusCode::CONFLICT, "paused"),
             Self::Exec(ExecError::TooMany(_)) => (StatusCode::TOO_MANY_REQUESTS, "too_many"),
-            Self::Exec(ExecError::Driver(_) | ExecError::Talk(_)) => {
+            Self::Driver(_) | Self::Exec(ExecError::Driver(_) | ExecError::Talk(_)) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal")
             }
             Self::Store(StoreError::Busy | StoreError::Closed) => {
@@ -116,6 +120,7 @@ fn refused(refusal: &Refusal) -> (StatusCode, &'static str) {
         Refusal::Uid { .. } => (StatusCode::CONFLICT, "uid"),
         Refusal::Running { .. } => (StatusCode::CONFLICT, "running"),
         Refusal::NotRunning { .. } => (StatusCode::CONFLICT, "not_running"),
+        Refusal::NoCheckpoint { .. } => (StatusCode::CONFLICT, "no_checkpoint"),
     }
 }
 

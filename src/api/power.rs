@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::api::auth::{TICKET_MS, Ticket};
 use crate::api::sandboxes::{Pairs, find, flag, shown};
-use crate::api::{ApiError, Shared, request, wait};
+use crate::api::{ApiError, Shared, checkpoint, request, wait};
 use crate::model::{Span, Violation};
 use crate::reconcile::link::Command;
 use crate::store::edit::{self, Verb};
@@ -33,12 +33,23 @@ pub(super) async fn verb(
         let why = "this host has no cgroup v2, which pausing needs";
         return Err(ApiError::Conflict(why.to_owned()));
     }
+    match verb {
+        Verb::Checkpoint => checkpoint::may_keep(&api, &sandbox)?,
+        Verb::Restore => match pairs.get("to") {
+            Some(to) => return restore_to(&api, &sandbox, to, &pairs).await,
+            None => checkpoint::may_go_back(&api, &sandbox)?,
+        },
+        Verb::Start | Verb::Stop | Verb::Kill | Verb::Restart | Verb::Pause | Verb::Resume => (),
+    }
     let (name, now) = (sandbox.name.clone(), api.now());
     api.handle.touch(&sandbox);
     let wish = api.store.write(move |core| edit::power(core, name.as_str(), verb, now)).await??;
     if let Some(within) = wait::parse(pairs.get("wait").map(String::as_str))? {
         match verb {
-            Verb::Start | Verb::Restart => wait::started(&api, &wish, within).await?,
+            Verb::Checkpoint => checkpoint::kept(&api, &wish, within).await?,
+            Verb::Start | Verb::Restart | Verb::Restore => {
+                wait::started(&api, &wish, within).await?
+            }
             Verb::Stop | Verb::Kill => wait::stopped(&api, &wish, within).await?,
             Verb::Pause => wait::stands(&api, &wish, within, true).await?,
             Verb::Resume => wait::stands(&api, &wish, within, false).await?,
@@ -47,6 +58,21 @@ pub(super) async fn verb(
     let snapshot = api.store.snapshot();
     let after = snapshot.find(&id).ok_or(ApiError::NotFound)?;
     Ok(shown(&snapshot.epoch, after, axum::http::StatusCode::OK))
+}
+
+async fn restore_to(
+    api: &Shared,
+    sandbox: &crate::model::Sandbox,
+    to: &str,
+    pairs: &std::collections::HashMap<String, String>,
+) -> Result<Response, ApiError> {
+    let made = checkpoint::restore_to(api, sandbox, to).await?;
+    if let Some(within) = wait::parse(pairs.get("wait").map(String::as_str))? {
+        wait::started(api, &made, within).await?;
+    }
+    let snapshot = api.store.snapshot();
+    let after = snapshot.find(to).ok_or(ApiError::NotFound)?;
+    Ok(shown(&snapshot.epoch, after, axum::http::StatusCode::CREATED))
 }
 
 fn resize(

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::model::instance::signal_number;
-use crate::model::{ExitKind, ExitRecord, InstancePhase, Sandbox, draft};
+use crate::model::{Checkpoint, ExitKind, ExitRecord, InstancePhase, Sandbox, draft};
 use crate::reconcile::Usage;
 use crate::store::{FileRecord, snapshot};
 
@@ -128,9 +128,21 @@ pub(super) fn full(epoch: &str, sandbox: &Sandbox) -> Value {
             "last_exit": sandbox.last_exit(),
             "failures": sandbox.history.failures,
             "restarts": sandbox.history.restarts,
+            "asleep": sandbox.history.asleep.as_deref().map(checkpoint),
+            "checkpoint": sandbox.history.saved.as_deref().map(checkpoint),
             "next_start_at": status.next_start_at,
             "limits": status.limits,
         },
+    })
+}
+
+fn checkpoint(kept: &Checkpoint) -> Value {
+    json!({
+        "iid": kept.iid,
+        "taken_at": kept.taken_at,
+        "runtime": kept.runtime,
+        "bytes": kept.bytes,
+        "has_workspace": kept.has_workspace,
     })
 }
 

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard};
 
-use crate::driver::{Driver, DriverError, ExecOrder, Order, Started, StopOrder, Usage};
+use crate::driver::{Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder, Usage};
 use crate::model::{ExitKind, ExitRecord, Iid, Isolation, LimitStatus, Limits, Observed, Time};
 use crate::sys::SysError;
 
@@ -96,6 +96,12 @@ impl FakeDriver {
 
     fn lock(&self) -> MutexGuard<'_, Machine> {
         self.host.lock().expect("no test panics while holding the host")
+    }
+}
+
+impl Instance {
+    fn is_running(&self) -> bool {
+        matches!(self.state, State::Running { .. })
     }
 }
 
@@ -223,6 +229,13 @@ impl Driver for FakeDriver {
             instance.frozen = frozen;
         }
         Ok(())
+    }
+
+    fn checkpoint(&self, iid: &Iid, _: &Keep<'_>) -> Result<u64, DriverError> {
+        let mut host = self.lock();
+        host.stumble("checkpoint")?;
+        let running = host.instances.get(iid).is_some_and(|one| one.is_running());
+        if running { Ok(1) } else { Err(DriverError::Refused(format!("{iid} is not running"))) }
     }
 
     fn kill_orphan(&self, iid: &Iid) -> Result<(), DriverError> {

@@ -15,7 +15,9 @@ use std::sync::{Mutex, MutexGuard};
 
 use uuid::Uuid;
 
+use crate::driver::DriverError;
 use crate::driver::forks::ForkServer;
+use crate::driver::shimmed::checkpoint;
 use crate::driver::workspace::Workspaces;
 use crate::model::Iid;
 use crate::shim::launch::SOCKET;
@@ -83,8 +85,21 @@ impl Host {
         iids
     }
 
+    /// Removes the checkpoints of a sandbox but for these.
+    pub fn sweep_checkpoints(&self, uid: Uuid, kept: &[&str]) -> Result<(), SysError> {
+        checkpoint::sweep(&checkpoint::dir_of(&self.paths.state, uid), kept)
+    }
+
+    /// Gives another sandbox a checkpoint of this one, and its workspace with it.
+    pub fn copy_checkpoint(&self, from: Uuid, to: Uuid, dir: &str) -> Result<(), DriverError> {
+        let of = |uid| checkpoint::dir_of(&self.paths.state, uid);
+        checkpoint::copy(&of(from).join(dir), &of(to), dir)
+    }
+
     /// Removes everything a sandbox ever had here.
     pub fn forget(&self, uid: Uuid) -> Result<(), SysError> {
+        self.sweep_checkpoints(uid, &[])?;
+        let _ = fs::remove_dir(checkpoint::dir_of(&self.paths.state, uid));
         let dir = self.console(uid);
         match fs::remove_dir_all(&dir) {
             Ok(()) => Ok(()),

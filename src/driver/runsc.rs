@@ -103,15 +103,23 @@ impl Runsc {
         ]
     }
 
-    /// The arguments that start an instance and return. Pure.
+    /// The arguments that start an instance, or have it go on from a checkpoint, and return. Pure.
     pub(super) fn args(
         &self,
         order: &Order<'_>,
         run_dir: &Path,
         platform: Platform,
+        image: Option<&Path>,
     ) -> Vec<String> {
         let mut args = self.flags(&run_dir.join(STATE), platform, order.spec.network);
-        args.extend(["run", "--detach"].map(str::to_owned));
+        match image {
+            None => args.push("run".to_owned()),
+            Some(image) => {
+                args.push("restore".to_owned());
+                args.push(format!("--image-path={}", image.display()));
+            }
+        }
+        args.push("--detach".to_owned());
         args.push(format!("--bundle={}", run_dir.display()));
         args.push(format!("--pid-file={}", run_dir.join(PID).display()));
         args.push(format!("--user-log={}", run_dir.join(USER_LOG).display()));

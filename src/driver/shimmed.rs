@@ -16,7 +16,7 @@ use crate::driver::bwrap::{self, Bubblewrap};
 use crate::driver::host::Host;
 use crate::driver::runsc::{self, Guest, Runsc};
 use crate::driver::shown::HOME;
-use crate::driver::{Driver, DriverError, ExecOrder, Order, Started, StopOrder, process};
+use crate::driver::{Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder, process};
 use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, Platform, SandboxName, Time};
 use crate::shim::client::{Client, ClientError};
 use crate::shim::exit;
@@ -25,6 +25,7 @@ use crate::shim::protocol::{Phase, Request, State};
 use crate::sys::cgroup::{self, Usage};
 use crate::sys::{self, SysError, clock, lock};
 
+pub(super) mod checkpoint;
 mod convert;
 mod exec;
 mod ledger;
@@ -97,10 +98,15 @@ impl Shimmed {
     }
 
     /// Everything the shim is told. Pure but for the search for a program.
-    fn launch(&self, order: &Order<'_>, workspace: &Path) -> Result<Launch, DriverError> {
+    fn launch(
+        &self,
+        order: &Order<'_>,
+        workspace: &Path,
+        image: Option<&Path>,
+    ) -> Result<Launch, DriverError> {
         let host = &self.host;
         let spec = order.spec;
-        let (program, args, confinement) = self.way(order, workspace)?;
+        let (program, args, confinement) = self.way(order, workspace, image)?;
         let plain = matches!(self.bundle, Bundle::Process);
         let gvisor = matches!(self.bundle, Bundle::Gvisor(_));
         let work_dir = if plain { workspace.to_owned() } else { PathBuf::from("/") };
@@ -143,6 +149,7 @@ impl Shimmed {
         &self,
         order: &Order<'_>,
         workspace: &Path,
+        image: Option<&Path>,
     ) -> Result<(String, Vec<String>, Confinement), DriverError> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         Ok(match &self.bundle {
@@ -166,7 +173,7 @@ impl Shimmed {
                     user_log: run_dir.join(runsc::USER_LOG),
                     console: run_dir.join(runsc::CONSOLE),
                 };
-                (text(&runsc.program), runsc.args(order, &run_dir, platform), confinement)
+                (text(&runsc.program), runsc.args(order, &run_dir, platform, image), confinement)
             }
             Bundle::Process => (
                 process::program(order, SEARCH_PATH),
@@ -239,8 +246,9 @@ impl Shimmed {
             }
             spaces.prepare(order.uid, order.host_uid, order.image_files, &order.spec.files)
         };
+        let image = self.wake(order)?;
         let workspace = prepare().map_err(host("prepare workspace"))?;
-        let launch = self.launch(order, &workspace)?;
+        let launch = self.launch(order, &workspace, image.as_deref())?;
         let group = self.host.cgroups.group(order.iid.as_str());
         group.create().map_err(host("make cgroup"))?;
         let applied = group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;
@@ -278,7 +286,7 @@ impl Shimmed {
             (Phase::Running, _) => Observed::Running {
                 pid: state.pid,
                 started_at: started_at.unwrap_or_default(),
-                frozen: self.host.cgroups.group(iid.as_str()).is_frozen(),
+                frozen: self.host.cgroups.group(iid.as_str()).is_frozen() || self.stands_still(iid),
             },
             (Phase::Stopping | Phase::Exited, _) => {
                 Observed::Stopping { pid: state.pid, started_at }
@@ -382,6 +390,8 @@ impl Driver for Shimmed {
         let request = if how.force {
             Request::Kill { reason }
         } else {
+            // What gVisor has stand still would not see the signal.
+            self.go_on(iid)?;
             let signal = convert::signal_number(how.signal);
             Request::Stop { signal, grace_ms: how.grace_ms, reason }
         };
@@ -406,6 +416,9 @@ impl Driver for Shimmed {
         let host = |source| DriverError::Host { stage, source };
         let group = self.host.cgroups.group(iid.as_str());
         group.freeze(frozen).map_err(host)?;
+        if !frozen {
+            self.go_on(iid)?;
+        }
         let deadline = clock::boot_ms() + FREEZE_MS_MAX;
         while group.is_frozen() != frozen {
             if clock::boot_ms() > deadline {
@@ -415,6 +428,10 @@ impl Driver for Shimmed {
             thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    fn checkpoint(&self, iid: &Iid, order: &Keep<'_>) -> Result<u64, DriverError> {
+        self.keep(iid, order)
     }
 
     fn kill_orphan(&self, iid: &Iid) -> Result<(), DriverError> {

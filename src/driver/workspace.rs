@@ -92,14 +92,37 @@ impl Workspaces {
         if fs::symlink_metadata(&from).is_err() {
             return Ok(());
         }
+        let to = self.aside()?.join(name.as_str());
+        remove_tree(&to)?;
+        move_aside(&from, &to)
+    }
+
+    fn aside(&self) -> Result<PathBuf, SysError> {
         let aside = self.root.join(ASIDE);
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside);
         made.map_err(|source| SysError::io("mkdir", &aside, source))?;
-        let to = aside.join(name.as_str());
-        remove_tree(&to)?;
-        // The age of what lies there is the age of this directory entry's target.
-        let _ = fs::File::open(&from).and_then(|dir| dir.set_modified(file_time_now()));
-        fs::rename(&from, &to).map_err(|source| SysError::io("rename", &from, source))
+        Ok(aside)
+    }
+
+    /// Puts another tree in place of a workspace, which is put aside under a label that no sandbox can
+    /// have as its name. Repeated, it is the tree of before that goes, not what was put aside.
+    pub fn replace(
+        &self,
+        uid: Uuid,
+        host_uid: u32,
+        fresh: &Path,
+        label: &str,
+    ) -> Result<(), SysError> {
+        if self.as_root {
+            give_tree(fresh, host_uid)?;
+        }
+        let (current, aside) = (self.path(uid), self.aside()?.join(label));
+        if fs::symlink_metadata(&aside).is_ok() {
+            remove_tree(&current)?;
+        } else if fs::symlink_metadata(&current).is_ok() {
+            move_aside(&current, &aside)?;
+        }
+        fs::rename(fresh, &current).map_err(|source| SysError::io("rename", fresh, source))
     }
 
     /// Takes a workspace back that was put aside under this name. Returns whether there was one.
@@ -130,6 +153,12 @@ impl Workspaces {
         }
         Ok(())
     }
+}
+
+fn move_aside(from: &Path, to: &Path) -> Result<(), SysError> {
+    // The age of what lies there is the age of this directory entry's target.
+    let _ = fs::File::open(from).and_then(|dir| dir.set_modified(file_time_now()));
+    fs::rename(from, to).map_err(|source| SysError::io("rename", from, source))
 }
 
 fn file_time_now() -> std::time::SystemTime {

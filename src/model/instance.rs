@@ -70,6 +70,8 @@ pub enum StopReason {
     /// To run with a changed spec.
     SpecChanged,
     Deleted,
+    /// Its memory was kept, to go on later.
+    Hibernated,
     Timeout,
 }
 
@@ -81,6 +83,7 @@ impl StopReason {
             Self::Restarted => "restarted",
             Self::SpecChanged => "spec_changed",
             Self::Deleted => "deleted",
+            Self::Hibernated => "hibernated",
             Self::Timeout => "timeout",
         }
     }
@@ -114,6 +117,9 @@ pub struct Instance {
     pub forced: bool,
     #[serde(default)]
     pub exit: Option<ExitRecord>,
+    /// Whether it went on from a checkpoint instead of beginning anew.
+    #[serde(default)]
+    pub restored: bool,
     /// Whether everything of it on the host was removed.
     #[serde(default)]
     pub released: bool,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::model::checkpoint::Checkpoint;
 use crate::model::instance::{ExitRecord, Instance, InstancePhase};
 use crate::model::name::SandboxName;
 use crate::model::spec::{Spec, State};
@@ -70,6 +71,8 @@ pub struct Power {
     pub paused: bool,
     /// Counts requests to run. An instance that answers an older one is replaced.
     pub request: u64,
+    /// Counts requests for a checkpoint.
+    pub checkpoint: u64,
 }
 
 /// That the sandbox is to go. Never taken back.
@@ -95,6 +98,16 @@ pub struct History {
     pub delay_ms: u64,
     /// No start before this.
     pub not_before: Option<Time>,
+    /// What the next start goes on from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asleep: Option<Arc<Checkpoint>>,
+    /// What an operator asked to keep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub saved: Option<Arc<Checkpoint>>,
+    /// The newest request for a checkpoint that was answered, and why not, if it was refused.
+    pub checkpointed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_fault: Option<String>,
 }
 
 /// One sandbox.
@@ -127,6 +140,11 @@ impl Sandbox {
             (None, Some(Hold::Started)) => true,
             (None, None) => self.spec.state == State::Running,
         }
+    }
+
+    /// Whether what runs should be put to sleep with its memory kept.
+    pub fn wants_to_sleep(&self) -> bool {
+        self.deletion.is_none() && self.power.hold.is_none() && self.spec.state == State::Hibernated
     }
 
     /// The instance that is not proved dead, if there is one.

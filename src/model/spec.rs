@@ -40,10 +40,13 @@ impl Isolation {
 pub enum State {
     Running,
     Stopped,
+    /// Not running, but with its memory kept, to go on where it was.
+    Hibernated,
 }
 
 impl State {
-    pub const WORDS: &[(&str, Self)] = &[("running", Self::Running), ("stopped", Self::Stopped)];
+    pub const WORDS: &[(&str, Self)] =
+        &[("running", Self::Running), ("stopped", Self::Stopped), ("hibernated", Self::Hibernated)];
 }
 
 /// When an ended workload is started again.

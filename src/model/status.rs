@@ -18,6 +18,8 @@ pub enum Phase {
     Paused,
     Stopping,
     Stopped,
+    /// Not running, with its memory kept.
+    Hibernated,
     /// It ended well and is not to run again.
     Completed,
     BackingOff,

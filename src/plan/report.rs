@@ -121,6 +121,9 @@ fn ready(view: &View<'_>, next: &Next) -> (Truth, &'static str) {
     let sandbox = view.sandbox;
     let current = |generation| generation == sandbox.generation;
     if let Some(live) = sandbox.live() {
+        if sandbox.wants_to_sleep() {
+            return (Truth::False, "Progressing");
+        }
         return match view.observed {
             Observed::Running { .. } if current(live.generation) && live.stop_reason.is_none() => {
                 (Truth::True, "Running")
@@ -137,7 +140,10 @@ fn ready(view: &View<'_>, next: &Next) -> (Truth, &'static str) {
     match next {
         Next::Do(_) => (Truth::False, "Progressing"),
         Next::Wait(_) => (Truth::False, "BackingOff"),
-        Next::Settled if !sandbox.wants_to_run() => (Truth::True, "Stopped"),
+        Next::Settled if !sandbox.wants_to_run() => match sandbox.history.asleep {
+            Some(_) => (Truth::True, "Hibernated"),
+            None => (Truth::True, "Stopped"),
+        },
         Next::Settled => match sandbox.last_exit() {
             Some(exit) if exit.is_success() => (Truth::True, "Completed"),
             Some(_) => (Truth::False, "Failed"),
@@ -161,9 +167,12 @@ fn phase(view: &View<'_>, next: &Next) -> Phase {
         };
     }
     match next {
-        Next::Do(Step::Start) => Phase::Pending,
+        Next::Do(Step::Start | Step::Restore) => Phase::Pending,
         Next::Wait(_) => Phase::BackingOff,
-        Next::Do(_) | Next::Settled if !sandbox.wants_to_run() => Phase::Stopped,
+        Next::Do(_) | Next::Settled if !sandbox.wants_to_run() => match sandbox.history.asleep {
+            Some(_) => Phase::Hibernated,
+            None => Phase::Stopped,
+        },
         Next::Do(_) | Next::Settled => match sandbox.last_exit().map(|exit| &exit.kind) {
             Some(ExitKind::Exited { code: 0 }) => Phase::Completed,
             Some(_) => Phase::Failed,

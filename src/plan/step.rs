@@ -7,6 +7,12 @@ use crate::model::{ExitRecord, Status, StopReason, Time};
 pub enum Step {
     /// Intend, then start, the next instance.
     Start,
+    /// Intend, then start, the next instance from where its checkpoint left off.
+    Restore,
+    /// Keep the memory of what runs and go on.
+    Checkpoint,
+    /// Keep the memory of what runs, then end it.
+    Hibernate,
     /// Note that the program runs.
     MarkRunning { pid: Option<u32>, started_at: Time },
     /// Note that it has run well for long enough to forget its failures.
@@ -36,6 +42,9 @@ impl Step {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Start => "start",
+            Self::Restore => "restore",
+            Self::Checkpoint => "checkpoint",
+            Self::Hibernate => "hibernate",
             Self::MarkRunning { .. } => "mark running",
             Self::MarkHealthy => "mark healthy",
             Self::Adjust => "adjust in place",

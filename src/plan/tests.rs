@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::*;
 use crate::model::spec::{BackoffRange, Stop};
 use crate::model::{
-    Deletion, History, Iid, Isolation, Limits, Network, Owner, Phase, Power, Restart, SandboxName,
-    Spec, State, Status,
+    Checkpoint, Deletion, History, Iid, Isolation, Limits, Network, Owner, Phase, Power, Restart,
+    SandboxName, Spec, State, Status,
 };
 
 const NOW: Time = Time(1_000_000);
@@ -67,6 +67,7 @@ fn instance(phase: InstancePhase) -> Instance {
         stop_reason: None,
         forced: false,
         exit: None,
+        restored: false,
         released: phase == InstancePhase::Dead,
     }
 }
@@ -110,6 +111,8 @@ fn policy() -> Policy {
         unenforced: vec![("disk_mb", "no quota".to_owned())],
         unavailable: None,
         boot_id: "boot".to_owned(),
+        runtime: Some("runsc 1".to_owned()),
+        is_busy: false,
         can_freeze: true,
         idle_freeze: None,
         source_fault: None,
@@ -270,6 +273,59 @@ fn what_is_paused_stands_still_until_it_is_resumed_or_has_to_end() {
     sandbox.power.paused = true;
     let unable = Policy { can_freeze: false, ..policy() };
     assert_eq!(plan(&View::of(&sandbox, &RUNS, NOW, &unable)).next, Next::Settled);
+}
+
+fn kept() -> Checkpoint {
+    Checkpoint {
+        iid: instance(InstancePhase::Running).iid,
+        dir: "a".to_owned(),
+        taken_at: NOW,
+        runtime: "runsc 1".to_owned(),
+        bytes: 1,
+        has_workspace: false,
+        spec: spec(),
+    }
+}
+
+#[test]
+fn what_hibernates_is_kept_first_and_ended_then() {
+    let mut sandbox = with(InstancePhase::Running);
+    sandbox.spec = Arc::new(Spec { state: State::Hibernated, ..spec() });
+    sandbox.generation += 1;
+    check(&sandbox, &RUNS, "hibernate: its spec says hibernated (Running)");
+    check(&sandbox, &FROZEN, "hibernate: its spec says hibernated (Running)");
+    let busy = Policy { is_busy: true, ..policy() };
+    let waits = plan(&View::of(&sandbox, &RUNS, NOW, &busy));
+    assert_eq!(waits.next, Next::Wait(NOW.after(LOOK_AGAIN)), "{}", waits.why);
+    sandbox.history.asleep = Some(Arc::new(kept()));
+    check(&sandbox, &RUNS, "kill: its memory is kept (Running)");
+    // Of an older instance: not what runs now.
+    sandbox.history.asleep =
+        Some(Arc::new(Checkpoint { iid: Iid::new(sandbox.uid, 99), ..kept() }));
+    check(&sandbox, &RUNS, "hibernate: its spec says hibernated (Running)");
+    // An operator's word is above the spec's.
+    sandbox.power.hold = Some(Hold::Stopped);
+    check(&sandbox, &RUNS, "stop: an operator stopped it (Running)");
+}
+
+#[test]
+fn what_was_kept_is_gone_on_from_unless_it_cannot_be() {
+    let mut sandbox = ended(ExitKind::Signaled { signal: "SIGKILL".to_owned() });
+    sandbox.history.asleep = Some(Arc::new(kept()));
+    sandbox.spec = Arc::new(Spec { state: State::Hibernated, ..spec() });
+    let why = "settled: its memory is kept; it goes on when its spec says running (Hibernated)";
+    check(&sandbox, &GONE, why);
+    sandbox.spec = Arc::new(spec());
+    sandbox.power.request += 1;
+    check(&sandbox, &GONE, "restore: goes on from where its memory was kept (Pending)");
+    sandbox.spec = Arc::new(Spec { command: vec!["other".to_owned()], ..spec() });
+    let why = "start: begins anew: its spec changed since its memory was kept: command (Pending)";
+    check(&sandbox, &GONE, why);
+    sandbox.spec = Arc::new(spec());
+    let other = Policy { runtime: Some("runsc 2".to_owned()), ..policy() };
+    let refused = plan(&View::of(&sandbox, &GONE, NOW, &other));
+    assert_eq!(refused.next, Next::Settled);
+    assert!(refused.why.contains("kept by runsc 1, and here is runsc 2"), "{}", refused.why);
 }
 
 #[test]

@@ -18,6 +18,8 @@ use crate::shim::protocol::{Frame, Request, Told, control, stdin, take_frame};
 /// Programs at once in one sandbox, and in all: each costs the host a process or two.
 const SANDBOX_COUNT_MAX: usize = 16;
 const COUNT_MAX: usize = 128;
+/// In place of a count: nobody may enter.
+const KEPT_OUT: usize = usize::MAX;
 /// Input sent in one frame.
 const INPUT_CHUNK_BYTES: usize = 16 * 1024;
 
@@ -39,6 +41,8 @@ pub enum ExecError {
     NotRunning,
     #[error("the sandbox is paused; resume it first")]
     Paused,
+    #[error("its memory is being kept; try again in a moment")]
+    Keeping,
     #[error("{0} programs are being run already; wait for one to end")]
     TooMany(usize),
     #[error(transparent)]
@@ -108,7 +112,10 @@ enum InputEnd {
 impl Sessions {
     fn enter(self: &Arc<Self>, uid: Uuid) -> Result<Place, ExecError> {
         let mut counts = self.lock();
-        if counts.values().sum::<usize>() >= COUNT_MAX {
+        if counts.get(&uid) == Some(&KEPT_OUT) {
+            return Err(ExecError::Keeping);
+        }
+        if counts.values().filter(|count| **count != KEPT_OUT).sum::<usize>() >= COUNT_MAX {
             return Err(ExecError::TooMany(COUNT_MAX));
         }
         let count = counts.entry(uid).or_default();
@@ -119,6 +126,17 @@ impl Sessions {
         Ok(Place { sessions: Arc::clone(self), uid })
     }
 
+    /// Sees to it that nothing is run in this sandbox for as long as what comes back is kept. `None`:
+    /// something is.
+    pub(super) fn keep_out(self: &Arc<Self>, uid: Uuid) -> Option<KeptOut> {
+        let mut counts = self.lock();
+        if counts.contains_key(&uid) {
+            return None;
+        }
+        counts.insert(uid, KEPT_OUT);
+        Some(KeptOut { sessions: Arc::clone(self), uid })
+    }
+
     /// Whether anything runs in this sandbox beside its workload.
     pub(super) fn any(&self, uid: Uuid) -> bool {
         self.lock().contains_key(&uid)
@@ -126,6 +144,19 @@ impl Sessions {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, usize>> {
         self.counts.lock().expect("nobody panics while holding the counts")
+    }
+}
+
+/// Nobody may run anything in a sandbox.
+#[derive(Debug)]
+pub(super) struct KeptOut {
+    sessions: Arc<Sessions>,
+    uid: Uuid,
+}
+
+impl Drop for KeptOut {
+    fn drop(&mut self) {
+        self.sessions.lock().remove(&self.uid);
     }
 }
 

@@ -4,9 +4,11 @@
 //! Each transaction looks again at the row it changes: a wish that changed since the plan was made
 //! ends the step before it does anything.
 
+mod sleep;
+
 use std::sync::Arc;
 
-use crate::driver::{DriverError, Order, StopOrder};
+use crate::driver::{DriverError, Order, Restore, StopOrder};
 use crate::model::{
     Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Observed,
     Owner, Sandbox, Span, Time,
@@ -38,7 +40,10 @@ pub(super) fn execute(
     let Next::Do(step) = &plan.next else { return Ok(Again::Now) };
     let act = Act { world, sandbox, plan, policy: view.policy, now: view.now };
     match step {
-        Step::Start => act.start(),
+        Step::Start => act.start(false),
+        Step::Restore => act.start(true),
+        Step::Checkpoint => act.checkpoint(),
+        Step::Hibernate => act.hibernate(),
         Step::MarkRunning { pid, started_at } => act.mark_running(*pid, *started_at),
         Step::MarkHealthy => act.mark_healthy(),
         Step::Adjust => act.adjust(),
@@ -119,14 +124,15 @@ impl Act<'_> {
         self.world.driver(instance.spec.isolation).ok_or(StepError::Overtaken)
     }
 
-    fn start(&self) -> Result<Again, StepError> {
+    /// The next instance; from where the memory of the last one was kept, or anew.
+    fn start(&self, restored: bool) -> Result<Again, StepError> {
         let sandbox = self.sandbox;
         let Some(driver) = self.world.drivers.get(&sandbox.spec.isolation) else {
             return Err(StepError::Overtaken);
         };
         let n = sandbox.history.instances + 1;
         let iid = Iid::new(sandbox.uid, n);
-        let intent = self.intent(&iid, n);
+        let intent = Instance { restored, ..self.intent(&iid, n) };
         let status = self.plan.status.clone();
         let again = sandbox.instance.is_some();
         // Intent first: from here on it may exist, and the store says so.
@@ -135,11 +141,20 @@ impl Act<'_> {
             let message = format!("{said}: {why}");
             core.event(Some(&sandbox.name), Level::Normal, ("Starting", message), now)?;
             sandbox.history.instances = n;
-            sandbox.history.restarts += u64::from(again);
+            sandbox.history.restarts += u64::from(again && !restored);
+            if !restored {
+                sandbox.history.asleep = None;
+            }
             sandbox.instance = Some(Arc::new(intent));
             sandbox.status = status;
             Ok(())
         })?;
+        let kept = committed.history.asleep.as_ref().filter(|_| restored);
+        let restore = kept.map(|kept| Restore {
+            dir: &kept.dir,
+            has_workspace: kept.has_workspace,
+            request: committed.power.request,
+        });
         let nothing = std::collections::BTreeMap::new();
         let image = sandbox.spec.image.as_ref().and_then(|id| self.world.images.get(id));
         let started = driver.start(&Order {
@@ -152,6 +167,7 @@ impl Act<'_> {
             host_uid: sandbox.host_uid,
             image_files: image.map_or(&nothing, |image| &image.files),
             take_back: matches!(sandbox.owner, Owner::File(_)),
+            restore,
         });
         match started {
             Ok(started) => {
@@ -185,6 +201,7 @@ impl Act<'_> {
             stop_reason: None,
             forced: false,
             exit: None,
+            restored: false,
             released: false,
         }
     }
@@ -200,7 +217,11 @@ impl Act<'_> {
         // Changed in place since it was started? Then this is not the end of it.
         let complete = instance.generation == self.sandbox.generation;
         let next = if complete { Next::Settled } else { Next::Do(Step::Adjust) };
-        self.commit_instance(move |core, sandbox, instance| {
+        let committed = self.commit_instance(move |core, sandbox, instance| {
+            if instance.restored {
+                // It has gone on: from here on its memory is its own again.
+                sandbox.history.asleep = None;
+            }
             instance.phase = InstancePhase::Running;
             instance.pid = pid;
             instance.started_at = Some(started_at);
@@ -212,6 +233,7 @@ impl Act<'_> {
             let message = format!("{iid}, generation {}", instance.generation);
             core.event(Some(&sandbox.name), Level::Normal, ("Started", message), now)
         })?;
+        self.sweep(&committed)?;
         // With a complete status, there is nothing that another look would add now, but that it is idle.
         let idle_look = self.policy.idle_freeze.map_or(RESYNC, |span| Span(span.0 / 4).min(RESYNC));
         Ok(if complete { Again::In(idle_look) } else { Again::Now })
@@ -296,6 +318,10 @@ impl Act<'_> {
                 return Ok(());
             }
             sandbox.history = backoff::after_exit(sandbox, &exit);
+            if instance.restored && exit.started_at.is_some() {
+                // It went on from that, and to its end; what was kept of itself is something else.
+                let _ = sandbox.history.asleep.take_if(|kept| kept.iid != exit.iid);
+            }
             instance.phase = InstancePhase::Dead;
             let bad = !exit.is_success() && !exit.is_innocent();
             let level = if bad { Level::Warning } else { Level::Normal };

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
-use crate::driver::Usage;
-use crate::model::{Sandbox, SandboxName, Time};
+use crate::driver::{DriverError, Usage};
+use crate::model::{Sandbox, SandboxName, Spec, Time};
 use crate::plan::Plan;
 use crate::reconcile::blocking;
 use crate::reconcile::exec::{self, ExecError, Program, Session};
@@ -43,6 +43,36 @@ impl Handle {
     pub fn can_freeze(&self, sandbox: &Sandbox) -> bool {
         let driver = self.world.driver(sandbox.spec.isolation);
         driver.is_some_and(|driver| driver.can_freeze())
+    }
+
+    /// Whether somebody runs something inside.
+    pub fn is_busy(&self, sandbox: &Sandbox) -> bool {
+        self.world.sessions.any(sandbox.uid)
+    }
+
+    /// What would run this spec, with its version; or why nothing can.
+    pub fn runtime(&self, spec: &Spec) -> Result<String, String> {
+        self.world.runtime(spec.isolation)
+    }
+
+    /// Gives a sandbox that is about to be made a checkpoint of another one.
+    pub async fn copy_checkpoint(
+        &self,
+        from: Uuid,
+        to: Uuid,
+        dir: String,
+    ) -> Result<(), DriverError> {
+        let world = Arc::clone(&self.world);
+        let copy =
+            move || world.host.as_ref().map_or(Ok(()), |host| host.copy_checkpoint(from, to, &dir));
+        blocking(copy).await
+    }
+
+    /// Takes that back. What is left over goes when the daemon next starts.
+    pub async fn drop_checkpoints(&self, uid: Uuid) {
+        let world = Arc::clone(&self.world);
+        let drop = move || world.host.as_ref().map(|host| host.sweep_checkpoints(uid, &[]));
+        let _ = blocking(drop).await;
     }
 
     /// What the loop would do next, and why.

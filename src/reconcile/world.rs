@@ -63,6 +63,7 @@ impl World {
     pub(super) fn policy(&self, sandbox: &Sandbox, snapshot: &Snapshot) -> Policy {
         let isolation = sandbox.spec.isolation;
         let driver = self.drivers.get(&isolation);
+        let runtime = self.runtime(isolation);
         let can_freeze = driver.is_some_and(|driver| driver.can_freeze());
         // bubblewrap costs nothing while it is idle; and what the host's network brings would wake
         // nobody.
@@ -71,7 +72,9 @@ impl World {
             can_freeze,
             idle_freeze: self.idle_freeze.filter(|_| may_idle && can_freeze),
             unenforced: driver.map(|driver| driver.unenforced()).unwrap_or_default(),
-            unavailable: self.runtime(isolation).err(),
+            is_busy: self.sessions.any(sandbox.uid),
+            unavailable: runtime.as_ref().err().cloned(),
+            runtime: runtime.ok(),
             boot_id: self.boot_id.clone(),
             source_fault: source_fault(sandbox, snapshot),
         }

@@ -82,6 +82,8 @@ pub enum Refusal {
     Running { name: SandboxName },
     #[error("{name} is not running")]
     NotRunning { name: SandboxName },
+    #[error("{name} has no checkpoint")]
+    NoCheckpoint { name: SandboxName },
     #[error("Command required: give a command, or an image with a startup")]
     NoCommand,
 }
@@ -182,6 +184,10 @@ pub enum Verb {
     Pause,
     /// Let it go on.
     Resume,
+    /// Keep its memory and workspace, and have it go on.
+    Checkpoint,
+    /// Go back to what was kept.
+    Restore,
 }
 
 impl Verb {
@@ -192,6 +198,8 @@ impl Verb {
         ("restart", Self::Restart),
         ("pause", Self::Pause),
         ("resume", Self::Resume),
+        ("checkpoint", Self::Checkpoint),
+        ("restore", Self::Restore),
     ];
 }
 
@@ -207,7 +215,7 @@ pub fn power(core: &mut Core, name: &str, verb: Verb, now: Time) -> Outcome<Arc<
         Verb::Start | Verb::Restart if new.spec.command.is_empty() => {
             return Ok(Err(Refusal::NoCommand));
         }
-        Verb::Pause if !running => {
+        Verb::Pause | Verb::Checkpoint if !running => {
             return Ok(Err(Refusal::NotRunning { name: old.name.clone() }));
         }
         Verb::Pause => {
@@ -222,14 +230,28 @@ pub fn power(core: &mut Core, name: &str, verb: Verb, now: Time) -> Outcome<Arc<
             new.power.paused = false;
             ("ResumeRequested", "by an operator")
         }
-        Verb::Start | Verb::Restart => {
-            new.power.hold = (new.spec.state == State::Stopped).then_some(Hold::Started);
-            new.power.request += 1;
-            new.power.paused = false;
-            new.history.failures = 0;
-            new.history.not_before = None;
-            let restart = verb == Verb::Restart;
-            (if restart { "RestartRequested" } else { "StartRequested" }, "by an operator")
+        Verb::Start => {
+            ask_to_run(&mut new);
+            ("StartRequested", "by an operator")
+        }
+        Verb::Restart => {
+            // Anew, whatever was kept.
+            new.history.asleep = None;
+            ask_to_run(&mut new);
+            ("RestartRequested", "by an operator")
+        }
+        Verb::Checkpoint => {
+            new.power.checkpoint += 1;
+            new.history.checkpoint_fault = None;
+            ("CheckpointRequested", "by an operator")
+        }
+        Verb::Restore => {
+            let Some(saved) = new.history.saved.clone() else {
+                return Ok(Err(Refusal::NoCheckpoint { name: old.name.clone() }));
+            };
+            new.history.asleep = Some(saved);
+            ask_to_run(&mut new);
+            ("RestoreRequested", "by an operator")
         }
         Verb::Stop => {
             // A kill is not softened by a stop that follows it.
@@ -253,6 +275,15 @@ pub fn power(core: &mut Core, name: &str, verb: Verb, now: Time) -> Outcome<Arc<
 }
 
 /// Whether this instance answers the present wish already.
+/// The next instance answers a new request, whatever became of those before.
+fn ask_to_run(new: &mut Sandbox) {
+    new.power.hold = (new.spec.state != State::Running).then_some(Hold::Started);
+    new.power.request += 1;
+    new.power.paused = false;
+    new.history.failures = 0;
+    new.history.not_before = None;
+}
+
 fn is_up(instance: &Instance, sandbox: &Sandbox) -> bool {
     instance.phase != InstancePhase::Stopping && instance.request == sandbox.power.request
 }

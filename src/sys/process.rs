@@ -136,6 +136,13 @@ pub fn own_name(pid: u32) -> Option<String> {
     line.split('\0').next().map(str::to_owned)
 }
 
+/// What a process has open, by the names that the kernel knows.
+pub fn open_files(pid: u32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let targets = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+    targets.map(|target| target.to_string_lossy().into_owned()).collect()
+}
+
 /// The session a process is in, named by the process that began it.
 pub fn session(pid: u32) -> Option<u32> {
     let stat = read_small(Path::new(&format!("/proc/{pid}/stat"))).ok()?;

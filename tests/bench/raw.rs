@@ -51,6 +51,7 @@ impl Bwrap {
             host_uid: USER,
             image_files: &Default::default(),
             take_back: false,
+            restore: None,
         });
         Self {
             program: bubblewrap.program.clone(),

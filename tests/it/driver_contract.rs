@@ -126,6 +126,7 @@ impl Bench {
             host_uid: 234_567,
             image_files: &BTreeMap::new(),
             take_back: false,
+            restore: None,
         };
         self.driver.start(&order).unwrap_or_else(|error| panic!("{}: {error:?}", self.label()));
         self.started.push(iid.clone());

@@ -6,6 +6,7 @@
 
 mod api_seed;
 mod api_v1;
+mod checkpoint;
 mod daemon;
 mod desk;
 mod driver_contract;

@@ -27,6 +27,7 @@ pub(crate) fn order(check: impl FnOnce(&Order<'_>)) {
         host_uid: 200_000,
         image_files: &BTreeMap::new(),
         take_back: false,
+        restore: None,
     });
 }
 

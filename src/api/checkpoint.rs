@@ -1,0 +1,106 @@
+//! Checkpoints: what can be refused beforehand is, with the reason, and restoring into a new name.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::api::{ApiError, Shared, wait};
+use crate::model::{Checkpoint, Owner, Sandbox, SandboxName, Violation};
+use crate::plan::diff::{self, Effect};
+use crate::reconcile::exec::ExecError;
+use crate::store::edit::{self, Edited, Precondition, Put, Refusal};
+
+/// Whether a checkpoint could be taken as things are.
+pub(super) fn may_keep(api: &Shared, sandbox: &Sandbox) -> Result<(), ApiError> {
+    if api.handle.is_busy(sandbox) {
+        return Err(ApiError::Conflict(
+            "what is run inside by exec cannot be kept; end it first".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// What the sandbox can go back to, if it can.
+pub(super) fn may_restore(api: &Shared, sandbox: &Sandbox) -> Result<Arc<Checkpoint>, ApiError> {
+    let saved = sandbox.history.saved.clone();
+    let saved = saved.ok_or_else(|| Refusal::NoCheckpoint { name: sandbox.name.clone() })?;
+    let here = api.handle.runtime(&saved.spec).unwrap_or_else(|why| why);
+    if here != saved.runtime {
+        let by = &saved.runtime;
+        let why = format!("the checkpoint was taken by {by}, and here is {here}");
+        return Err(ApiError::Conflict(why));
+    }
+    Ok(saved)
+}
+
+/// The same, in place: with the spec of now.
+pub(super) fn may_go_back(api: &Shared, sandbox: &Sandbox) -> Result<(), ApiError> {
+    let saved = may_restore(api, sandbox)?;
+    let change = diff::classify(&saved.spec, &sandbox.spec);
+    if change.effect > Effect::InPlace {
+        let fields = change.fields.join(", ");
+        let why = format!("the spec has changed since the checkpoint was taken: {fields}");
+        return Err(ApiError::Conflict(why));
+    }
+    Ok(())
+}
+
+/// Makes a new sandbox that goes on from the checkpoint of another one.
+pub(super) async fn restore_to(
+    api: &Shared,
+    sandbox: &Sandbox,
+    to: &str,
+) -> Result<Arc<Sandbox>, ApiError> {
+    let name = SandboxName::try_from(to)
+        .map_err(|error| ApiError::Invalid(vec![Violation::new("to", error.to_string())]))?;
+    let saved = may_restore(api, sandbox)?;
+    let uid = Uuid::now_v7();
+    api.handle.copy_checkpoint(sandbox.uid, uid, saved.dir.clone()).await?;
+    let put = Put {
+        name,
+        labels: sandbox.labels.clone(),
+        spec: saved.spec.clone(),
+        owner: Owner::Api,
+        uid: Some(uid),
+        precondition: Precondition::Absent,
+    };
+    let now = api.now();
+    let made = api.store.write(move |core| {
+        let made = match edit::put(core, put, now)? {
+            Ok(made) => made,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let mut new = Sandbox::clone(made.sandbox());
+        new.history.asleep = Some(Arc::clone(&saved));
+        new.history.saved = Some(saved);
+        core.put(new).map(|new| Ok(Edited::Created(new)))
+    });
+    let made = match made.await? {
+        Ok(made) => made,
+        Err(refusal) => {
+            api.handle.drop_checkpoints(uid).await;
+            return Err(refusal.into());
+        }
+    };
+    Ok(Arc::clone(made.sandbox()))
+}
+
+/// Waits until a request for a checkpoint was answered.
+pub(super) async fn kept(
+    api: &Shared,
+    wish: &Sandbox,
+    within: std::time::Duration,
+) -> Result<(), ApiError> {
+    let (uid, request) = (wish.uid, wish.power.checkpoint);
+    let answered = move |now: Option<&Arc<Sandbox>>| {
+        let Some(now) = now.filter(|now| now.uid == uid) else {
+            return Some(Err(ApiError::NotFound));
+        };
+        if now.history.checkpointed >= request {
+            let fault = now.history.checkpoint_fault.clone();
+            return Some(fault.map_or(Ok(()), |why| Err(ApiError::Failed(why))));
+        }
+        now.live().is_none().then(|| Err(ApiError::Exec(ExecError::NotRunning)))
+    };
+    wait::until(api, &wish.name, within, ("no checkpoint", answered)).await?
+}

@@ -1,0 +1,289 @@
+//! Keeping the memory of a gVisor sandbox. It stands still while that is done, so that what is kept and
+//! what is in its workspace belong together; only what is whole and on disk gets its name.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::{Bundle, Shimmed};
+use crate::driver::{DriverError, Keep, runsc};
+use crate::model::{Iid, Network};
+use crate::sys::{SysError, process};
+
+/// runsc keeps 50 MiB in 0.3 s. Something this slow hangs.
+const WITHIN: Duration = Duration::from_secs(120);
+/// In the run directory while gVisor itself has the guest stand still.
+const STILL: &str = "still";
+/// In the directory of a checkpoint.
+const IMAGE: &str = "image";
+const WORKSPACE: &str = "workspace";
+/// Versions before this one end a sandbox while its checkpoint is being taken.
+const FIRST_RELEASE: u32 = 2023;
+
+impl Shimmed {
+    pub(super) fn keep(&self, iid: &Iid, order: &Keep<'_>) -> Result<u64, DriverError> {
+        let refused = |why: String| Err(DriverError::Refused(why));
+        let Bundle::Gvisor(gvisor) = &self.bundle else {
+            let isolation = order.spec.isolation.as_str();
+            return refused(format!("isolation {isolation} has no checkpoints; gvisor has"));
+        };
+        if release_year(&gvisor.runsc.version).is_some_and(|year| year < FIRST_RELEASE) {
+            let version = &gvisor.runsc.version;
+            return refused(format!(
+                "runsc {version} ends a sandbox while it takes a checkpoint, so that a crash would \
+                 lose it; install the one of bookworm-backports"
+            ));
+        }
+        if order.spec.network == Network::Host {
+            return refused("connections over the host's network cannot be kept".to_owned());
+        }
+        if order.spec.tty {
+            return refused("a terminal cannot be kept".to_owned());
+        }
+        self.stand_still(iid)?;
+        let kept = self.keep_still(iid, order);
+        // Whatever became of it. A hibernation ends it next.
+        let went_on = if order.and_go_on || kept.is_err() { self.go_on(iid) } else { Ok(()) };
+        kept.and_then(|bytes| went_on.map(|()| bytes))
+    }
+
+    /// Of a sandbox that stands still.
+    fn keep_still(&self, iid: &Iid, order: &Keep<'_>) -> Result<u64, DriverError> {
+        let group = self.host.cgroups.group(iid.as_str());
+        let gone: Vec<String> = group.pids().into_iter().flat_map(deleted_files).collect();
+        if let Some(path) = gone.first() {
+            return Err(DriverError::Refused(format!(
+                "a program holds {path} open, which was deleted: it could not be opened again"
+            )));
+        }
+        let failed = |source| DriverError::Host { stage: "keep memory", source };
+        let dir = dir_of(&self.host.paths.state, order.uid).join(order.dir);
+        let unfinished = dir.with_extension("new");
+        for old in [&unfinished, &dir] {
+            remove(old).map_err(failed)?;
+        }
+        let image = unfinished.join(IMAGE);
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&image);
+        made.map_err(|source| failed(SysError::io("mkdir", &image, source)))?;
+        let path = format!("--image-path={}", image.display());
+        self.runsc(iid, &["checkpoint", &path, "--leave-running"])?;
+        if order.with_workspace {
+            copy_tree(&self.host.workspaces.path(order.uid), &unfinished.join(WORKSPACE))?;
+        }
+        let bytes = size(&unfinished);
+        sync_tree(&unfinished)
+            .and_then(|()| fs::rename(&unfinished, &dir))
+            .and_then(|()| File::open(dir.parent().unwrap_or(&dir))?.sync_all())
+            .map_err(|source| failed(SysError::io("store", &dir, source)))?;
+        Ok(bytes)
+    }
+
+    /// Where the memory is that a new instance is to go on from; with the workspace put back that
+    /// belongs to it, once for each request.
+    pub(super) fn wake(
+        &self,
+        order: &crate::driver::Order<'_>,
+    ) -> Result<Option<PathBuf>, DriverError> {
+        let Some(from) = &order.restore else { return Ok(None) };
+        let dir = dir_of(&self.host.paths.state, order.uid).join(from.dir);
+        if !dir.is_dir() {
+            return Err(DriverError::Refused(format!("{} is gone", dir.display())));
+        }
+        if from.has_workspace {
+            let spaces = &self.host.workspaces;
+            let fresh = spaces.path(order.uid).with_extension("new");
+            let failed = |source| DriverError::Host { stage: "restore workspace", source };
+            remove(&fresh).map_err(failed)?;
+            copy_tree(&dir.join(WORKSPACE), &fresh)?;
+            let label = format!("{}.before-restore-{}", order.name, from.request);
+            spaces.replace(order.uid, order.host_uid, &fresh, &label).map_err(failed)?;
+        }
+        Ok(Some(dir.join(IMAGE)))
+    }
+
+    /// Has gVisor stop the guest where it is: the host's freezer would stop gVisor as well, which is to
+    /// do the keeping. That it stands still is noted first, so that nobody forgets to let it go on.
+    fn stand_still(&self, iid: &Iid) -> Result<(), DriverError> {
+        let group = self.host.cgroups.group(iid.as_str());
+        let host = |source| DriverError::Host { stage: "keep memory", source };
+        group.freeze(false).map_err(host)?;
+        let mark = self.mark(iid);
+        if mark.exists() {
+            return Ok(());
+        }
+        File::create(&mark).map_err(|source| host(SysError::io("create", &mark, source)))?;
+        self.runsc(iid, &["pause"])
+    }
+
+    /// Lets a guest go on that gVisor has stopped; every other one goes on already.
+    pub(super) fn go_on(&self, iid: &Iid) -> Result<(), DriverError> {
+        if !self.stands_still(iid) {
+            return Ok(());
+        }
+        if self.runsc(iid, &["resume"]).is_err() {
+            // Noted, and then it was not stopped: what can be stopped now can go on.
+            self.runsc(iid, &["pause"])?;
+            self.runsc(iid, &["resume"])?;
+        }
+        let mark = self.mark(iid);
+        fs::remove_file(&mark).map_err(|source| DriverError::Host {
+            stage: "go on",
+            source: SysError::io("remove", &mark, source),
+        })
+    }
+
+    pub(super) fn stands_still(&self, iid: &Iid) -> bool {
+        self.mark(iid).exists()
+    }
+
+    fn mark(&self, iid: &Iid) -> PathBuf {
+        self.host.run_dir(iid).join(STILL)
+    }
+
+    /// Runs runsc about an instance, with its id as the last argument.
+    fn runsc(&self, iid: &Iid, words: &[&str]) -> Result<(), DriverError> {
+        let Bundle::Gvisor(gvisor) = &self.bundle else { return Ok(()) };
+        let program = &gvisor.runsc.program;
+        let failed = |source| DriverError::Spawn { program: program.clone(), source };
+        let log = self.host.run_dir(iid).join("runsc.err");
+        let mut child = Command::new(program)
+            .arg(format!("--root={}", self.host.run_dir(iid).join(runsc::STATE).display()))
+            .args(words)
+            .arg(iid.as_str())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).map_err(failed)?)
+            .spawn()
+            .map_err(failed)?;
+        let deadline = Instant::now() + WITHIN;
+        loop {
+            match child.try_wait().map_err(failed)? {
+                Some(status) if status.success() => return Ok(()),
+                Some(_) => break,
+                None if Instant::now() > deadline => {
+                    child.kill().and_then(|()| child.wait()).map_err(failed)?;
+                    break;
+                }
+                None => thread::sleep(Duration::from_millis(2)),
+            }
+        }
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        let line = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no word");
+        Err(DriverError::Refused(format!("runsc {}: {line}", words[0])))
+    }
+}
+
+/// `0.0~20240729.0` and `release-20240729.0` are of 2024.
+fn release_year(version: &str) -> Option<u32> {
+    let digits: String = version
+        .rsplit(['~', '-'])
+        .next()?
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .take(4)
+        .collect();
+    digits.parse().ok()
+}
+
+/// Files of the sandbox that a process of gVisor's holds open and that are deleted. Its own memory has
+/// never had a name.
+fn deleted_files(pid: u32) -> Vec<String> {
+    let open = process::open_files(pid).into_iter();
+    open.filter_map(|path| Some(path.strip_suffix(" (deleted)")?.to_owned()))
+        .filter(|path| !path.starts_with("/memfd:") && !path.starts_with("/dev/"))
+        .collect()
+}
+
+/// By a program that follows no symlink, keeps what is sparse sparse, and shares blocks where the file
+/// system can. Nothing runs in there meanwhile.
+fn copy_tree(from: &Path, to: &Path) -> Result<(), DriverError> {
+    let program = PathBuf::from("cp");
+    let failed = |source| DriverError::Spawn { program: program.clone(), source };
+    let flags = ["--archive", "--reflink=auto", "--sparse=always", "--no-target-directory", "--"];
+    let done = Command::new(&program)
+        .args(flags)
+        .args([from, to])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(failed)?;
+    if done.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
+    Err(DriverError::Host {
+        stage: "copy workspace",
+        source: SysError { call: "cp".to_owned(), source: io::Error::other(said) },
+    })
+}
+
+fn remove(dir: &Path) -> Result<(), SysError> {
+    match fs::remove_dir_all(dir) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(SysError::io("remove", dir, source))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn size(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => size(&entry.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+/// Files and directories, down to the disk. Only our own and a copy that nobody else can write to.
+fn sync_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            sync_tree(&entry.path())?;
+        } else if kind.is_file() {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    File::open(dir)?.sync_all()
+}
+
+/// Removes the checkpoints of a sandbox that nothing refers to.
+pub(in crate::driver) fn sweep(dir: &Path, kept: &[&str]) -> Result<(), SysError> {
+    let named = |name: &OsStr| kept.iter().any(|kept| name == *kept);
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !named(&entry.file_name()) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies one to among those of another sandbox, whole or not at all.
+pub(in crate::driver) fn copy(from: &Path, to: &Path, name: &str) -> Result<(), DriverError> {
+    let failed = |source| DriverError::Host {
+        stage: "copy checkpoint",
+        source: SysError::io("copy", from, source),
+    };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(failed)?;
+    let unfinished = to.join(format!("{name}.new"));
+    copy_tree(from, &unfinished)?;
+    sync_tree(&unfinished)
+        .and_then(|()| fs::rename(&unfinished, to.join(name)))
+        .and_then(|()| File::open(to)?.sync_all())
+        .map_err(failed)
+}
+
+/// All checkpoints of a sandbox.
+pub(in crate::driver) fn dir_of(state: &Path, uid: Uuid) -> PathBuf {
+    state.join("checkpoints").join(uid.to_string())
+}

@@ -1,0 +1,24 @@
+//! A checkpoint: the memory of a sandbox, kept to go on from.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::instance::Iid;
+use crate::model::spec::Spec;
+use crate::model::time::Time;
+
+/// One checkpoint, as the store knows it. What it consists of lies in a directory of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The instance it was taken of.
+    pub iid: Iid,
+    /// The name of its directory.
+    pub dir: String,
+    pub taken_at: Time,
+    /// The program that took it, with its version: no other can go on from it.
+    pub runtime: String,
+    pub bytes: u64,
+    /// Whether the workspace was kept with it. Without, the workspace has not changed since.
+    pub has_workspace: bool,
+    /// What the instance ran, to tell what a later spec changes.
+    pub spec: Spec,
+}
