@@ -230,8 +230,8 @@ fn assignments(env: &BTreeMap<String, String>) -> Vec<String> {
 /// Whether a process is gVisor's kernel or its file server. Both live as long as the sandbox; the guest's
 /// own processes, which have no name on the host, come and go.
 pub(super) fn is_own_process(pid: u32) -> bool {
-    let name = process::own_name(pid);
-    name.is_some_and(|name| matches!(name.as_str(), "runsc-sandbox" | "runsc-gofer"))
+    let arguments = process::arguments(pid);
+    matches!(arguments.first().map(String::as_str), Some("runsc-sandbox" | "runsc-gofer"))
 }
 
 /// What the host allows so that the guest's own limit is the one that is met.

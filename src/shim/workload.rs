@@ -18,11 +18,11 @@ use crate::shim::child::{self, Child};
 use crate::shim::exit::{self, Exit};
 use crate::shim::launch::{Confinement, Launch};
 use crate::shim::protocol::{Phase, Reply};
-use crate::shim::runtime::Runtime;
+use crate::shim::runtime::{self, Runtime};
 use crate::shim::spool::{Stream, Writer};
 use crate::shim::stdin::Stdin;
 use crate::sys::process::{self, Ended};
-use crate::sys::{SysError, clock, poll};
+use crate::sys::{SysError, clock, poll, spawn};
 use unsupported::Unsupported;
 
 /// Read at once from an output: what a pipe holds.
@@ -373,6 +373,10 @@ impl Workload {
         };
         let since_boot_ms = clock::boot_ms();
         let sandbox = runtime.sandbox(pid_file).filter(|_| ended == Ended::Exited(0));
+        if runtime.is_narrow() {
+            // It was all too fast to be seen.
+            self.launch.group.pids().into_iter().for_each(spawn::widen_to_own_cpus);
+        }
         match sandbox {
             Some((pid, None)) => {
                 self.child_pid = pid;
@@ -434,6 +438,9 @@ impl Workload {
         }
         match self.life {
             Life::Launching => {
+                if let Some(runtime) = self.runtime.as_mut().filter(|one| one.is_narrow()) {
+                    runtime.widen_when_counted(self.child_pid);
+                }
                 self.probe(now);
                 self.kill_when_due(now);
             }
@@ -451,7 +458,12 @@ impl Workload {
         match self.life {
             Life::Launching | Life::Running => {
                 let probe = self.wrapper.probe_boot_ms.filter(|_| self.life == Life::Launching);
-                [self.ending.timeout_at_boot_ms, kill_at, probe].into_iter().flatten().min()
+                let narrow = self.runtime.as_ref().filter(|one| one.is_narrow());
+                let counted = narrow.map(|_| now + runtime::COUNTED_MS);
+                [self.ending.timeout_at_boot_ms, kill_at, probe, counted]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
             Life::Ending { .. } => Some(now + KILL_AGAIN_MS),
             Life::Storing { again_boot_ms } => Some(again_boot_ms),

@@ -184,6 +184,28 @@ pub fn narrow_to_cpus(count: u64) -> Result<(), SysError> {
     sched_setaffinity(itself, &narrowed).map_err(failed)
 }
 
+/// Lets every thread of another process use the cpus that we may use. Threads that appear meanwhile are
+/// children of narrow ones or of wide ones, so it is looked again until there are no new ones.
+pub fn widen_to_own_cpus(pid: u32) {
+    use nix::sched::{sched_getaffinity, sched_setaffinity};
+    let Ok(own) = sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return };
+    let mut known = std::collections::BTreeSet::new();
+    for _ in 0..WIDEN_ROUNDS_MAX {
+        let tids = crate::sys::process::threads(pid);
+        let fresh: Vec<i32> = tids.into_iter().filter(|tid| known.insert(*tid)).collect();
+        if fresh.is_empty() {
+            return;
+        }
+        for tid in fresh {
+            // Gone again, or not ours to change: then it stays as it was, which is only slower.
+            let _ = sched_setaffinity(nix::unistd::Pid::from_raw(tid), &own);
+        }
+    }
+}
+
+/// A process that makes threads faster than this is not waited for.
+const WIDEN_ROUNDS_MAX: usize = 8;
+
 /// Becomes another user for good, with no supplementary groups.
 pub fn become_user(uid: u32, gid: u32) -> Result<(), SysError> {
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));

@@ -387,6 +387,19 @@ fn a_gvisor_guest_counts_its_own_memory_cpus_and_processes() {
         let words: Vec<&str> = console.split_whitespace().collect();
         let want = ["MemTotal:", "98304", "kB", "1", "16", "1000", "CapEff:", "0000000000000000"];
         assert_eq!(words, want, "{}", bench.label());
+        // Which is the guest's view; on the host it may use them all, within its quota.
+        let mut idle = limited.clone();
+        idle.command = ["sleep", "1000"].map(str::to_owned).to_vec();
+        let iid = bench.start(&idle);
+        let pid = bench.wait_running(&iid).unwrap();
+        let allowed = |pid: u32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            status.lines().find(|line| line.starts_with("Cpus_allowed:")).unwrap().to_owned()
+        };
+        assert_eq!(allowed(pid), allowed(std::process::id()), "{}", bench.label());
+        bench.driver.stop(&iid, &stop(true, 0)).unwrap();
+        bench.wait_exit(&iid);
+        bench.driver.clean_up(&iid).unwrap();
         // What the host allows is more, so that the guest's own limit is the one that is met.
         limited.command = vec!["python3".to_owned(), "-c".to_owned(), THREADS.to_owned()];
         let (exit, console) = bench.run(&limited);

@@ -199,6 +199,39 @@ async fn nothing_gets_out_of_a_program_inside_either() {
 }
 
 #[tokio::test]
+async fn nothing_reaches_a_neighbour() {
+    let host = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = host.local_addr().unwrap().port().to_string();
+    for program in versions() {
+        let desk = Desk::with(json!({"gvisor": {"program": program}})).await;
+        let kinds = ["gvisor", "bubblewrap"];
+        for kind in kinds {
+            for (name, command) in
+                [("home", vec!["python3", "n.py"]), ("next", vec!["sleep", "1000"])]
+            {
+                let spec = json!({"isolation": kind, "command": command,
+                    "files": {"n.py": include_str!("neighbour.py")}});
+                desk.write_spec(&format!("{kind}-{name}.yaml"), &format!("{kind}-{name}"), &spec);
+            }
+        }
+        for (at, from) in kinds.iter().flat_map(|at| kinds.map(|from| (*at, from))) {
+            let (home, next) = (format!("{at}-home"), format!("{from}-next"));
+            desk.wait_logs(&home, "at home").await;
+            desk.wait_phase(&next, "Running").await;
+            let sandbox = desk.sandbox(&home).await;
+            let uid = sandbox["metadata"]["uid"].as_str().unwrap();
+            let workspace = desk.path("sandboxes").join(uid);
+            assert!(workspace.join("secret").exists());
+            let pid = sandbox["status"]["instance"]["pid"].to_string();
+            let reach =
+                ["exec", &next, "--", "python3", "n.py", workspace.to_str().unwrap(), &pid, &port];
+            let (code, out, said) = desk.cli(&reach);
+            assert_eq!((code, &*out), (0, "tried\n"), "{next} to {home}: {said}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn only_who_may_write_to_a_console_may_run_something() {
     let desk = Desk::new().await;
     desk.write_spec("web.yaml", "web", &json!({"command": ["sleep", "1000"]}));

@@ -162,3 +162,120 @@ async fn whichever_of_its_processes_is_killed_the_sandbox_ends_whole_and_starts_
         .await;
     }
 }
+
+/// A process whose command line has all of these words.
+async fn find(words: &[&str]) -> u32 {
+    let deadline = std::time::Instant::now() + crate::desk::PATIENCE;
+    loop {
+        let pids = std::fs::read_dir("/proc").unwrap().flatten();
+        let found =
+            pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid: &u32| {
+                let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                words.iter().all(|word| line.contains(word))
+            });
+        if let Some(pid) = found {
+            return pid;
+        }
+        assert!(std::time::Instant::now() < deadline, "no process has {words:?}");
+        tokio::task::yield_now().await;
+    }
+}
+
+fn parent(pid: u32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+    line.trim().parse().unwrap()
+}
+
+fn kill(pid: u32) {
+    let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
+    assert!(killed.unwrap().success());
+}
+
+#[tokio::test]
+async fn whoever_is_killed_in_whichever_phase_it_runs_once_and_nothing_is_left() {
+    for program in versions() {
+        let mut desk = Desk::with(json!({"gvisor": {"program": program}})).await;
+        let spec = |n: usize| {
+            json!({"isolation": "gvisor", "command": ["sleep", "1000"], "env": {"N": n.to_string()},
+                "restart": {"policy": "always", "backoff": {"initial": "1s", "max": "1s"}},
+                "stop": {"signal": "SIGTERM", "grace": "1s"}})
+        };
+        let run = desk.path("run/i").display().to_string();
+        for (n, (victim, phase)) in [
+            ("runsc", "starting"),
+            ("shim", "starting"),
+            ("daemon", "starting"),
+            ("sentry", "starting"),
+            ("shim", "running"),
+            ("daemon", "running"),
+            ("shim", "stopping"),
+            ("daemon", "stopping"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let before = desk.sandbox("web").await["status"]["instance"]["iid"].clone();
+            // A change restarts it: what ran is stopped, and the next one starts.
+            desk.write_spec("web.yaml", "web", &spec(n));
+            if phase != "starting" && n > 0 {
+                desk.wait_for("web", "changed", |sandbox| {
+                    let instance = &sandbox["status"]["instance"];
+                    sandbox["status"]["phase"] == "Running" && instance["iid"] != before
+                })
+                .await;
+            }
+            let target = match (victim, phase) {
+                ("runsc", _) => find(&[&run, "run --detach"]).await,
+                ("shim", "starting") => parent(find(&[&run, "run --detach"]).await),
+                ("sentry", _) => find(&["runsc-sandbox", &run]).await,
+                ("daemon", "starting") => {
+                    find(&[&run, "run --detach"]).await;
+                    desk.daemon.as_ref().unwrap().id()
+                }
+                ("shim", _) => parent(find(&["runsc-sandbox", &run]).await),
+                _ => desk.daemon.as_ref().unwrap().id(),
+            };
+            if phase == "stopping" {
+                // It begins to end, and is hit on the way.
+                desk.post("/v1/sandboxes/web/restart", json!({})).await;
+            }
+            if victim == "daemon" {
+                desk.kill();
+                desk.start().await;
+            } else {
+                kill(target);
+            }
+            let running = |sandbox: &Value| {
+                sandbox["status"]["phase"] == "Running"
+                    && sandbox["status"]["observed_generation"] == sandbox["metadata"]["generation"]
+                    && sandbox["status"]["observed_request"] == sandbox["power"]["request"]
+            };
+            let what = format!("running after {victim} was killed while {phase}");
+            let sandbox = desk.wait_for("web", &what, running).await;
+            let iid = sandbox["status"]["instance"]["iid"].as_str().unwrap().to_owned();
+            let deadline = std::time::Instant::now() + crate::desk::PATIENCE;
+            loop {
+                let dirs = std::fs::read_dir(desk.path("run/i")).unwrap().flatten();
+                let dirs: Vec<String> =
+                    dirs.map(|dir| dir.file_name().into_string().unwrap()).collect();
+                let strangers = strangers(&run, &iid);
+                if dirs == [iid.clone()] && strangers.is_empty() {
+                    break;
+                }
+                assert!(std::time::Instant::now() < deadline, "{what}: {dirs:?} {strangers:?}");
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+/// Processes of this daemon's sandboxes that are not of this instance.
+fn strangers(run: &str, iid: &str) -> Vec<String> {
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    pids.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(run) && !line.contains(iid))
+        .collect()
+}
