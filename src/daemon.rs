@@ -23,12 +23,12 @@ use crate::driver::host::{Host, Paths};
 use crate::driver::shimmed::Shimmed;
 use crate::driver::workspace::Workspaces;
 use crate::driver::{Driver, DriverError};
-use crate::model::admission::Rules;
+use crate::model::admission::{self, Rules};
 use crate::model::{Isolation, RestartPolicy, Sandbox};
 use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
 use crate::reconcile::queue::Queue;
-use crate::reconcile::{self, Handle, World, adopt};
+use crate::reconcile::{self, Handle, World, adopt, warm};
 use crate::store::{Store, database_path};
 use crate::sys::lock::{self, Lock};
 use crate::sys::{clock, path, socket, spawn};
@@ -125,6 +125,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         StoreKind::Sqlite => api::Declare::Sqlite,
         StoreKind::Files => api::Declare::Files { dir: config.desired_path.clone() },
     };
+    let wants = wanted_ahead(&rules);
     let api = Arc::new(Api {
         store,
         handle,
@@ -146,6 +147,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tasks.spawn(serve_on(tcp, api::router(Arc::clone(&api), false), shutdown.clone()));
     tasks.spawn(serve_on(local, api::router(api, true), shutdown.clone()));
     tasks.spawn(loop_task(Arc::clone(&world), queue, shutdown.clone()));
+    tasks.spawn(warm_task(Arc::clone(&world), wants, shutdown.clone()));
     tasks.spawn(expire_task(world, config, shutdown.clone()));
     let ended = tokio::select! {
         why = asked_to_end() => why,
@@ -201,6 +203,23 @@ async fn loop_task(
     let sweeping = tokio::spawn(reconcile::blocking(move || adopt::sweep_blocking(&swept)));
     reconcile::run(world, queue, shutdown, clock::wall_ms).await;
     sweeping.await.context("sweep")
+}
+
+async fn warm_task(
+    world: Arc<World>,
+    wants: warm::Wants,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    warm::run(world, wants, shutdown).await;
+    Ok(())
+}
+
+/// What images want to be started ahead.
+fn wanted_ahead(rules: &Rules) -> warm::Wants {
+    let wanting = rules.images.iter().filter(|(_, image)| image.warm > 0);
+    wanting
+        .map(|(id, image)| (id.clone(), (image.warm, admission::limits_of(Some(image), rules))))
+        .collect()
 }
 
 async fn expire_task(

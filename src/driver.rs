@@ -75,6 +75,19 @@ pub trait Driver: Send + Sync {
     /// Releases the shim and removes all traces. Repeating it is harmless.
     fn clean_up(&self, iid: &Iid) -> Result<(), DriverError>;
 
+    /// Starts something ahead that sandboxes of an image may be given. Where nothing can wait: refused.
+    fn warm_up(&self, image: &str, _: &Limits) -> Result<(), DriverError> {
+        Err(DriverError::Refused(format!("nothing can be started ahead for {image}")))
+    }
+
+    /// How many wait for sandboxes of an image.
+    fn warm(&self, _: &str) -> usize {
+        0
+    }
+
+    /// Ends what an earlier daemon has started ahead and nobody was given.
+    fn discard(&self, _: &Iid) {}
+
     /// What an instance has used. Zeros when it is not there.
     fn usage(&self, iid: &Iid) -> Usage;
 

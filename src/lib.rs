@@ -1,11 +1,11 @@
 //! sodiumd runs other people's code on one Linux machine.
 //!
 //! People declare sandboxes, in a directory of YAML or over REST; a loop makes the machine match:
-//! it starts real bubblewrap sandboxes or plain processes, keeps them inside their limits, starts
+//! it starts real gVisor and bubblewrap sandboxes or plain processes, keeps them inside their limits, starts
 //! again what crashed, stops what ran out of time, and says what it sees. It survives its own death.
 //!
 //! ```text
-//!  desired/*.yaml --hint--> scan --\                                  /--> shim socket --> bwrap | process
+//!  desired/*.yaml --hint--> scan --\                                  /--> shim socket --> runsc | bwrap | process
 //!                                   merge -> SQLite tx -> snapshot -> queue[name] -> observe -> plan -> one step
 //!  REST, console, CLI -------------/            ^                                                      |
 //!                                               +------------- status, instance, event tx <------------+

@@ -20,6 +20,7 @@ pub mod link;
 pub mod pass;
 pub mod queue;
 pub mod task;
+pub mod warm;
 pub mod world;
 
 mod execute;

@@ -16,9 +16,11 @@
 //!                                                +----> exit.json
 //! ```
 
+pub mod claim;
 pub mod client;
 pub mod exec;
 pub mod exit;
+pub mod init;
 pub mod launch;
 pub mod protocol;
 pub mod spool;

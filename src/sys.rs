@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod graft;
 pub mod landlock;
 pub mod lock;
 pub mod mount;
@@ -59,6 +60,12 @@ pub(crate) fn read_small(path: &Path) -> io::Result<String> {
     // Through `take`, because a bare read_to_end() asks for the size first.
     File::open(path)?.take(u64::MAX).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Standard input, of which nothing is read that was not asked for.
+pub fn unbuffered_stdin() -> io::Result<File> {
+    use std::os::fd::AsFd;
+    Ok(io::stdin().as_fd().try_clone_to_owned()?.into())
 }
 
 /// Whether we run as root, and may therefore give each sandbox a uid of its own.

@@ -45,6 +45,7 @@ pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
         "uptime": uptime as f64 / 1000.0,
         "isolations": verdicts,
         "runtimes": runtimes,
+        "warm": api.handle.warm(),
     }))
 }
 

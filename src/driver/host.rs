@@ -82,6 +82,15 @@ impl Host {
         let mut iids: Vec<Iid> = names.filter_map(|name| Iid::parse(&name)).collect();
         iids.sort_unstable();
         iids.dedup();
+        // Those that wait are nobody's; those that waited go with whose they are.
+        let taken: Vec<Iid> = iids
+            .iter()
+            .map(|iid| (iid, self.known_as(iid)))
+            .filter(|(iid, own)| *iid != own)
+            .map(|(_, own)| own)
+            .collect();
+        let ordered = self.ordered();
+        iids.retain(|iid| !iid.is_waiting() || !taken.contains(iid) && !ordered.contains(iid));
         iids
     }
 
@@ -106,6 +115,16 @@ impl Host {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(source) => Err(SysError::io("remove", &dir, source)),
         }
+    }
+
+    /// What the host calls it: the name it was started under, if that was before it was anybody's.
+    pub(super) fn known_as(&self, iid: &Iid) -> Iid {
+        let link = fs::read_link(self.run_dir(iid)).ok();
+        link.and_then(|target| Iid::parse(target.to_str()?)).unwrap_or_else(|| iid.clone())
+    }
+
+    pub(super) fn group(&self, iid: &Iid) -> cgroup::Group {
+        self.cgroups.group(self.known_as(iid).as_str())
     }
 
     pub(super) fn run_dir(&self, iid: &Iid) -> PathBuf {

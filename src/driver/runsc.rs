@@ -14,7 +14,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::driver::shown::{ETC_NETWORK, HOME, INSIDE_ID, Shown};
+use crate::driver::shown::{ETC_NETWORK, HOME, HOME_NAME, HOMES, INSIDE_ID, Shown};
 use crate::driver::{DriverError, Order};
 use crate::model::{Iid, Limits, Network, Platform};
 use crate::sys::{SysError, process};
@@ -25,6 +25,10 @@ const GUEST_ROOT_OFFSET: u32 = 1_000_000_000;
 /// The guest's own limit is what is meant to be met, so the host's leaves room beyond it.
 const HOST_TASKS_PER_PROCESS: u64 = 4;
 const HOST_TASKS_OWN: u64 = 128;
+
+/// What a guest's root needs to become somebody, and gives up with that.
+const BECOMING: [&str; 5] =
+    ["CAP_SYS_ADMIN", "CAP_SYS_RESOURCE", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"];
 
 /// Names in the run directory of an instance.
 pub(super) const CONFIG: &str = "config.json";
@@ -55,11 +59,13 @@ pub struct Guest<'a> {
     pub tty: bool,
     pub network: Network,
     pub limits: &'a Limits,
+    /// Started ahead: nobody's yet, as the guest's root, who becomes somebody with what that takes.
+    pub waits: bool,
 }
 
 impl Runsc {
     /// Finds the program, `configured` or usual, and writes what its sandboxes are shown.
-    pub fn detect(configured: Option<&Path>, run: &Path) -> Result<Self, DriverError> {
+    pub fn detect(configured: Option<&Path>, run: &Path, shim: &Path) -> Result<Self, DriverError> {
         let hint = "install it with: apt-get install -t bookworm-backports runsc";
         let usual = ["/usr/bin/runsc", "/usr/local/bin/runsc"].map(PathBuf::from);
         let candidates = configured.map_or_else(|| usual.to_vec(), |path| vec![path.to_owned()]);
@@ -71,7 +77,7 @@ impl Runsc {
         let version = version(&program)?;
         let failed = |source| DriverError::Host { stage: "write what sandboxes are shown", source };
         let shown = Shown::make(run).map_err(failed)?;
-        let root = shown.root().map_err(failed)?;
+        let root = shown.root(shim).map_err(failed)?;
         let runsc = Self { program, version, shown, root };
         for dir in [runsc.workspace(), runsc.whole_proc()] {
             fs::create_dir_all(&dir)
@@ -82,7 +88,12 @@ impl Runsc {
 
     /// Where each sandbox's workspace is mounted, in a mount namespace in which there is no other.
     pub(super) fn workspace(&self) -> PathBuf {
-        self.shown.made.join("workspace")
+        self.homes().join(HOME_NAME)
+    }
+
+    /// What is mounted where homes are: a directory with nothing in it but that of the workspace.
+    fn homes(&self) -> PathBuf {
+        self.shown.made.join("homes")
     }
 
     /// A mount point as well, and seen by nobody.
@@ -136,7 +147,9 @@ impl Runsc {
             {"containerID": 0, "hostID": guest.host_uid + GUEST_ROOT_OFFSET, "size": 1},
             {"containerID": INSIDE_ID, "hostID": guest.host_uid, "size": 1},
         ]);
-        let nothing = json!([]);
+        let held = if guest.waits { json!(BECOMING) } else { json!([]) };
+        let (user, cwd) = if guest.waits { (0, "/") } else { (INSIDE_ID, HOME) };
+        let limits = if guest.waits { json!([]) } else { json!(limits(guest.limits)) };
         let mut namespaces = vec!["pid", "ipc", "uts", "mount", "user"];
         if guest.network != Network::Host {
             namespaces.push("network");
@@ -148,14 +161,14 @@ impl Runsc {
             "root": {"path": self.root, "readonly": true},
             "process": {
                 "terminal": guest.tty,
-                "user": {"uid": INSIDE_ID, "gid": INSIDE_ID},
+                "user": {"uid": user, "gid": user},
                 "args": guest.command,
                 "env": assignments(guest.env),
-                "cwd": HOME,
-                "noNewPrivileges": true,
-                "capabilities": {"bounding": nothing, "effective": nothing, "inheritable": nothing,
-                                 "permitted": nothing, "ambient": nothing},
-                "rlimits": limits(guest.limits),
+                "cwd": cwd,
+                "noNewPrivileges": !guest.waits,
+                "capabilities": {"bounding": held, "effective": held, "inheritable": [],
+                                 "permitted": held, "ambient": []},
+                "rlimits": limits,
             },
             "mounts": self.mounts(guest.network),
             "linux": {"namespaces": namespaces, "uidMappings": ids, "gidMappings": ids},
@@ -182,9 +195,16 @@ impl Runsc {
             let there = ETC_NETWORK.iter().filter(|path| Path::new(path).exists());
             mounts.extend(there.map(|path| bind(Path::new(path), path, &read_only)));
         }
-        mounts.push(bind(&self.workspace(), HOME, &["rbind", "rw", "nosuid", "nodev"]));
+        // With what is mounted in it; for a guest that was started ahead, that comes later.
+        mounts.push(bind(&self.homes(), HOMES, &["rbind", "rw", "nosuid", "nodev"]));
         mounts
     }
+}
+
+/// Who the files of a sandbox belong to on disk, and who that is for a guest that was started under
+/// another uid: its user and its root.
+pub(super) fn shifted_ids(disk: u32, guest: u32) -> Vec<(u32, u32)> {
+    vec![(disk, guest), (disk + GUEST_ROOT_OFFSET, guest + GUEST_ROOT_OFFSET)]
 }
 
 /// A program for `runsc exec`, who it is and what it may: as the bundle has it.

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -29,8 +29,10 @@ pub(super) mod checkpoint;
 mod convert;
 mod exec;
 mod ledger;
+mod warm;
 
 use ledger::Counting;
+use warm::Ready;
 
 /// What the workload's PATH is, inside and, for plain processes, outside.
 const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
@@ -54,6 +56,8 @@ enum Bundle {
 struct Gvisor {
     runsc: Runsc,
     platform: OnceLock<Result<Platform, String>>,
+    /// Guests that were started ahead.
+    ready: Mutex<Vec<Ready>>,
 }
 
 /// A driver whose instances each have a shim.
@@ -71,21 +75,22 @@ impl Shimmed {
 
     /// gVisor, not yet to be had: see [`Shimmed::choose_platform`].
     pub fn gvisor(host: Arc<Host>, program: Option<&Path>) -> Result<Self, DriverError> {
-        let runsc = Runsc::detect(program, &host.paths.run)?;
-        Ok(Self { host, bundle: Bundle::Gvisor(Gvisor { runsc, platform: OnceLock::new() }) })
+        let runsc = Runsc::detect(program, &host.paths.run, &host.paths.shim)?;
+        let gvisor = Gvisor { runsc, platform: OnceLock::new(), ready: Mutex::default() };
+        Ok(Self { host, bundle: Bundle::Gvisor(gvisor) })
     }
 
     /// Takes over how gVisor works on this host from an earlier daemon that found it out. False: none
     /// has, or something is not as it was.
     pub fn remember_platform(&self, asked: Option<Platform>) -> bool {
-        let Bundle::Gvisor(Gvisor { runsc, platform }) = &self.bundle else { return true };
+        let Bundle::Gvisor(Gvisor { runsc, platform, .. }) = &self.bundle else { return true };
         let remembered = runsc.remembered(asked, &self.host.paths.state.join(PLATFORM));
         remembered.is_some_and(|found| platform.set(Ok(found)).is_ok())
     }
 
     /// Finds it out; takes seconds if a platform hangs.
     pub fn choose_platform(&self, asked: Option<Platform>) {
-        let Bundle::Gvisor(Gvisor { runsc, platform }) = &self.bundle else { return };
+        let Bundle::Gvisor(Gvisor { runsc, platform, .. }) = &self.bundle else { return };
         platform.get_or_init(|| {
             let memory = self.host.paths.state.join(PLATFORM);
             let found = runsc.choose(asked, &self.host.paths.run);
@@ -97,11 +102,12 @@ impl Shimmed {
         Self { host, bundle: Bundle::Process }
     }
 
-    /// Everything the shim is told. Pure but for the search for a program.
+    /// Everything the shim is told. Pure but for the search for a program. Without a workspace, it is of
+    /// something that waits for whom it will be.
     fn launch(
         &self,
         order: &Order<'_>,
-        workspace: &Path,
+        workspace: Option<&Path>,
         image: Option<&Path>,
     ) -> Result<Launch, DriverError> {
         let host = &self.host;
@@ -109,13 +115,16 @@ impl Shimmed {
         let (program, args, confinement) = self.way(order, workspace, image)?;
         let plain = matches!(self.bundle, Bundle::Process);
         let gvisor = matches!(self.bundle, Bundle::Gvisor(_));
-        let work_dir = if plain { workspace.to_owned() } else { PathBuf::from("/") };
+        let work_dir = workspace.filter(|_| plain).map_or_else(|| "/".into(), Path::to_owned);
         // gVisor's own processes are the ones to be started; its guest's user is in the bundle.
         let user = (crate::sys::is_root() && !gvisor).then_some((order.host_uid, order.host_uid));
         let env = if gvisor {
             vec![("PATH".to_owned(), SEARCH_PATH.to_owned())]
         } else {
-            environment(order.name, &order.spec.env, &self.home(workspace)).into_iter().collect()
+            {
+                let home = workspace.map_or_else(|| HOME.into(), |workspace| self.home(workspace));
+                environment(order.name, &order.spec.env, &home).into_iter().collect()
+            }
         };
         let open_files = ledger::open_files(&spec.limits).map(|(value, _)| value);
         let open_files_max = open_files.filter(|_| !gvisor);
@@ -130,10 +139,11 @@ impl Shimmed {
             env,
             work_dir,
             user,
-            group: host.cgroups.group(order.iid.as_str()),
+            group: host.group(order.iid),
             open_files_max,
             tty: spec.tty.then_some((80, 24)),
             confinement,
+            warm: workspace.is_none(),
             spool_dir: host.console(order.uid),
             spool_bytes_max: host.console_bytes,
             timeout_ms: (spec.limits.timeout_seconds > 0)
@@ -148,7 +158,7 @@ impl Shimmed {
     fn way(
         &self,
         order: &Order<'_>,
-        workspace: &Path,
+        workspace: Option<&Path>,
         image: Option<&Path>,
     ) -> Result<(String, Vec<String>, Confinement), DriverError> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
@@ -156,12 +166,13 @@ impl Shimmed {
             Bundle::Bubblewrap(bwrap) => (
                 text(&bwrap.program),
                 bwrap.args(order),
-                Confinement::Bubblewrap { inherited: bwrap.inherited(workspace) },
+                Confinement::Bubblewrap { inherited: bwrap.inherited(own_files(workspace)?) },
             ),
             Bundle::Gvisor(gvisor) => {
                 let (runsc, run_dir) = (&gvisor.runsc, self.host.run_dir(order.iid));
                 let platform = gvisor.platform().map_err(DriverError::Refused)?;
-                let mut binds = vec![(workspace.to_owned(), runsc.workspace())];
+                let home = workspace.map(|workspace| (workspace.to_owned(), runsc.workspace()));
+                let mut binds: Vec<_> = home.into_iter().collect();
                 if order.spec.limits.memory_mb > 0 {
                     binds.push((run_dir.join(runsc::MEMORY_INFO), "/proc/meminfo".into()));
                 }
@@ -180,7 +191,7 @@ impl Shimmed {
                 order.spec.resolved_command(),
                 Confinement::Itself {
                     read_only: process::read_only(),
-                    writable: process::writable(workspace),
+                    writable: process::writable(own_files(workspace)?),
                 },
             ),
         })
@@ -194,7 +205,7 @@ impl Shimmed {
     }
 
     /// What the runtime is to find in the run directory.
-    fn bundle_files(&self, order: &Order<'_>) -> Vec<(&'static str, String)> {
+    fn bundle_files(&self, order: &Order<'_>, waits: bool) -> Vec<(&'static str, String)> {
         let Bundle::Gvisor(Gvisor { runsc, .. }) = &self.bundle else { return Vec::new() };
         let guest = Guest {
             hostname: order.name.as_str(),
@@ -204,6 +215,7 @@ impl Shimmed {
             tty: order.spec.tty,
             network: order.spec.network,
             limits: &order.spec.limits,
+            waits,
         };
         let memory = runsc::memory_info(&order.spec.limits);
         let bundle = (runsc::CONFIG, runsc.bundle(&guest).to_string());
@@ -216,7 +228,7 @@ impl Shimmed {
         let failed = |source| SysError::io("make", &dir, source);
         let _ = fs::remove_dir_all(&unfinished);
         let json = serde_json::to_string(launch).expect("a launch has string keys");
-        let files = [(FILE, json)].into_iter().chain(self.bundle_files(order));
+        let files = [(FILE, json)].into_iter().chain(self.bundle_files(order, launch.warm));
         fs::create_dir(&unfinished).map_err(failed)?;
         for (name, text) in files {
             fs::write(unfinished.join(name), text).map_err(failed)?;
@@ -239,6 +251,18 @@ impl Shimmed {
 
     fn prepare(&self, order: &Order<'_>) -> Result<Vec<LimitStatus>, DriverError> {
         let host = |stage| move |source| DriverError::Host { stage, source };
+        let image = self.wake(order)?;
+        let workspace = self.workspace(order)?;
+        let launch = self.launch(order, Some(&workspace), image.as_deref())?;
+        let group = self.host.group(order.iid);
+        group.create().map_err(host("make cgroup"))?;
+        let applied = group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;
+        self.make_run_dir(order, &launch).map_err(host("make run directory"))?;
+        Ok(ledger::statuses(&order.spec.limits, &applied, self.counting()))
+    }
+
+    /// The sandbox's own files, with those that are to be in there.
+    fn workspace(&self, order: &Order<'_>) -> Result<PathBuf, DriverError> {
         let spaces = &self.host.workspaces;
         let prepare = || {
             if order.take_back {
@@ -246,14 +270,7 @@ impl Shimmed {
             }
             spaces.prepare(order.uid, order.host_uid, order.image_files, &order.spec.files)
         };
-        let image = self.wake(order)?;
-        let workspace = prepare().map_err(host("prepare workspace"))?;
-        let launch = self.launch(order, &workspace, image.as_deref())?;
-        let group = self.host.cgroups.group(order.iid.as_str());
-        group.create().map_err(host("make cgroup"))?;
-        let applied = group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;
-        self.make_run_dir(order, &launch).map_err(host("make run directory"))?;
-        Ok(ledger::statuses(&order.spec.limits, &applied, self.counting()))
+        prepare().map_err(|source| DriverError::Host { stage: "prepare workspace", source })
     }
 
     fn wanted(&self, limits: &Limits) -> cgroup::Limits {
@@ -286,7 +303,7 @@ impl Shimmed {
             (Phase::Running, _) => Observed::Running {
                 pid: state.pid,
                 started_at: started_at.unwrap_or_default(),
-                frozen: self.host.cgroups.group(iid.as_str()).is_frozen() || self.stands_still(iid),
+                frozen: self.host.group(iid).is_frozen() || self.stands_still(iid),
             },
             (Phase::Stopping | Phase::Exited, _) => {
                 Observed::Stopping { pid: state.pid, started_at }
@@ -297,7 +314,7 @@ impl Shimmed {
     /// Nobody answers: the lock and the cgroup tell whether that is an end.
     fn observe_silent(&self, iid: &Iid) -> Result<Observed, DriverError> {
         let host = |source| DriverError::Host { stage: "look", source };
-        let group = self.host.cgroups.group(iid.as_str());
+        let group = self.host.group(iid);
         if lock::is_held(&self.host.run_dir(iid).join(LOCK)).map_err(host)? {
             // Ours and just born: its socket is not there yet.
             let young = self.host.ordered().contains(iid) && !self.host.socket(iid).exists();
@@ -325,6 +342,11 @@ impl Shimmed {
         }
         Ok(())
     }
+}
+
+/// Only gVisor's guests can wait for theirs.
+fn own_files(workspace: Option<&Path>) -> Result<&Path, DriverError> {
+    workspace.ok_or_else(|| DriverError::Refused("it has no workspace".to_owned()))
 }
 
 /// Built from empty: nothing of the daemon's own environment is in it.
@@ -380,6 +402,9 @@ impl Driver for Shimmed {
     }
 
     fn start(&self, order: &Order<'_>) -> Result<Started, DriverError> {
+        if let Some(claimed) = self.claim(order) {
+            return Ok(claimed);
+        }
         let limits = self.prepare(order)?;
         let link = self.order_shim(order.iid)?;
         Ok(Started { link: Some(link), limits })
@@ -400,7 +425,7 @@ impl Driver for Shimmed {
 
     fn adjust(&self, iid: &Iid, limits: &Limits) -> Result<Vec<LimitStatus>, DriverError> {
         let host = |source| DriverError::Host { stage: "set limits", source };
-        let group = self.host.cgroups.group(iid.as_str());
+        let group = self.host.group(iid);
         let applied = group.apply(&self.wanted(limits)).map_err(host)?;
         let timeout_ms = (limits.timeout_seconds > 0).then_some(limits.timeout_seconds * 1000);
         self.ask(iid, "set time limit", &Request::Deadline { timeout_ms })?;
@@ -414,7 +439,7 @@ impl Driver for Shimmed {
     fn freeze(&self, iid: &Iid, frozen: bool) -> Result<(), DriverError> {
         let stage = if frozen { "freeze" } else { "thaw" };
         let host = |source| DriverError::Host { stage, source };
-        let group = self.host.cgroups.group(iid.as_str());
+        let group = self.host.group(iid);
         group.freeze(frozen).map_err(host)?;
         if !frozen {
             self.go_on(iid)?;
@@ -436,13 +461,14 @@ impl Driver for Shimmed {
 
     fn kill_orphan(&self, iid: &Iid) -> Result<(), DriverError> {
         let host = |source| DriverError::Host { stage: "kill orphan", source };
-        self.host.cgroups.group(iid.as_str()).kill().map_err(host)
+        self.host.group(iid).kill().map_err(host)
     }
 
     fn kill_shim(&self, iid: &Iid) -> Result<(), DriverError> {
         let host = |source| DriverError::Host { stage: "kill shim", source };
         let dir = self.host.run_dir(iid);
-        if !convert::kill_holder(&dir.join(LOCK), &dir).map_err(host)? {
+        let own = self.host.run_dir(&self.host.known_as(iid));
+        if !convert::kill_holder(&dir.join(LOCK), &own).map_err(host)? {
             // No shim has taken the lock over yet: then its order is what holds it.
             self.host.forks.abandon();
         }
@@ -462,12 +488,18 @@ impl Driver for Shimmed {
             }
             Err(_) => (),
         }
-        self.host.ordered().remove(iid);
-        self.host.cgroups.group(iid.as_str()).remove().map_err(host)?;
-        let remains = [self.host.run_dir(iid), self.host.unfinished(iid), self.host.exit_path(iid)];
+        let own = self.host.known_as(iid);
+        self.host.group(iid).remove().map_err(host)?;
+        // The name it was started under first: it is found by the other one.
+        let remains = [
+            self.host.run_dir(&own),
+            self.host.run_dir(iid),
+            self.host.unfinished(iid),
+            self.host.exit_path(iid),
+        ];
         for path in remains {
-            let removed =
-                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            let is_dir = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
+            let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             match removed {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(host(SysError::io("remove", &path, source)));
@@ -475,15 +507,30 @@ impl Driver for Shimmed {
                 Ok(()) | Err(_) => (),
             }
         }
+        let mut ordered = self.host.ordered();
+        ordered.remove(iid);
+        ordered.remove(&own);
         Ok(())
     }
 
+    fn warm_up(&self, image: &str, limits: &Limits) -> Result<(), DriverError> {
+        self.start_ahead(image, limits)
+    }
+
+    fn warm(&self, image: &str) -> usize {
+        self.count_ready(image)
+    }
+
+    fn discard(&self, iid: &Iid) {
+        Self::discard(self, iid);
+    }
+
     fn usage(&self, iid: &Iid) -> Usage {
-        self.host.cgroups.group(iid.as_str()).usage()
+        self.host.group(iid).usage()
     }
 
     fn workload_cpu_usec(&self, iid: &Iid) -> u64 {
-        let group = self.host.cgroups.group(iid.as_str());
+        let group = self.host.group(iid);
         let all = group.usage().cpu_usec;
         if !matches!(self.bundle, Bundle::Gvisor(_)) {
             return all;
@@ -502,6 +549,10 @@ impl Driver for Shimmed {
 }
 
 impl Gvisor {
+    fn ready(&self) -> MutexGuard<'_, Vec<Ready>> {
+        self.ready.lock().expect("nobody panics while holding those that are ready")
+    }
+
     fn platform(&self) -> Result<Platform, String> {
         let trying = || Err("finding out which platform of gVisor works on this host".to_owned());
         self.platform.get().cloned().unwrap_or_else(trying)

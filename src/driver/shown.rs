@@ -10,6 +10,11 @@ use crate::sys::path;
 
 /// Where the workspace is inside, and HOME.
 pub(super) const HOME: &str = "/home/container";
+/// What HOME lies in, and its name there.
+pub(super) const HOMES: &str = "/home";
+pub(super) const HOME_NAME: &str = "container";
+/// Where a guest that was started ahead finds the program that becomes what it is claimed for.
+pub(super) const INIT: &str = "/sodium-init";
 /// Who the workload is inside.
 pub(super) const INSIDE_ID: u32 = 1000;
 
@@ -69,18 +74,20 @@ impl Shown {
     /// A directory that is to be the root of sandboxes, with everything in it but what is mounted:
     /// for runtimes to which each mount is dear. Made once per boot and release, and never touched
     /// again: sandboxes that an earlier daemon started look at it.
-    pub fn root(&self) -> Result<PathBuf, SysError> {
+    pub fn root(&self, shim: &Path) -> Result<PathBuf, SysError> {
         let root = self.made.join(concat!("root-", env!("CARGO_PKG_VERSION")));
         if root.is_dir() {
             return Ok(root);
         }
         let unfinished = self.made.join("root.new");
         let failed = |source| SysError::io("make", &root, source);
-        self.fill(&unfinished).and_then(|()| fs::rename(&unfinished, &root)).map_err(failed)?;
+        self.fill(&unfinished, shim)
+            .and_then(|()| fs::rename(&unfinished, &root))
+            .map_err(failed)?;
         Ok(root)
     }
 
-    fn fill(&self, root: &Path) -> io::Result<()> {
+    fn fill(&self, root: &Path, shim: &Path) -> io::Result<()> {
         remove(root)?;
         let inside = |path: &str| root.join(path.trim_start_matches('/'));
         for dir in ["usr", "etc", "proc", "dev", "sys", "tmp", "run", "var", HOME] {
@@ -100,6 +107,7 @@ impl Shown {
         for path in ETC_NETWORK {
             fs::write(inside(path), "")?;
         }
+        fs::copy(shim, inside(INIT))?;
         fs::copy(self.made.join(PASSWD), inside("etc/passwd"))?;
         fs::copy(self.made.join(GROUP), inside("etc/group"))?;
         Ok(())

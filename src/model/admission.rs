@@ -49,13 +49,22 @@ fn find_image<'r>(
     found
 }
 
-fn fill(draft: &Draft, image: Option<&Image>, rules: &Rules) -> Spec {
+/// The limits of a sandbox that asks for none.
+pub fn limits_of(image: Option<&Image>, rules: &Rules) -> Limits {
     let mut limits = rules.default_limits;
-    let from_image = image.into_iter().flat_map(|image| &image.limits);
-    let written = draft.limits.iter().map(|(name, value)| (*name, *value));
-    for (name, value) in from_image.map(|(name, value)| (name.as_str(), *value)).chain(written) {
+    for (name, value) in image.into_iter().flat_map(|image| &image.limits) {
         if let Some(limit) = limits.get_mut(name) {
-            *limit = value;
+            *limit = *value;
+        }
+    }
+    limits
+}
+
+fn fill(draft: &Draft, image: Option<&Image>, rules: &Rules) -> Spec {
+    let mut limits = limits_of(image, rules);
+    for (name, value) in &draft.limits {
+        if let Some(limit) = limits.get_mut(name) {
+            *limit = *value;
         }
     }
     let mut env: BTreeMap<String, String> = BTreeMap::new();

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::spec::Limits;
 
+/// Started ahead for one image, at most.
+const WARM_COUNT_MAX: usize = 16;
+
 /// One image file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,6 +36,9 @@ pub struct Image {
     pub variables: Vec<Variable>,
     #[serde(default)]
     pub install: Option<Install>,
+    /// How many gVisor sandboxes of this image are started ahead, for whoever wants one next.
+    #[serde(default)]
+    pub warm: usize,
     /// Laid into a new workspace, once.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
@@ -75,6 +81,9 @@ impl Image {
             if let Some(fault) = crate::model::draft::file_path_fault(path) {
                 faults.push(format!("files.{path} {fault}"));
             }
+        }
+        if self.warm > WARM_COUNT_MAX {
+            faults.push(format!("warm is {}, the most is {WARM_COUNT_MAX}", self.warm));
         }
         if self.command().is_empty() {
             faults.push("startup is empty".to_owned());

@@ -21,6 +21,16 @@ impl Iid {
         Self(format!("{}-{n}", &text[text.len() - 8..]))
     }
 
+    /// Of something that was started before anybody wanted it. No instance of a sandbox is its zeroth.
+    pub fn waiting(drawn: u32) -> Self {
+        Self(format!("{drawn:08x}-0"))
+    }
+
+    /// Whether it was.
+    pub fn is_waiting(&self) -> bool {
+        self.0.ends_with("-0")
+    }
+
     /// Reads one back from the name of a directory.
     pub fn parse(text: &str) -> Option<Self> {
         let (prefix, n) = text.split_once('-')?;

@@ -23,6 +23,10 @@ pub fn sweep_blocking(world: &World) {
     };
     let Some(driver) = world.drivers.values().next() else { return };
     for iid in residues.into_iter().filter(|iid| !known(iid)) {
+        if iid.is_waiting() {
+            world.drivers.values().for_each(|driver| driver.discard(&iid));
+            continue;
+        }
         match driver.observe(&iid) {
             Ok(Observed::Gone { .. } | Observed::Exited { .. }) => {
                 if let Err(error) = driver.clean_up(&iid) {

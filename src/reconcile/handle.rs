@@ -1,6 +1,7 @@
 //! What the API may ask of the loop: look sooner, tell what it would do, reach a console. It cannot
 //! make the loop do anything; wishes go through the store.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use crate::driver::{DriverError, Usage};
-use crate::model::{Sandbox, SandboxName, Spec, Time};
+use crate::model::{Isolation, Sandbox, SandboxName, Spec, Time};
 use crate::plan::Plan;
 use crate::reconcile::blocking;
 use crate::reconcile::exec::{self, ExecError, Program, Session};
@@ -131,6 +132,15 @@ impl Handle {
             driver.map(|driver| driver.usage(&instance.iid)).unwrap_or_default()
         })
         .await
+    }
+
+    /// How many sandboxes wait for whoever wants one of an image next.
+    pub fn warm(&self) -> BTreeMap<String, usize> {
+        let wanting = self.world.images.values().filter(|image| image.warm > 0);
+        let driver = self.world.drivers.get(&Isolation::Gvisor);
+        wanting
+            .map(|image| (image.id.clone(), driver.map_or(0, |driver| driver.warm(&image.id))))
+            .collect()
     }
 
     /// Isolations, with what is behind each, or why it is not to be had.

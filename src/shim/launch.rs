@@ -38,6 +38,9 @@ pub struct Launch {
     /// Columns and rows of a terminal, or pipes.
     pub tty: Option<(u16, u16)>,
     pub confinement: Confinement,
+    /// Started ahead, and nobody's yet: it has no console, and no exit that anybody waits for.
+    #[serde(default)]
+    pub warm: bool,
     pub spool_dir: PathBuf,
     pub spool_bytes_max: u64,
     pub timeout_ms: Option<u64>,

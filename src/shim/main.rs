@@ -12,7 +12,7 @@ use crate::shim::launch::{LOCK, Launch, SOCKET};
 use crate::shim::protocol::{Frame, Phase, Reply, Request, State, VERSION};
 use crate::shim::spool::Stream;
 use crate::shim::workload::Workload;
-use crate::shim::{complain, exec};
+use crate::shim::{complain, exec, init};
 use crate::sys::lock::{self, Lock};
 use crate::sys::poll::{self, Interest, Ready, Signals, Timer};
 use crate::sys::{SysError, clock, process, pty, socket, spawn};
@@ -24,7 +24,13 @@ const CONNECTIONS_MAX: usize = 16;
 
 /// Runs the fork server, and in each process that it forks the shim of one instance, until that is
 /// released.
+///
+/// Under another name it is the first program of a guest instead.
 pub fn run() -> ExitCode {
+    let name = std::env::args().next().unwrap_or_default();
+    if name.ends_with(init::NAME) {
+        return init::run();
+    }
     let done = forkserver::serve().and_then(|assignment| match assignment {
         Some(Assignment::Instance(duty)) => Shim::begin(duty).map(|shim| {
             if let Some(mut shim) = shim {
@@ -260,6 +266,12 @@ impl Shim {
                 self.spread(News { credit: true, ..News::default() });
             }
             Request::Deadline { timeout_ms } => self.workload.set_timeout(timeout_ms),
+            Request::Claim => {
+                if let Err(error) = self.workload.claim() {
+                    return refuse("claim", &chain(&error));
+                }
+                self.spread(News { state: true, ..News::default() });
+            }
             Request::Release if self.workload.phase() == Phase::Exited => self.released = true,
             Request::Release => return refuse("running", "the workload has not ended"),
         }
@@ -318,6 +330,7 @@ impl Shim {
             stdin_credit: work.stdin.credit() as u64,
             stdin_open: work.stdin.is_open(),
             tty: work.launch.tty.is_some(),
+            warm: work.launch.warm,
         }
     }
 }

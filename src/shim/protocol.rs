@@ -54,6 +54,9 @@ pub enum Request {
     Deadline {
         timeout_ms: Option<u64>,
     },
+    /// Makes what was started ahead somebody's: the file in the run directory says whose. Refused, it is
+    /// good for nothing any more.
+    Claim,
     /// Ends the shim. Only after the exit: before it, this is refused.
     Release,
 }
@@ -90,6 +93,9 @@ pub struct State {
     pub stdin_credit: u64,
     pub stdin_open: bool,
     pub tty: bool,
+    /// Started ahead, and not claimed yet.
+    #[serde(default)]
+    pub warm: bool,
 }
 
 /// How far the workload has come.

@@ -24,8 +24,10 @@ pub(super) struct Runtime {
     is_narrow: bool,
 }
 
-/// How often it is looked whether the sandbox has counted the cpus. There is no event for it.
-pub(super) const COUNTED_MS: u64 = 3;
+/// Looks at whether the sandbox has counted the cpus: soon, then less often, since a start that takes
+/// long takes long because of many others like it. There is no event for it.
+pub(super) const COUNTED_MS_MIN: u64 = 3;
+pub(super) const COUNTED_MS_MAX: u64 = 500;
 /// Which the sandbox's process is given when it becomes what it stays.
 const LAST_STAGE: &str = "--proc-mount-sync-fd=";
 

@@ -59,6 +59,12 @@ impl Stdin {
         Ok(())
     }
 
+    /// Puts bytes before everything else; they are no part of the workload's input.
+    pub(super) fn put_first(&mut self, bytes: &[u8]) {
+        self.waiting.splice(0..0, bytes.iter().copied());
+        self.drain();
+    }
+
     /// Closes stdin once everything accepted has been written.
     pub(super) fn end(&mut self) {
         if self.is_tty && self.is_open() {

@@ -6,6 +6,7 @@
 //! ```
 //! `stop` and `kill` change no phase by themselves: only the death of the first process does.
 
+mod claimed;
 mod unsupported;
 mod verdict;
 
@@ -23,6 +24,7 @@ use crate::shim::spool::{Stream, Writer};
 use crate::shim::stdin::Stdin;
 use crate::sys::process::{self, Ended};
 use crate::sys::{SysError, clock, poll, spawn};
+use claimed::open_spool;
 use unsupported::Unsupported;
 
 /// Read at once from an output: what a pipe holds.
@@ -58,7 +60,10 @@ pub(super) struct Workload {
     status: Option<OwnedFd>,
     pub started_at_ms: Option<u64>,
     pub exit: Option<Exit>,
-    spool: Writer,
+    /// None, for what is nobody's yet.
+    spool: Option<Writer>,
+    /// What the program of a guest begins with if it could not become what it was claimed for.
+    secret: Option<String>,
     life: Life,
     /// The process we forked: the workload itself, or bubblewrap around it.
     child_pid: u32,
@@ -150,8 +155,7 @@ impl Workload {
         };
         let started = child::start(&launch);
         // Beside the child's own way to its program. Without a console it dies with us.
-        let spool = Writer::open(&launch.spool_dir, launch.spool_bytes_max)
-            .map_err(|source| SysError::io("open spool", &launch.spool_dir, source))?;
+        let spool = if launch.warm { None } else { Some(open_spool(&launch)?) };
         let is_tty = launch.tty.is_some();
         let mut work = Self {
             launch,
@@ -163,6 +167,7 @@ impl Workload {
             started_at_ms: None,
             exit: None,
             spool,
+            secret: None,
             life: Life::Launching,
             child_pid: 0,
             main: None,
@@ -214,7 +219,7 @@ impl Workload {
     }
 
     pub(super) fn spool_next(&self) -> u64 {
-        self.spool.next()
+        self.spool.as_ref().map_or(0, Writer::next)
     }
 
     pub(super) fn credit(&self) -> Reply {
@@ -290,7 +295,12 @@ impl Workload {
                 return 0;
             }
         };
-        self.spool.write(stream, clock::wall_ms(), &self.buffer[..count]);
+        if stream == Stream::Stderr && self.heard_secret(count) {
+            return count;
+        }
+        if let Some(spool) = &mut self.spool {
+            spool.write(stream, clock::wall_ms(), &self.buffer[..count]);
+        }
         if stream == Stream::Stdout && self.wrapper.probe_boot_ms.is_some() {
             // bubblewrap itself never writes here: whoever did is the workload.
             self.wrapper.probe_boot_ms = Some(clock::boot_ms());
@@ -459,7 +469,9 @@ impl Workload {
             Life::Launching | Life::Running => {
                 let probe = self.wrapper.probe_boot_ms.filter(|_| self.life == Life::Launching);
                 let narrow = self.runtime.as_ref().filter(|one| one.is_narrow());
-                let counted = narrow.map(|_| now + runtime::COUNTED_MS);
+                let waited = now.saturating_sub(self.launched_boot_ms);
+                let pause = (waited / 8).clamp(runtime::COUNTED_MS_MIN, runtime::COUNTED_MS_MAX);
+                let counted = narrow.map(|_| now + pause);
                 [self.ending.timeout_at_boot_ms, kill_at, probe, counted]
                     .into_iter()
                     .flatten()
@@ -569,7 +581,7 @@ impl Workload {
         let Some(exit) = &self.exit else { return };
         match exit::store(exit, &self.launch.exit_path) {
             Ok(()) => {
-                self.spool.sync();
+                self.spool.iter().for_each(Writer::sync);
                 self.life = Life::Exited;
             }
             Err(_) => self.life = Life::Storing { again_boot_ms: now + STORE_AGAIN_MS },
@@ -578,6 +590,8 @@ impl Workload {
 
     fn announce(&mut self, message: &str) {
         let line = format!("[sodiumd] {message}\n");
-        self.spool.write(Stream::System, clock::wall_ms(), line.as_bytes());
+        if let Some(spool) = &mut self.spool {
+            spool.write(Stream::System, clock::wall_ms(), line.as_bytes());
+        }
     }
 }

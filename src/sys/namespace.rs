@@ -1,7 +1,7 @@
 //! Entering the namespaces of another process, and giving up what that brings.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::sys::{SysError, process};
 
@@ -62,6 +62,11 @@ impl Entrance {
     }
 }
 
+/// Comes to see the mounts of another mount namespace.
+pub fn enter_mounts(namespace: BorrowedFd<'_>) -> Result<(), SysError> {
+    set_namespace(namespace.as_raw_fd(), libc::CLONE_NEWNS)
+}
+
 fn set_namespace(fd: RawFd, kinds: i32) -> Result<(), SysError> {
     // SAFETY: setns takes two integers; the descriptors passed are open.
     let ret = unsafe { libc::setns(fd, kinds) };
@@ -75,8 +80,13 @@ pub fn hide() -> Result<(), SysError> {
         .map_err(|errno| SysError::nix("prctl(PR_SET_DUMPABLE)", errno))
 }
 
-/// Gives up every capability, for this process and whatever it becomes.
-pub fn drop_capabilities() -> Result<(), SysError> {
+/// Names the host that this process sees.
+pub fn set_hostname(name: &str) -> Result<(), SysError> {
+    nix::unistd::sethostname(name).map_err(|errno| SysError::nix("sethostname", errno))
+}
+
+/// No exec can gain a capability any more.
+pub fn drop_bounding_capabilities() {
     for capability in 0..CAPABILITY_COUNT {
         // SAFETY: this prctl takes integers. One that the kernel does not know is refused with EINVAL,
         // which ends the list; without the right to change the set, the set below is still emptied.
@@ -84,8 +94,16 @@ pub fn drop_capabilities() -> Result<(), SysError> {
             break;
         }
     }
+}
+
+/// Gives up every capability, for this process and whatever it becomes.
+pub fn drop_capabilities() -> Result<(), SysError> {
+    drop_bounding_capabilities();
     // SAFETY: this prctl takes integers.
-    if unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) } < 0 {
+    let cleared =
+        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    // gVisor's kernel has no ambient set, and refuses even to clear it.
+    if cleared < 0 && std::io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
         return Err(SysError::last("prctl(PR_CAP_AMBIENT)"));
     }
     let header = [CAPABILITY_VERSION, 0];

@@ -186,6 +186,14 @@ pub fn give(dir: &Path, uid: u32, gid: u32) -> Result<(), SysError> {
         .map_err(|source| SysError::io("chown", dir, source))
 }
 
+/// Writes a new file that only we may read.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), SysError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(bytes))
+        .map_err(|source| SysError::io("write", path, source))
+}
+
 /// Writes a file of ours, whole or not at all, durably: temporary name, fsync, rename, fsync.
 pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), SysError> {
     let parent = path.parent().unwrap_or_else(|| Path::new("."));

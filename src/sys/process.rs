@@ -62,6 +62,19 @@ pub fn reap_any() -> Option<(u32, Ended)> {
     }
 }
 
+/// Reaps this child, whenever it ends.
+pub fn wait_for(pid: u32) -> Result<Ended, SysError> {
+    let child = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap_or(-1));
+    loop {
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(Ended::Exited(code)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Ended::Signaled(signal as i32)),
+            Ok(_) | Err(Errno::EINTR) => (),
+            Err(errno) => return Err(SysError::nix(format!("waitpid({pid})"), errno)),
+        }
+    }
+}
+
 /// How the process behind the handle ended, also when it was not our child and was reaped by
 /// another. `None` while it lives, and on kernels before 6.15, which do not tell.
 pub fn exit_status(pidfd: BorrowedFd<'_>) -> Option<Ended> {

@@ -124,6 +124,7 @@ pub fn limit(what: Limit, value: u64) -> Result<(), SysError> {
     let resource = match what {
         Limit::OpenFiles => Resource::RLIMIT_NOFILE,
         Limit::CoreBytes => Resource::RLIMIT_CORE,
+        Limit::Processes => Resource::RLIMIT_NPROC,
     };
     setrlimit(resource, value, value)
         .map_err(|errno| SysError::nix(format!("setrlimit({what:?}, {value})"), errno))
@@ -134,6 +135,7 @@ pub fn limit(what: Limit, value: u64) -> Result<(), SysError> {
 pub enum Limit {
     OpenFiles,
     CoreBytes,
+    Processes,
 }
 
 /// The hard limit on open files that this process could hand on.

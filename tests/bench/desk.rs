@@ -80,6 +80,36 @@ impl Desk {
         }
     }
 
+    pub fn add_image(&self, image: &Value) {
+        fs::create_dir_all(self.path("images")).unwrap();
+        fs::write(self.path("images/ready.json"), image.to_string()).unwrap();
+    }
+
+    pub fn has_images(&self) -> bool {
+        self.path("images").is_dir()
+    }
+
+    /// Until as many sandboxes wait as the image wants.
+    pub async fn wait_ready(&self) {
+        while self.has_images() {
+            let health = self.http.get(self.url("/health")).send().await.unwrap();
+            let health: Value = health.json().await.unwrap();
+            if health["warm"]["ready"] == 2 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What waits is nobody's; a daemon that has no use for it ends it.
+    async fn drop_waiting(&mut self) {
+        if self.has_images() {
+            self.kill();
+            fs::remove_dir_all(self.path("images")).unwrap();
+            self.start().await;
+        }
+    }
+
     fn kill(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill().unwrap();
@@ -88,12 +118,13 @@ impl Desk {
     }
 
     /// Ends the daemon; its sandboxes were ended before, and their shims are let go of first.
-    pub fn stop(&mut self) {
+    pub async fn stop(&mut self) {
+        self.drop_waiting().await;
         let deadline = Instant::now() + Duration::from_secs(10);
         while fs::read_dir(self.run.path().join("i")).unwrap().count() > 0
             && Instant::now() < deadline
         {
-            std::thread::sleep(Duration::from_millis(5));
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.kill();
         let root = sodiumd::driver::host::cgroups_of(self.run.path());

@@ -48,6 +48,7 @@ async fn main() {
     }
     if wanted("gvisor") {
         bars.push(gvisor_to_first_byte().await);
+        bars.push(claim_to_first_byte().await);
     }
     if wanted("crowd") {
         bars.extend(crowd().await);
@@ -96,6 +97,20 @@ async fn gvisor_to_first_byte() -> Bar {
     first_bytes(desk, "gvisor", STARTS / 2, || runsc.first_byte(), (what, "<= 1.3 x", 1.3)).await
 }
 
+/// The same with sandboxes started ahead, against the same.
+async fn claim_to_first_byte() -> Bar {
+    let program =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/runsc/bookworm-backports");
+    let mut desk = Desk::prepared(json!({"gvisor": {"program": program, "platform": "systrap"}}));
+    desk.add_image(
+        &json!({"id": "ready", "name": "", "runtime": "bash", "startup": "true", "warm": 2}),
+    );
+    desk.start().await;
+    let runsc = raw::Gvisor::new(&program, desk.run.path(), &["echo", "hi"]);
+    let what = "the same, with sandboxes started ahead (warm: 2)";
+    first_bytes(desk, "gvisor", STARTS / 2, || runsc.first_byte(), (what, "<= 0.5 x", 0.5)).await
+}
+
 async fn first_bytes(
     mut desk: Desk,
     isolation: &str,
@@ -103,12 +118,16 @@ async fn first_bytes(
     raw: impl Fn() -> Duration,
     (what, bar, ratio_max): (&'static str, &'static str, f64),
 ) -> Bar {
-    let spec = json!({"command": ["echo", "hi"], "state": "stopped", "isolation": isolation,
+    let mut spec = json!({"command": ["echo", "hi"], "state": "stopped", "isolation": isolation,
         "restart": {"policy": "never"}});
+    if desk.has_images() {
+        spec["image"] = json!("ready");
+    }
     desk.put("echo", &spec).await;
     let mut console = desk.console("echo").await;
     let (mut ours, mut reference) = (Vec::new(), Vec::new());
     for round in 0..starts {
+        desk.wait_ready().await;
         let began = Instant::now();
         let asked = desk.post("/sandboxes/echo/start", "{}");
         let first = async {
@@ -120,6 +139,7 @@ async fn first_bytes(
         };
         let (_, first) = tokio::join!(asked, first);
         desk.wait_stopped("echo").await;
+        desk.wait_ready().await;
         let raw = raw();
         // The first of each warms caches.
         if round > 0 {
@@ -130,7 +150,7 @@ async fn first_bytes(
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
     let ratio = median(&ours) / median(&reference);
-    desk.stop();
+    desk.stop().await;
     Bar {
         what,
         ours: format!("{:.1} ms (p99 {:.1})", median(&ours), p99(&ours)),
@@ -172,7 +192,7 @@ async fn crowd() -> Vec<Bar> {
     let daemon_kib = (pss_kib(desk.pid()) - empty).max(0.0) / CROWD as f64;
     let (answered, adopted) = desk.adoption(CROWD).await;
     desk.delete_all(CROWD).await;
-    desk.stop();
+    desk.stop().await;
     let (rounds, ours, reference) =
         (json!({"s": ours, "reference_s": reference}), median(&ours), median(&reference));
     let ratio = ours / reference;
@@ -234,7 +254,7 @@ async fn declared() -> Vec<Bar> {
     let before = desk.cpu_ticks();
     tokio::time::sleep(Duration::from_secs(20)).await;
     let cpu = (desk.cpu_ticks() - before) as f64 / 20.0;
-    desk.stop();
+    desk.stop().await;
     vec![
         Bar {
             what: "daemon with 10,000 declared, stopped (PSS)",
@@ -270,7 +290,7 @@ async fn edits(count: usize) -> Vec<f64> {
     desk.start().await;
     desk.wait_declared(count).await;
     let times = desk.edits(10).await;
-    desk.stop();
+    desk.stop().await;
     times
 }
 
@@ -295,7 +315,7 @@ async fn console() -> Vec<Bar> {
             }
         }
     }
-    desk.stop();
+    desk.stop().await;
     let [bare, binary, json_rate] = rates.map(|rates| median(&rates));
     vec![
         Bar {

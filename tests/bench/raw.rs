@@ -140,8 +140,10 @@ impl Gvisor {
         // Ways that nobody may walk do not lead to a root: the run directory's own rule.
         let dir = run.join("raw");
         std::fs::create_dir_all(&dir).unwrap();
-        let runsc = Runsc::detect(Some(program), &dir).unwrap();
-        let workspace = dir.join("shown/workspace");
+        let runsc =
+            Runsc::detect(Some(program), &dir, Path::new(env!("CARGO_BIN_EXE_sodium-shim")))
+                .unwrap();
+        let workspace = dir.join("shown/homes/container");
         chown(workspace, Some(USER), Some(USER)).unwrap();
         let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
         let guest = Guest {
@@ -152,6 +154,7 @@ impl Gvisor {
             tty: false,
             network: Network::None,
             limits: &Limits::DEFAULT,
+            waits: false,
         };
         std::fs::write(dir.join("config.json"), runsc.bundle(&guest).to_string()).unwrap();
         Self { program: program.to_owned(), dir, started: std::cell::Cell::new(0) }

@@ -27,6 +27,8 @@ struct Bench {
     host: Option<Arc<Host>>,
     uid: Uuid,
     started: Vec<Iid>,
+    /// Each start is given something that was started ahead.
+    claims: bool,
     _dir: tempfile::TempDir,
 }
 
@@ -36,6 +38,7 @@ fn benches() -> Vec<Bench> {
         host: None,
         uid: Uuid::now_v7(),
         started: Vec::new(),
+        claims: false,
         _dir: tempfile::tempdir().unwrap(),
     };
     let mut benches = vec![fake];
@@ -49,7 +52,15 @@ fn real() -> Vec<Bench> {
         bench(|host| Box::new(Shimmed::bubblewrap(host).expect("bubblewrap is installed")));
     let mut benches = vec![process, bubblewrap];
     benches.extend(versions().iter().map(|program| gvisor(program)));
+    benches.push(claimed());
     benches
+}
+
+/// gVisor's sandboxes, each started before anybody wanted it.
+fn claimed() -> Bench {
+    let mut bench = gvisor(versions().last().unwrap());
+    bench.claims = true;
+    bench
 }
 
 fn gvisor(program: &Path) -> Bench {
@@ -75,7 +86,14 @@ fn bench(make: impl Fn(Arc<Host>) -> Box<dyn Driver>) -> Bench {
     let workspaces = Workspaces::open(&dir.path().join("sandboxes"), true).unwrap();
     let host = Arc::new(Host::open(paths, workspaces, 1 << 20, 1).unwrap());
     let driver = make(Arc::clone(&host));
-    Bench { driver, host: Some(host), uid: Uuid::now_v7(), started: Vec::new(), _dir: dir }
+    Bench {
+        driver,
+        host: Some(host),
+        uid: Uuid::now_v7(),
+        started: Vec::new(),
+        claims: false,
+        _dir: dir,
+    }
 }
 
 impl Drop for Bench {
@@ -88,6 +106,13 @@ impl Drop for Bench {
             }
         }
         if let Some(host) = &self.host {
+            // Those that nobody was given.
+            for entry in std::fs::read_dir(host.paths.run.join("i")).into_iter().flatten().flatten()
+            {
+                if let Some(iid) = entry.file_name().to_str().and_then(Iid::parse) {
+                    self.driver.discard(&iid);
+                }
+            }
             host.cgroups.remove();
         }
     }
@@ -110,12 +135,20 @@ impl Bench {
         if self.host.is_none() {
             return "driver fake".to_owned();
         }
-        format!("driver {} ({:?})", self.driver.isolation().as_str(), self.driver.runtime())
+        let claims = if self.claims { ", claimed" } else { "" };
+        format!("driver {} ({:?}{claims})", self.driver.isolation().as_str(), self.driver.runtime())
     }
 
     fn start(&mut self, spec: &Spec) -> Iid {
         let n = self.started.len() as u64 + 1;
         let iid = Iid::new(self.uid, n);
+        let mut spec = spec.clone();
+        if self.claims {
+            spec.image = Some("image".to_owned());
+            self.driver.warm_up("image", &spec.limits).unwrap();
+            assert_eq!(self.driver.warm("image"), 1);
+        }
+        let spec = &spec;
         let order = Order {
             iid: &iid,
             name: &SandboxName::try_from("web").unwrap(),
@@ -129,6 +162,8 @@ impl Bench {
             restore: None,
         };
         self.driver.start(&order).unwrap_or_else(|error| panic!("{}: {error:?}", self.label()));
+        // What asks for a terminal cannot be given one that was started without.
+        assert_eq!(self.driver.warm("image"), usize::from(self.claims && spec.tty));
         self.started.push(iid.clone());
         iid
     }
@@ -378,7 +413,7 @@ fn a_terminal_is_one_and_has_a_session() {
 
 #[test]
 fn a_gvisor_guest_counts_its_own_memory_cpus_and_processes() {
-    for mut bench in versions().iter().map(|program| gvisor(program)) {
+    for mut bench in versions().iter().map(|program| gvisor(program)).chain([claimed()]) {
         let script =
             "head -1 /proc/meminfo; nproc; ulimit -u; id -u; grep CapEff /proc/self/status";
         let mut limited = spec(&["bash", "-c", script]);
@@ -410,7 +445,7 @@ fn a_gvisor_guest_counts_its_own_memory_cpus_and_processes() {
 
 #[test]
 fn what_gvisor_lacks_is_told_to_whom_it_may_have_failed() {
-    for mut bench in versions().iter().map(|program| gvisor(program)) {
+    for mut bench in versions().iter().map(|program| gvisor(program)).chain([claimed()]) {
         // 323 is userfaultfd; the rest does not exist anywhere, and is too much to be kept.
         let script = "import ctypes, os, sys
 call = ctypes.CDLL(None).syscall

@@ -91,9 +91,7 @@ async fn an_idle_gvisor_sandbox_is_frozen_and_whatever_turns_to_it_wakes_it() {
         desk.wait_logs("web", "got one").await;
         desk.wait_for("web", "frozen again", is_frozen).await;
         // For as long as the program inside runs, it is not idle.
-        let began = Instant::now();
         assert_eq!(desk.cli(&["exec", "web", "--", "sleep", "3"]).0, 0);
-        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
         desk.wait_for("web", "frozen again", is_frozen).await;
         desk.kill();
         desk.start().await;

@@ -53,6 +53,7 @@ fn the_bundle_is_made_of_typed_fields_alone() {
         tty: false,
         network: Network::None,
         limits: &limits,
+        waits: false,
     };
     compare("gvisor-bundle.json", &runsc().bundle(&guest));
     let unlimited = Limits { max_processes: 0, max_files: 0, ..limits };

@@ -14,6 +14,7 @@ mod exec;
 mod freeze;
 mod gvisor;
 mod tidy;
+mod warm;
 
 /// Where the API of the daemons under test writes.
 pub const STORE: &str = "sqlite";

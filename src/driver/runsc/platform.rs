@@ -73,6 +73,7 @@ impl Runsc {
             tty: false,
             network: Network::None,
             limits: &Limits::DEFAULT,
+            waits: false,
         };
         let failed = |error: std::io::Error| error.to_string();
         fs::create_dir_all(dir).map_err(failed)?;

@@ -34,8 +34,8 @@ impl Shimmed {
             let isolation = order.spec.isolation.as_str();
             return refused(format!("isolation {isolation} has no checkpoints; gvisor has"));
         };
-        if release_year(&gvisor.runsc.version).is_some_and(|year| year < FIRST_RELEASE) {
-            let version = &gvisor.runsc.version;
+        let version = &gvisor.runsc.version;
+        if is_old(version) {
             return refused(format!(
                 "runsc {version} ends a sandbox while it takes a checkpoint, so that a crash would \
                  lose it; install the one of bookworm-backports"
@@ -56,7 +56,7 @@ impl Shimmed {
 
     /// Of a sandbox that stands still.
     fn keep_still(&self, iid: &Iid, order: &Keep<'_>) -> Result<u64, DriverError> {
-        let group = self.host.cgroups.group(iid.as_str());
+        let group = self.host.group(iid);
         let gone: Vec<String> = group.pids().into_iter().flat_map(deleted_files).collect();
         if let Some(path) = gone.first() {
             return Err(DriverError::Refused(format!(
@@ -111,7 +111,7 @@ impl Shimmed {
     /// Has gVisor stop the guest where it is: the host's freezer would stop gVisor as well, which is to
     /// do the keeping. That it stands still is noted first, so that nobody forgets to let it go on.
     fn stand_still(&self, iid: &Iid) -> Result<(), DriverError> {
-        let group = self.host.cgroups.group(iid.as_str());
+        let group = self.host.group(iid);
         let host = |source| DriverError::Host { stage: "keep memory", source };
         group.freeze(false).map_err(host)?;
         let mark = self.mark(iid);
@@ -156,7 +156,7 @@ impl Shimmed {
         let mut child = Command::new(program)
             .arg(format!("--root={}", self.host.run_dir(iid).join(runsc::STATE).display()))
             .args(words)
-            .arg(iid.as_str())
+            .arg(self.host.known_as(iid).as_str())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).map_err(failed)?)
@@ -178,6 +178,11 @@ impl Shimmed {
         let line = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no word");
         Err(DriverError::Refused(format!("runsc {}: {line}", words[0])))
     }
+}
+
+/// Whether it lacks what the newer ones can: keep the memory of what goes on, serve files that came later.
+pub(super) fn is_old(version: &str) -> bool {
+    release_year(version).is_some_and(|year| year < FIRST_RELEASE)
 }
 
 /// `0.0~20240729.0` and `release-20240729.0` are of 2024.

@@ -1,8 +1,5 @@
 //! Running a program inside what runs: the order for the process that does it.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +12,7 @@ use crate::model::Iid;
 use crate::shim::exec::order::{Confined, ExecOrder as Written, Way};
 use crate::shim::exec::{FILES, PID};
 use crate::shim::protocol::Phase;
-use crate::sys::SysError;
+use crate::sys::path;
 
 /// Programs so far; each has files of its own.
 static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -55,7 +52,7 @@ impl Shimmed {
         let open_files = ledger::open_files(&order.spec.limits).map(|(value, _)| value);
         let confined = Confined {
             user: crate::sys::is_root().then_some((order.host_uid, order.host_uid)),
-            group: self.host.cgroups.group(iid.as_str()),
+            group: self.host.group(iid),
             open_files_max: open_files,
         };
         let way = match &self.bundle {
@@ -73,11 +70,12 @@ impl Shimmed {
                 write_private(&process, &about)?;
                 // runsc's own; the program's is in the file.
                 env = [("PATH".to_owned(), SEARCH_PATH.to_owned())].into();
-                let state = self.host.run_dir(iid).join(runsc::STATE);
+                let (own, state) =
+                    (self.host.known_as(iid), self.host.run_dir(iid).join(runsc::STATE));
                 Way::Gvisor {
                     program: gvisor.runsc.program.to_string_lossy().into_owned(),
-                    args: runsc::exec_args(&state, &process, &pid_file, iid),
-                    kill_args: runsc::kill_args(&state, PID, iid),
+                    args: runsc::exec_args(&state, &process, &pid_file, &own),
+                    kill_args: runsc::kill_args(&state, PID, &own),
                     pid_file,
                 }
             }
@@ -89,10 +87,7 @@ impl Shimmed {
 
 /// Environments hold secrets.
 fn write_private(path: &Path, value: &impl Serialize) -> Result<(), DriverError> {
-    let failed = |source: io::Error| DriverError::Host {
-        stage: "write order",
-        source: SysError::io("write", path, source),
-    };
-    let file = fs::File::options().write(true).create_new(true).mode(0o600).open(path);
-    serde_json::to_writer(file.map_err(failed)?, value).map_err(|error| failed(error.into()))
+    let json = serde_json::to_vec(value).expect("an order has string keys");
+    let failed = |source| DriverError::Host { stage: "write order", source };
+    path::write_private(path, &json).map_err(failed)
 }

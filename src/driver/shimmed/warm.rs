@@ -1,0 +1,208 @@
+//! Guests that are started ahead and wait for somebody: gVisor runs in them already, and a small program
+//! of ours that becomes what they are claimed for. They are frozen meanwhile.
+//!
+//! ```text
+//!   RUN/i/1a2b3c4d-0/          one that waits, or waited
+//!   RUN/i/IID -> 1a2b3c4d-0    whose it is now
+//! ```
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{Bundle, Shimmed, checkpoint, environment, ledger, runsc};
+use crate::driver::shown::{HOME, INIT, INSIDE_ID};
+use crate::driver::{DriverError, Order, Started};
+use crate::model::{Iid, Isolation, Limits, Network, SandboxName, Spec};
+use crate::shim::claim::{self, Claim, Workspace};
+use crate::shim::init::InitOrder;
+use crate::shim::protocol::{Phase, Request};
+use crate::sys::path;
+
+/// How long one may take to be ready.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+/// Their host uids are drawn from here, out of the way of those of sandboxes, and of their guests' roots.
+const USER_FIRST: u32 = 500_000_000;
+const USER_COUNT: u32 = 400_000_000;
+
+/// One that is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ready {
+    iid: Iid,
+    image: String,
+    /// What it counts inside, which cannot be changed any more.
+    memory_mb: u64,
+    cpus: Option<u64>,
+    host_uid: u32,
+}
+
+impl Shimmed {
+    /// Starts one ahead.
+    pub(super) fn start_ahead(&self, image: &str, limits: &Limits) -> Result<(), DriverError> {
+        let Bundle::Gvisor(gvisor) = &self.bundle else {
+            return Err(DriverError::Refused("only gVisor's guests can wait".to_owned()));
+        };
+        if checkpoint::is_old(&gvisor.runsc.version) {
+            let version = &gvisor.runsc.version;
+            return Err(DriverError::Refused(format!("guests of runsc {version} cannot wait")));
+        }
+        let drawn = Uuid::new_v4().as_u128();
+        let iid = Iid::waiting(u32::try_from(drawn & 0xFFFF_FFFF).unwrap_or_default());
+        let host_uid =
+            USER_FIRST + u32::try_from((drawn >> 64) % u128::from(USER_COUNT)).unwrap_or(0);
+        let spec = waiting_spec(image, limits)?;
+        let name = SandboxName::try_from("waiting").expect("it is a DNS label");
+        let nothing = std::collections::BTreeMap::new();
+        let order = Order {
+            iid: &iid,
+            name: &name,
+            uid: Uuid::nil(),
+            generation: 0,
+            epoch: self.host.epoch,
+            spec: &spec,
+            host_uid,
+            image_files: &nothing,
+            take_back: false,
+            restore: None,
+        };
+        let started = self.prepare_ahead(&order).and_then(|()| self.wait_ready(&iid));
+        if let Err(error) = started {
+            self.discard(&iid);
+            return Err(error);
+        }
+        let (memory_mb, cpus) = (limits.memory_mb, runsc::cpus(limits));
+        let ready = Ready { iid, image: image.to_owned(), memory_mb, cpus, host_uid };
+        gvisor.ready().push(ready);
+        Ok(())
+    }
+
+    fn prepare_ahead(&self, order: &Order<'_>) -> Result<(), DriverError> {
+        let host = |stage| move |source| DriverError::Host { stage, source };
+        let launch = self.launch(order, None, None)?;
+        let group = self.host.group(order.iid);
+        group.create().map_err(host("make cgroup"))?;
+        group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;
+        self.make_run_dir(order, &launch).map_err(host("make run directory"))?;
+        // Nobody follows it before it is somebody's.
+        self.order_shim(order.iid).map(drop)
+    }
+
+    fn wait_ready(&self, iid: &Iid) -> Result<(), DriverError> {
+        let deadline = Instant::now() + READY_WITHIN;
+        while Instant::now() < deadline {
+            match self.client(iid) {
+                Ok((_, state)) if state.phase == Phase::Running => {
+                    let group = self.host.group(iid);
+                    let failed = |source| DriverError::Host { stage: "freeze", source };
+                    return group.freeze(true).map_err(failed);
+                }
+                Ok((_, state)) if state.phase != Phase::Launching => break,
+                Ok(_) | Err(_) => thread::sleep(Duration::from_millis(5)),
+            }
+        }
+        Err(DriverError::Refused(format!("{iid} did not become ready")))
+    }
+
+    /// How many wait for sandboxes of this image.
+    pub(super) fn count_ready(&self, image: &str) -> usize {
+        let Bundle::Gvisor(gvisor) = &self.bundle else { return 0 };
+        gvisor.ready().iter().filter(|ready| ready.image == image).count()
+    }
+
+    /// Gives one that waits to this order, if there is one that can obey every word of it.
+    pub(super) fn claim(&self, order: &Order<'_>) -> Option<Started> {
+        let spec = order.spec;
+        let Bundle::Gvisor(gvisor) = &self.bundle else { return None };
+        if spec.tty || spec.network != Network::None || order.restore.is_some() {
+            return None;
+        }
+        let fits = |ready: &Ready| {
+            Some(&ready.image) == spec.image.as_ref()
+                && ready.memory_mb == spec.limits.memory_mb
+                && ready.cpus == runsc::cpus(&spec.limits)
+        };
+        loop {
+            let ready = {
+                let mut waiting = gvisor.ready();
+                let index = waiting.iter().position(fits)?;
+                waiting.swap_remove(index)
+            };
+            match self.claim_one(order, &ready) {
+                Ok(started) => return Some(started),
+                // It has ended meanwhile, or something of it does not work: the next one, or one that is
+                // started now.
+                Err(_) => {
+                    let _ = fs::remove_file(self.host.run_dir(order.iid));
+                    self.discard(&ready.iid);
+                }
+            }
+        }
+    }
+
+    fn claim_one(&self, order: &Order<'_>, ready: &Ready) -> Result<Started, DriverError> {
+        let host = |stage| move |source| DriverError::Host { stage, source };
+        let workspace = self.workspace(order)?;
+        let group = self.host.group(&ready.iid);
+        let limits = &order.spec.limits;
+        let applied = group.apply(&self.wanted(limits)).map_err(host("set limits"))?;
+        let mut launch = self.launch(order, Some(&workspace), None)?;
+        launch.group = group.clone();
+        let some = |value: u64| (value > 0).then_some(value);
+        let env = environment(order.name, &order.spec.env, HOME).into_iter().collect();
+        let claim = Claim {
+            launch,
+            workspace: Workspace {
+                source: workspace,
+                at: HOME.into(),
+                ids: runsc::shifted_ids(order.host_uid, ready.host_uid),
+            },
+            order: InitOrder {
+                args: order.spec.resolved_command(),
+                env,
+                work_dir: HOME.into(),
+                hostname: order.name.to_string(),
+                user: INSIDE_ID,
+                open_files_max: some(limits.max_files),
+                processes_max: some(limits.max_processes),
+                secret: format!("{} ", Uuid::new_v4().simple()),
+            },
+        };
+        let dir = self.host.run_dir(&ready.iid);
+        let json = serde_json::to_vec(&claim).expect("a claim has string keys");
+        path::write_private(&dir.join(claim::FILE), &json).map_err(host("write claim"))?;
+        let link = self.host.run_dir(order.iid);
+        let linked = symlink(ready.iid.as_str(), &link);
+        linked.map_err(|source| host("claim")(crate::sys::SysError::io("link", &link, source)))?;
+        group.freeze(false).map_err(host("thaw"))?;
+        self.ask(&ready.iid, "claim", &Request::Claim)?;
+        self.host.ordered().insert(order.iid.clone());
+        let link = crate::driver::Driver::connect(self, order.iid);
+        Ok(Started { link, limits: ledger::statuses(limits, &applied, self.counting()) })
+    }
+
+    /// Ends one that is nobody's. What is left of it goes when the daemon next starts.
+    pub(super) fn discard(&self, iid: &Iid) {
+        let _ = self.host.group(iid).freeze(false);
+        let _ = self.ask(iid, "discard", &Request::Kill { reason: "discarded".to_owned() });
+        let _ = self.host.group(iid).kill();
+        let deadline = Instant::now() + READY_WITHIN;
+        while crate::driver::Driver::clean_up(self, iid).is_err() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Nothing is wanted of it yet but that it is there, with this much memory and so many cpus.
+fn waiting_spec(image: &str, limits: &Limits) -> Result<Spec, DriverError> {
+    let written = json!({
+        "image": image, "isolation": Isolation::Gvisor, "command": [INIT], "state": "running",
+        "restart": {"policy": "never", "backoff": {"initial": "1s", "max": "5m"}, "max_failures": 0},
+        "stop": {"signal": "SIGKILL", "grace": "0s"}, "tty": false, "network": Network::None,
+        "limits": Limits { timeout_seconds: 0, max_files: 0, ..*limits }, "strict": false,
+    });
+    serde_json::from_value(written).map_err(|error| DriverError::Refused(error.to_string()))
+}

@@ -1,0 +1,73 @@
+//! Keeps sandboxes ready for images that ask for it: started ahead in the background, one at a time,
+//! whenever there are fewer than the image says. They belong to nobody, so they are no sandbox's status
+//! and no row of the store; a daemon that starts ends those of the one before it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::error::chain;
+use crate::model::{Isolation, Limits};
+use crate::reconcile::blocking;
+use crate::reconcile::world::World;
+
+/// Of all images together: each takes some 20 MiB.
+const COUNT_MAX: usize = 32;
+/// One that was claimed is replaced when whoever claimed it has had a moment to begin.
+const MOMENT: Duration = Duration::from_millis(300);
+/// What could not be started is tried again, and what has died by itself is found missing.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// How many an image wants, and of which size.
+pub type Wants = BTreeMap<String, (usize, Limits)>;
+
+/// Runs until shut down.
+pub async fn run(world: Arc<World>, wants: Wants, shutdown: CancellationToken) {
+    let mut commits = world.store.watch();
+    if wants.is_empty() {
+        return shutdown.cancelled().await;
+    }
+    while !shutdown.is_cancelled() {
+        if let Some((image, limits)) = missing(&world, &wants) {
+            let (making, name) = (Arc::clone(&world), image.clone());
+            let made = blocking(move || match making.drivers.get(&Isolation::Gvisor) {
+                Some(driver) => driver.warm_up(&name, &limits),
+                None => Ok(()),
+            });
+            match made.await {
+                Ok(()) => continue,
+                Err(error) => warn!(image, error = chain(&error), "not started ahead"),
+            }
+            pause(&shutdown, AGAIN).await;
+        }
+        // A start is a commit. Each arm only waits.
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = timeout(AGAIN, commits.changed()) => if matches!(changed, Ok(Err(_))) { return },
+        }
+        pause(&shutdown, MOMENT).await;
+    }
+}
+
+async fn pause(shutdown: &CancellationToken, span: Duration) {
+    tokio::select! {
+        () = shutdown.cancelled() => (),
+        () = sleep(span) => (),
+    }
+}
+
+/// An image for which too few are ready.
+fn missing(world: &World, wants: &Wants) -> Option<(String, Limits)> {
+    let driver = world.drivers.get(&Isolation::Gvisor)?;
+    driver.runtime().ok()?;
+    let ready: usize = wants.keys().map(|image| driver.warm(image)).sum();
+    if ready >= COUNT_MAX {
+        return None;
+    }
+    let short = wants.iter().find(|(image, (count, _))| driver.warm(image) < *count)?;
+    Some((short.0.clone(), short.1.1))
+}
