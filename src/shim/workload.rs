@@ -470,7 +470,7 @@ impl Workload {
                 let probe = self.wrapper.probe_boot_ms.filter(|_| self.life == Life::Launching);
                 let narrow = self.runtime.as_ref().filter(|one| one.is_narrow());
                 let waited = now.saturating_sub(self.launched_boot_ms);
-                let pause = (waited / 8).clamp(runtime::COUNTED_MS_MIN, runtime::COUNTED_MS_MAX);
+                let pause = (waited / 32).clamp(runtime::COUNTED_MS_MIN, runtime::COUNTED_MS_MAX);
                 let counted = narrow.map(|_| now + pause);
                 [self.ending.timeout_at_boot_ms, kill_at, probe, counted]
                     .into_iter()
