@@ -33,6 +33,12 @@ pub struct Answer {
     pub json: Value,
 }
 
+/// Stands still because nobody needs it.
+pub fn is_frozen(sandbox: &Value) -> bool {
+    let conditions = sandbox["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().any(|one| one["type"] == "Running" && one["reason"] == "Frozen")
+}
+
 impl Desk {
     /// A running daemon with the usual configuration.
     pub async fn new() -> Self {
