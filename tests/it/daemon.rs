@@ -386,6 +386,8 @@ async fn a_full_disk_refuses_and_says_so_and_what_runs_goes_on() {
     assert_eq!(desk.get("/readyz").await.status, 200, "an empty transaction needs no space");
     drop(filler);
     fs::remove_file(small.join("filler")).unwrap();
+    // ext4 gives freed blocks out again once its journal has said so on the disk.
+    fs::File::open(&small).unwrap().sync_all().unwrap();
     let done = desk.ask("PUT", "/v1/sandboxes/b", &document.to_string()).await;
     assert_eq!(done.status, 201, "{done:?}");
     desk.wait_phase("b", "Completed").await;
