@@ -6,7 +6,7 @@
 //!   STATE/console/UID/                        the spool
 //! ```
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -41,8 +41,8 @@ pub struct Host {
     pub console_bytes: u64,
     /// Highest so far: shims refuse an older daemon.
     pub epoch: u64,
-    /// Instances for which this daemon has ordered a shim.
-    ordered: Mutex<HashSet<Iid>>,
+    /// Instances for which this daemon has ordered a shim, and when, since boot.
+    ordered: Mutex<HashMap<Iid, u64>>,
     pub(super) forks: ForkServer,
 }
 
@@ -90,7 +90,7 @@ impl Host {
             .map(|(_, own)| own)
             .collect();
         let ordered = self.ordered();
-        iids.retain(|iid| !iid.is_waiting() || !taken.contains(iid) && !ordered.contains(iid));
+        iids.retain(|iid| !iid.is_waiting() || !taken.contains(iid) && !ordered.contains_key(iid));
         iids
     }
 
@@ -144,8 +144,8 @@ impl Host {
         self.run_dir(iid).join(SOCKET)
     }
 
-    pub(super) fn ordered(&self) -> MutexGuard<'_, HashSet<Iid>> {
-        self.ordered.lock().expect("nobody panics while holding the set")
+    pub(super) fn ordered(&self) -> MutexGuard<'_, HashMap<Iid, u64>> {
+        self.ordered.lock().expect("nobody panics while holding the map")
     }
 }
 

@@ -40,6 +40,8 @@ const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbi
 const PLATFORM: &str = "gvisor-platform";
 /// How long a released shim may take to be gone.
 const RELEASE_MS_MAX: u64 = 2_000;
+/// How long a shim may take until it listens. After that its silence means something.
+pub(super) const YOUNG_MS_MAX: u64 = 10_000;
 /// How long the kernel may take to stop every process, or to let them go on.
 const FREEZE_MS_MAX: u64 = 1_000;
 
@@ -245,7 +247,7 @@ impl Shimmed {
         let ordered = self.host.forks.order(&dir, lock::hand_over(held).as_fd());
         let program = self.host.paths.shim.clone();
         let control = ordered.map_err(|source| DriverError::Spawn { program, source })?;
-        self.host.ordered().insert(iid.clone());
+        self.host.ordered().insert(iid.clone(), clock::boot_ms());
         Ok(control)
     }
 
@@ -317,7 +319,9 @@ impl Shimmed {
         let group = self.host.group(iid);
         if lock::is_held(&self.host.run_dir(iid).join(LOCK)).map_err(host)? {
             // Ours and just born: its socket is not there yet.
-            let young = self.host.ordered().contains(iid) && !self.host.socket(iid).exists();
+            let ordered_at = self.host.ordered().get(iid).copied();
+            let recent = |at| clock::boot_ms() < at + YOUNG_MS_MAX;
+            let young = ordered_at.is_some_and(recent) && !self.host.socket(iid).exists();
             return Ok(if young { Observed::Launching } else { Observed::Unknown });
         }
         if group.is_populated() {

@@ -19,8 +19,10 @@ use crate::reconcile::world::World;
 const COUNT_MAX: usize = 32;
 /// One that was claimed is replaced when whoever claimed it has had a moment to begin.
 const MOMENT: Duration = Duration::from_millis(300);
-/// What could not be started is tried again, and what has died by itself is found missing.
+/// What has died by itself is found missing so soon,
 const AGAIN: Duration = Duration::from_secs(30);
+/// and what could not be started is tried again after this, then after twice that, up to as long.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// How many an image wants, and of which size.
 pub type Wants = BTreeMap<String, (usize, Limits)>;
@@ -31,6 +33,7 @@ pub async fn run(world: Arc<World>, wants: Wants, shutdown: CancellationToken) {
     if wants.is_empty() {
         return shutdown.cancelled().await;
     }
+    let mut retry = RETRY;
     while !shutdown.is_cancelled() {
         if let Some((image, limits)) = missing(&world, &wants) {
             let (making, name) = (Arc::clone(&world), image.clone());
@@ -39,15 +42,22 @@ pub async fn run(world: Arc<World>, wants: Wants, shutdown: CancellationToken) {
                 None => Ok(()),
             });
             match made.await {
-                Ok(()) => continue,
-                Err(error) => warn!(image, error = chain(&error), "not started ahead"),
+                Ok(()) => retry = RETRY,
+                Err(error) => {
+                    warn!(image, error = chain(&error), "not started ahead");
+                    pause(&shutdown, retry).await;
+                    retry = AGAIN.min(2 * retry);
+                }
             }
-            pause(&shutdown, AGAIN).await;
+            continue;
         }
+        // Which platform of gVisor works may still be being found out.
+        let known = world.runtime(Isolation::Gvisor).is_ok();
+        let look = if known { AGAIN } else { RETRY };
         // A start is a commit. Each arm only waits.
         tokio::select! {
             () = shutdown.cancelled() => return,
-            changed = timeout(AGAIN, commits.changed()) => if matches!(changed, Ok(Err(_))) { return },
+            changed = timeout(look, commits.changed()) => if matches!(changed, Ok(Err(_))) { return },
         }
         pause(&shutdown, MOMENT).await;
     }

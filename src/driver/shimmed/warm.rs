@@ -21,7 +21,7 @@ use crate::model::{Iid, Isolation, Limits, Network, SandboxName, Spec};
 use crate::shim::claim::{self, Claim, Workspace};
 use crate::shim::init::InitOrder;
 use crate::shim::protocol::{Phase, Request};
-use crate::sys::path;
+use crate::sys::{clock, path};
 
 /// How long one may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -69,6 +69,8 @@ impl Shimmed {
             take_back: false,
             restore: None,
         };
+        // Before anything of it is there to be taken for an earlier daemon's.
+        self.host.ordered().insert(iid.clone(), clock::boot_ms());
         let started = self.prepare_ahead(&order).and_then(|()| self.wait_ready(&iid));
         if let Err(error) = started {
             self.discard(&iid);
@@ -179,7 +181,7 @@ impl Shimmed {
         linked.map_err(|source| host("claim")(crate::sys::SysError::io("link", &link, source)))?;
         group.freeze(false).map_err(host("thaw"))?;
         self.ask(&ready.iid, "claim", &Request::Claim)?;
-        self.host.ordered().insert(order.iid.clone());
+        self.host.ordered().insert(order.iid.clone(), clock::boot_ms());
         let link = crate::driver::Driver::connect(self, order.iid);
         Ok(Started { link, limits: ledger::statuses(limits, &applied, self.counting()) })
     }
