@@ -12,11 +12,12 @@ export RUST_BACKTRACE ?= 1
 # gVisor as Debian has it: the version of its stable release, and the one that is recommended.
 RUNSC := target/runsc/bookworm target/runsc/bookworm-backports
 
-.PHONY: help run test bench audit build tools runsc clean
+.PHONY: help run test simulate bench audit build tools runsc clean
 
 help:
 	@echo "make run     build, start the daemon on $(CONFIG) with the sandboxes of desired/"
 	@echo "make test    every check"
+	@echo "make simulate SEEDS=100000   many more histories on a machine where everything goes wrong"
 	@echo "make bench   sodiumd beside its references, with ratios"
 	@echo "make audit   licences, sources and duplicate crates (needs cargo-deny)"
 
@@ -31,6 +32,10 @@ test: tools $(RUNSC)
 	$(CARGO) clippy --locked --all-targets --quiet -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	$(CARGO) test --locked --quiet
+
+# Every pair of deaths too, and as many histories as asked for.
+simulate: tools
+	SEEDS=$(or $(SEEDS),100000) ALL_PAIRS=1 $(CARGO) test --profile simulate --locked --quiet --lib simulation
 
 bench: tools $(RUNSC)
 	$(CARGO) bench --locked --quiet --bench bars

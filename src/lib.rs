@@ -19,6 +19,7 @@
 //! - [`config`], [`desired`], [`image`], [`store`]: where wishes come from and what is remembered.
 //! - [`driver`]: ways to run one. [`reconcile`]: the loop that carries plans out.
 //! - [`api`], [`cli`], [`daemon`]: the ways in, and the whole put together.
+//! - [`fault`], `simulation`: how all of it is made to fail, and what must hold then.
 //!
 //! # Invariants, as absences
 //!
@@ -31,6 +32,7 @@
 
 // Pure: values in, values out.
 pub mod error;
+pub mod fault;
 pub mod model;
 pub mod plan;
 
@@ -50,3 +52,6 @@ pub mod cli;
 pub mod daemon;
 pub mod reconcile;
 pub mod telemetry;
+
+#[cfg(test)]
+mod simulation;

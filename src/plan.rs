@@ -87,7 +87,7 @@ fn decide(view: &View<'_>) -> (Next, String) {
 fn with_live(view: &View<'_>, instance: &Instance) -> (Next, String) {
     match view.observed {
         Observed::Exited { exit } | Observed::Gone { exit: Some(exit), .. } => record(exit.clone()),
-        Observed::Gone { exit: None, residue } => record(lost(view, instance, *residue)),
+        Observed::Gone { exit: None, began } => record(lost(view, instance, *began)),
         Observed::Orphan => {
             (Next::Do(Step::KillOrphan), "its shim is gone, so it cannot be watched".to_owned())
         }
@@ -261,10 +261,10 @@ fn record(exit: ExitRecord) -> (Next, String) {
 }
 
 /// It is proved to be gone and left no word.
-fn lost(view: &View<'_>, instance: &Instance, residue: bool) -> ExitRecord {
+fn lost(view: &View<'_>, instance: &Instance, began: bool) -> ExitRecord {
     let cause = if instance.boot_id != view.policy.boot_id {
         LostCause::Reboot
-    } else if instance.phase == InstancePhase::Starting && !residue {
+    } else if instance.phase == InstancePhase::Starting && !began {
         LostCause::NeverStarted
     } else {
         LostCause::ShimGone
@@ -290,7 +290,10 @@ fn clean_up(view: &View<'_>, instance: &Instance) -> (Next, String) {
             (Next::Do(Step::CleanUp), format!("{} has ended", instance.iid))
         }
         Observed::Orphan => (Next::Do(Step::KillOrphan), "something of it still runs".to_owned()),
-        Observed::Unknown => unknown(view),
+        Observed::Unknown => {
+            let why = "it has ended, and its shim does not answer".to_owned();
+            (Next::Do(Step::KillShim), why)
+        }
         // A dead row whose shim goes on can only come from a database older than the machine.
         Observed::Launching | Observed::Running { .. } | Observed::Stopping { .. } => {
             (Next::Do(Step::KillOrphan), "it is recorded dead and runs".to_owned())

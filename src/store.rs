@@ -23,9 +23,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
 use tokio::sync::{oneshot, watch};
+use uuid::Uuid;
+
+use crate::fault::{self, Bug};
 
 pub use change::{Change, ChangeKind, Ring};
-pub use core::Core;
+pub use core::{Core, Uids};
 pub use snapshot::{FileRecord, Snapshot};
 
 /// More waiting jobs than this means the disk is in trouble: say so, do not queue.
@@ -85,7 +88,12 @@ pub enum StoreError {
 impl Store {
     /// Opens, migrates, loads, and starts the thread.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let mut core = Core::open(path)?;
+        Self::open_with(path, Box::new(Uuid::now_v7))
+    }
+
+    /// The same, with another source of uids.
+    pub fn open_with(path: &Path, uids: Uids) -> Result<Self, StoreError> {
+        let mut core = Core::open(path, uids)?;
         let epoch = core.epoch();
         let (publish, snapshots) = watch::channel(core.published());
         let ring = Arc::new(Mutex::new(Ring::new(core.published().rv)));
@@ -138,9 +146,12 @@ impl Store {
         &self,
         work: impl FnOnce(&mut Core) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        let _ = fault::reach("before a transaction");
         let (reply, answer) = sync_channel(1);
         self.submit(work, move |result| drop(reply.send(result)))?;
-        answer.recv().map_err(|_| StoreError::Closed)?
+        let done = answer.recv().map_err(|_| StoreError::Closed)?;
+        let _ = fault::reach("after a transaction");
+        done
     }
 
     fn submit<T: Send + 'static>(
@@ -148,8 +159,16 @@ impl Store {
         work: impl FnOnce(&mut Core) -> Result<T, StoreError> + Send + 'static,
         reply: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
+        let (fails, hasty) = (fault::reach("commit"), fault::has(Bug::AnswerBeforeCommit));
         let job: Job = Box::new(move |core| {
-            let done = core.and_then(|core| core.within_savepoint(work));
+            let done = core.and_then(|core| {
+                core.commit_fails |= fails;
+                core.within_savepoint(work)
+            });
+            if hasty {
+                reply(done);
+                return Box::new(|_| ());
+            }
             Box::new(move |committed| reply(committed.and(done)))
         });
         self.jobs.try_send(job).map_err(|error| match error {

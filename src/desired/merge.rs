@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::desired::parse::{Parsed, parse};
 use crate::desired::scan::{Scan, Text};
+use crate::fault::{self, Bug};
 use crate::model::admission::Rules;
 use crate::model::{Owner, SandboxName, Span, Time, Violation};
 use crate::store::files::{Declared, FileChanges};
@@ -116,11 +117,14 @@ fn fault(
     merged: &mut Merged,
 ) {
     let old = input.snapshot.files.get(path).map(|old| FileRecord::clone(old)).unwrap_or_default();
-    if old.faults == faults && old.digest == digest {
+    let known = old.faults == faults && old.digest == digest;
+    if known && old.missing.is_empty() {
         return;
     }
-    let message = format!("{path}: {}", list(&faults));
-    merged.changes.warnings.push((None, "InvalidFile", message));
+    if !known {
+        let message = format!("{path}: {}", list(&faults));
+        merged.changes.warnings.push((None, "InvalidFile", message));
+    }
     // The names stay its own: their last good specs are in force. It is there, so nothing is missing.
     let missing = BTreeMap::new();
     let record = FileRecord { digest, faults, missing, held: None, confirmed: false, ..old };
@@ -180,7 +184,7 @@ fn claim(
         {
             record.names.push(name.clone());
             let since = old.missing.get(name).copied().unwrap_or(input.now);
-            record.missing.insert(name.clone(), since);
+            record.missing.insert(name.clone(), since.min(input.now));
             (record.held, record.confirmed) = (old.held.clone(), old.confirmed);
             merged.again.push(path.to_owned());
             merged.look_again = true;
@@ -257,7 +261,9 @@ fn absences(input: &Merge<'_>, merged: &mut Merged) -> Vec<(String, FileRecord)>
                 record.names.retain(|name| owned_by(input, name, path) && !moved.contains(name));
                 record.missing.retain(|name, _| record.names.contains(name));
                 for name in record.names.clone() {
-                    record.missing.entry(name).or_insert(input.now);
+                    // A clock that was set back must not put this off.
+                    let since = record.missing.entry(name).or_insert(input.now);
+                    *since = (*since).min(input.now);
                 }
                 if record.names.is_empty() {
                     merged.changes.records.insert(path.clone(), None);
@@ -266,9 +272,9 @@ fn absences(input: &Merge<'_>, merged: &mut Merged) -> Vec<(String, FileRecord)>
                 record
             }
         };
-        record
-            .names
-            .retain(|name| owned_by(input, name, path) || !record.missing.contains_key(name));
+        // What another file declares now is not missing, and nobody's to remove.
+        let ours = |name: &SandboxName| owned_by(input, name, path) && !moved.contains(name);
+        record.names.retain(|name| ours(name) || !record.missing.contains_key(name));
         record.missing.retain(|name, _| record.names.contains(name));
         if !record.missing.is_empty() {
             absent.push((path.clone(), record));
@@ -286,7 +292,9 @@ fn prune(input: &Merge<'_>, absent: Vec<(String, FileRecord)>, merged: &mut Merg
         .filter(|sandbox| matches!(sandbox.owner, Owner::File(_)) && sandbox.deletion.is_none())
         .count();
     let missing: usize = absent.iter().map(|(_, record)| record.missing.len()).sum();
-    let replaced = input.snapshot.root.is_some_and(|root| root != input.scan.root);
+    // Nor is a directory to be believed that was never seen whole.
+    let replaced = input.snapshot.root != Some(input.scan.root);
+    let replaced = replaced && !fault::has(Bug::EmptyMountBelieved);
     let held = if missing > PRUNE_FREELY.max(owned * PRUNE_PERCENT / 100) {
         Some(format!("{missing} of {owned} sandboxes from files would go at once"))
     } else if replaced && missing > 0 {

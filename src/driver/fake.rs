@@ -1,146 +1,155 @@
 //! A driver with a host of its own, kept in memory. It keeps the same contract as the real ones,
 //! which the contract tests check, so tests of the loop may believe it.
 //!
-//! Its workloads are the few commands the contract uses: `true`, `false`, `sleep`, `sh -c "exit N"`,
-//! and `trap`, which ignores being asked to end.
+//! It does what [`crate::driver::shimmed`] does, in the same order, and before and after each thing the
+//! daemon may die or the thing may fail: see [`crate::fault`]. Its workloads are the few commands that
+//! tests use: `true`, `false`, `sleep`, `sh -c "exit N"`, `trap`, which ignores being asked to end, and
+//! `fork`, which leaves a process behind.
+
+pub mod machine;
+pub mod shim;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::driver::fake::machine::{Machine, What};
+use crate::driver::fake::shim::{Shim, Stage};
+use crate::driver::shimmed::YOUNG_MS_MAX;
 use crate::driver::{Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder, Usage};
-use crate::model::{ExitKind, ExitRecord, Iid, Isolation, LimitStatus, Limits, Observed, Time};
+use crate::fault::{self, Bug};
+use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed};
 use crate::sys::SysError;
 
-/// The in-memory host.
-#[derive(Debug, Default)]
+/// A driver of one daemon; the machine outlives it.
+#[derive(Debug)]
 pub struct FakeDriver {
-    host: Mutex<Machine>,
+    machine: Arc<Mutex<Machine>>,
+    epoch: u64,
+    /// Whether everything on the machine happens at once, instead of when a test says so.
+    hurried: bool,
+    memory: Mutex<Memory>,
 }
 
+/// What dies with the daemon.
 #[derive(Debug, Default)]
-struct Machine {
-    instances: BTreeMap<Iid, Instance>,
-    failures_left: u32,
-    now: Time,
-    starts: u64,
+struct Memory {
+    ordered: BTreeMap<Iid, u64>,
+    /// Only a mistaken daemon believes it.
+    pids: BTreeMap<Iid, u32>,
+    looks: BTreeMap<String, Observed>,
 }
 
-#[derive(Debug, Clone)]
-struct Instance {
-    state: State,
-    obeys: bool,
-    uid: uuid::Uuid,
-    frozen: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum State {
-    Running {
-        since: Time,
-    },
-    Exited(ExitRecord),
-    /// Its shim is dead; it goes on.
-    Orphan,
-    /// Its shim is stopped: alive, and deaf.
-    Deaf {
-        since: Time,
-    },
-    /// Dead without a word.
-    Lost,
+impl Default for FakeDriver {
+    fn default() -> Self {
+        Self::hurried(Arc::default())
+    }
 }
 
 impl FakeDriver {
-    /// The next `count` calls that change something fail.
-    pub fn fail_next(&self, count: u32) {
-        self.lock().failures_left = count;
+    /// A driver for the daemon of `epoch` on a machine where nothing happens by itself.
+    pub fn on(machine: Arc<Mutex<Machine>>, epoch: u64) -> Self {
+        Self { machine, epoch, hurried: false, memory: Mutex::default() }
     }
 
-    pub fn set_time(&self, now: Time) {
-        self.lock().now = now;
+    /// A driver on a machine where everything happens at once.
+    pub fn hurried(machine: Arc<Mutex<Machine>>) -> Self {
+        Self { hurried: true, ..Self::on(machine, 1) }
     }
 
-    /// How often anything was started.
-    pub fn starts(&self) -> u64 {
-        self.lock().starts
-    }
-
-    /// Instances that run, whether or not they can be watched.
-    pub fn running(&self) -> Vec<Iid> {
-        let runs = |state: &State| {
-            matches!(state, State::Running { .. } | State::Orphan | State::Deaf { .. })
-        };
-        let host = self.lock();
-        host.instances
-            .iter()
-            .filter(|(_, one)| runs(&one.state))
-            .map(|(iid, _)| iid.clone())
-            .collect()
-    }
-
-    /// A running workload ends by itself.
-    pub fn exit(&self, iid: &Iid, code: i32) {
-        self.lock().end(iid, ExitKind::Exited { code }, None);
-    }
-
-    /// The shim is killed; what it watched goes on.
-    pub fn kill_only_the_shim(&self, iid: &Iid) {
-        self.lock().become_if_alive(iid, |_| State::Orphan);
-    }
-
-    /// The shim stops answering.
-    pub fn deafen(&self, iid: &Iid) {
-        self.lock().become_if_alive(iid, |since| State::Deaf { since });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Machine> {
-        self.host.lock().expect("no test panics while holding the host")
-    }
-}
-
-impl Instance {
-    fn is_running(&self) -> bool {
-        matches!(self.state, State::Running { .. })
-    }
-}
-
-impl Machine {
-    /// Fails if a test asked for it.
-    fn stumble(&mut self, stage: &'static str) -> Result<(), DriverError> {
-        if self.failures_left == 0 {
-            return Ok(());
+    fn machine(&self) -> MutexGuard<'_, Machine> {
+        let mut machine = self.machine.lock().expect("nobody panics while holding the machine");
+        if self.hurried {
+            machine.settle();
         }
-        self.failures_left -= 1;
-        let source = SysError { call: "fake".to_owned(), source: io::Error::other("device busy") };
-        Err(DriverError::Host { stage, source })
+        machine
     }
 
-    fn end(&mut self, iid: &Iid, kind: ExitKind, reason: Option<&str>) {
-        let now = self.now;
-        let Some(instance) = self.instances.get_mut(iid) else { return };
-        let State::Running { since } = instance.state else { return };
-        instance.state = State::Exited(ExitRecord {
-            iid: iid.clone(),
-            kind,
-            started_at: Some(since),
-            ended_at: now,
-            reason: reason.map(str::to_owned),
-            oom_kills: 0,
-            memory_peak_bytes: 0,
-            cpu_usec: 0,
-            throttled_usec: 0,
-            hint: None,
-        });
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().expect("nobody panics while holding the memory")
     }
 
-    fn become_if_alive(&mut self, iid: &Iid, next: impl Fn(Time) -> State) {
-        if let Some(instance) = self.instances.get_mut(iid)
-            && let State::Running { since } = instance.state
+    /// A request to the shim, which may not answer, or not to this daemon.
+    fn ask(
+        &self,
+        iid: &Iid,
+        stage: &'static str,
+        request: impl FnOnce(&mut Machine) -> Result<(), DriverError>,
+    ) -> Result<(), DriverError> {
+        point(stage)?;
+        let mut machine = self.machine();
+        let epoch = self.epoch;
+        match machine.answering(iid) {
+            None => return Err(failed(stage, "the shim does not answer")),
+            Some(shim) if shim.epoch > epoch => {
+                return Err(failed(stage, "a newer daemon has taken over"));
+            }
+            Some(shim) => shim.epoch = epoch,
+        }
+        request(&mut machine)?;
+        drop(machine);
+        point(stage)
+    }
+
+    /// The shim's word, or what lock and cgroup prove.
+    fn look(&self, iid: &Iid) -> Observed {
+        let mut machine = self.machine();
+        let frozen = machine.groups.get(iid).copied().unwrap_or(false);
+        let pid = machine.members(iid).first().copied();
+        if let Some(shim) = machine.answering(iid) {
+            let started_at = shim.started_at;
+            return match &shim.stage {
+                Stage::Born | Stage::Launching => Observed::Launching,
+                Stage::Running => {
+                    let started_at = started_at.unwrap_or_default();
+                    Observed::Running { pid, started_at, frozen }
+                }
+                Stage::Exited(exit) => Observed::Exited { exit: exit.clone() },
+                Stage::Stopping | Stage::Clearing(_) | Stage::Writing(_) | Stage::Written(_) => {
+                    Observed::Stopping { pid, started_at }
+                }
+            };
+        }
+        let young = |shim: &mut Shim| shim.stage == Stage::Born;
+        let held = machine.shim_pid(iid).is_some() && !fault::has(Bug::UnknownIsDead);
+        if held {
+            let ordered_at = self.memory().ordered.get(iid).copied();
+            let recent = ordered_at.is_some_and(|at| machine.up_ms < at + YOUNG_MS_MAX);
+            let launching = recent && machine.shim(iid).is_some_and(young);
+            return if launching { Observed::Launching } else { Observed::Unknown };
+        }
+        if !machine.members(iid).is_empty() && !fault::has(Bug::UnknownIsDead) {
+            return Observed::Orphan;
+        }
+        let exit = machine.exits.get(iid).map(|saved| saved.record.clone());
+        let began = machine.noted.contains(iid) || exit.is_some();
+        Observed::Gone { exit, began }
+    }
+
+    fn fork_shim(&self, order: &Order<'_>) {
+        let mut machine = self.machine();
+        let shim = Shim::new(order.uid, order.spec.resolved_command(), self.epoch);
+        let pid = machine.spawn(Some(order.iid.clone()), What::Shim(Box::new(shim)));
+        machine.truth.starts += 1;
+        if fault::has(Bug::LockInherited)
+            && let Some(shim) = machine.processes.get_mut(&pid)
         {
-            instance.state = next(since);
+            shim.holds_daemon = true;
         }
+        let mut memory = self.memory();
+        memory.ordered.insert(order.iid.clone(), machine.up_ms);
+        memory.pids.insert(order.iid.clone(), pid);
     }
+}
+
+fn point(stage: &'static str) -> Result<(), DriverError> {
+    if fault::reach(stage) { Err(failed(stage, "device busy")) } else { Ok(()) }
+}
+
+fn failed(stage: &'static str, why: &str) -> DriverError {
+    let source = SysError { call: "fake".to_owned(), source: io::Error::other(why.to_owned()) };
+    DriverError::Host { stage, source }
 }
 
 impl Driver for FakeDriver {
@@ -157,65 +166,40 @@ impl Driver for FakeDriver {
     }
 
     fn observe(&self, iid: &Iid) -> Result<Observed, DriverError> {
-        let host = self.lock();
-        let Some(instance) = host.instances.get(iid) else {
-            return Ok(Observed::Gone { exit: None, residue: false });
-        };
-        Ok(match &instance.state {
-            State::Running { since } => {
-                Observed::Running { pid: Some(1), started_at: *since, frozen: instance.frozen }
-            }
-            State::Exited(exit) => Observed::Exited { exit: exit.clone() },
-            State::Orphan => Observed::Orphan,
-            State::Deaf { .. } => Observed::Unknown,
-            State::Lost => Observed::Gone { exit: None, residue: true },
-        })
+        point("look")?;
+        let seen = self.look(iid);
+        if fault::has(Bug::StaleObservation) {
+            let sandbox = iid.as_str().split('-').next().unwrap_or_default().to_owned();
+            let before = self.memory().looks.insert(sandbox, seen.clone());
+            return Ok(before.unwrap_or(seen));
+        }
+        Ok(seen)
     }
 
     fn start(&self, order: &Order<'_>) -> Result<Started, DriverError> {
-        let mut host = self.lock();
-        assert!(!host.instances.contains_key(order.iid), "started over something");
-        let others = host.instances.values().filter(|one| one.uid == order.uid);
-        let alive =
-            others.filter(|one| !matches!(one.state, State::Exited(_) | State::Lost)).count();
-        assert_eq!(alive, 0, "two instances of one sandbox");
-        host.stumble("start")?;
-        host.starts += 1;
-        let command = order.spec.resolved_command();
-        let words: Vec<&str> = command.iter().map(String::as_str).collect();
-        let obeys = words[0] != "trap";
-        let (now, uid) = (host.now, order.uid);
-        let state = State::Running { since: now };
-        host.instances.insert(order.iid.clone(), Instance { state, obeys, uid, frozen: false });
-        let ended = match words[..] {
-            ["true"] => Some(ExitKind::Exited { code: 0 }),
-            ["false"] => Some(ExitKind::Exited { code: 1 }),
-            ["sh", "-c", script] if script.starts_with("exit ") => {
-                Some(ExitKind::Exited { code: script[5..].parse().unwrap_or(2) })
-            }
-            ["sleep" | "trap", ..] => None,
-            _ => Some(ExitKind::StartFailed {
-                stage: "exec".to_owned(),
-                message: format!("{}: not found", words[0]),
-            }),
-        };
-        if let Some(kind) = ended {
-            host.end(order.iid, kind, None);
-        }
+        assert!(self.machine().shim_pid(order.iid).is_none(), "started over something");
+        point("prepare workspace")?;
+        self.machine().groups.insert(order.iid.clone(), false);
+        point("make run directory")?;
+        self.machine().dirs.insert(order.iid.clone());
+        point("start shim")?;
+        self.fork_shim(order);
+        // Whatever becomes of this daemon, it runs.
+        let _ = fault::reach("shim started");
         Ok(Started { link: None, limits: Vec::new() })
     }
 
     fn stop(&self, iid: &Iid, how: &StopOrder<'_>) -> Result<(), DriverError> {
-        let mut host = self.lock();
-        host.stumble("stop")?;
-        let obeys = host.instances.get(iid).is_some_and(|one| one.obeys);
-        let signal = if how.force || !obeys { "SIGKILL" } else { how.signal };
-        host.end(iid, ExitKind::Signaled { signal: signal.to_owned() }, Some(how.reason));
-        Ok(())
+        let grace_ms = (!how.force).then_some(how.grace_ms);
+        self.ask(iid, "stop", |machine| {
+            Shim::stop(machine, iid, grace_ms, how.reason);
+            Ok(())
+        })
     }
 
-    fn adjust(&self, _: &Iid, _: &Limits) -> Result<Vec<LimitStatus>, DriverError> {
-        self.lock().stumble("adjust").map(|()| Vec::new())
+    fn adjust(&self, iid: &Iid, _: &Limits) -> Result<Vec<LimitStatus>, DriverError> {
+        self.ask(iid, "set limits", |_| Ok(()))?;
+        Ok(Vec::new())
     }
 
     fn can_freeze(&self) -> bool {
@@ -223,48 +207,68 @@ impl Driver for FakeDriver {
     }
 
     fn freeze(&self, iid: &Iid, frozen: bool) -> Result<(), DriverError> {
-        let mut host = self.lock();
-        host.stumble("freeze")?;
-        if let Some(instance) = host.instances.get_mut(iid) {
-            instance.frozen = frozen;
+        point("freeze")?;
+        let mut machine = self.machine();
+        if let Some(group) = machine.groups.get_mut(iid) {
+            *group = frozen;
         }
-        Ok(())
+        drop(machine);
+        point("frozen")
     }
 
     fn checkpoint(&self, iid: &Iid, _: &Keep<'_>) -> Result<u64, DriverError> {
-        let mut host = self.lock();
-        host.stumble("checkpoint")?;
-        let running = host.instances.get(iid).is_some_and(|one| one.is_running());
-        if running { Ok(1) } else { Err(DriverError::Refused(format!("{iid} is not running"))) }
+        Err(DriverError::Refused(format!("{iid}: a fake has no memory to keep")))
     }
 
     fn kill_orphan(&self, iid: &Iid) -> Result<(), DriverError> {
-        let mut host = self.lock();
-        host.stumble("kill orphan")?;
-        if let Some(instance) = host.instances.get_mut(iid)
-            && !matches!(instance.state, State::Exited(_))
+        point("kill orphan")?;
+        let mut machine = self.machine();
+        if fault::has(Bug::KillNotedPid)
+            && let Some(pid) = self.memory().pids.get(iid)
         {
-            instance.state = State::Lost;
+            machine.kill(*pid, iid);
         }
-        Ok(())
+        machine.kill_group(iid);
+        drop(machine);
+        point("orphan killed")
     }
 
     fn kill_shim(&self, iid: &Iid) -> Result<(), DriverError> {
+        point("kill shim")?;
+        let mut machine = self.machine();
+        if let Some(pid) = machine.shim_pid(iid) {
+            machine.kill(pid, iid);
+        }
+        drop(machine);
         self.kill_orphan(iid)
     }
 
     fn clean_up(&self, iid: &Iid) -> Result<(), DriverError> {
-        let mut host = self.lock();
-        host.stumble("clean up")?;
-        let alive = host
-            .instances
-            .get(iid)
-            .is_some_and(|one| !matches!(one.state, State::Exited(_) | State::Lost));
-        if alive {
-            return Err(DriverError::Refused(format!("{iid} has not ended")));
+        point("clean up")?;
+        let mut machine = self.machine();
+        let ended = machine.answering(iid).map(|shim| matches!(shim.stage, Stage::Exited(_)));
+        match (ended, machine.shim_pid(iid)) {
+            (Some(true), Some(pid)) => drop(machine.processes.remove(&pid)),
+            (None, None) => (),
+            _ => return Err(DriverError::Refused(format!("{iid} has not ended"))),
         }
-        host.instances.remove(iid);
-        Ok(())
+        drop(machine);
+        point("remove cgroup")?;
+        let mut machine = self.machine();
+        if !machine.members(iid).is_empty() {
+            return Err(failed("remove cgroup", "device busy"));
+        }
+        machine.groups.remove(iid);
+        drop(machine);
+        point("remove run directory")?;
+        let mut machine = self.machine();
+        machine.dirs.remove(iid);
+        machine.noted.remove(iid);
+        drop(machine);
+        point("remove exit")?;
+        self.machine().exits.remove(iid);
+        self.memory().ordered.remove(iid);
+        point("cleaned up")
     }
 
     fn usage(&self, _: &Iid) -> Usage {

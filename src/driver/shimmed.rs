@@ -328,8 +328,9 @@ impl Shimmed {
             return Ok(Observed::Orphan);
         }
         let exit = exit::load(&self.host.exit_path(iid)).map(|exit| convert::exit(exit, iid));
-        let residue = self.host.run_dir(iid).exists() || group.exists() || exit.is_some();
-        Ok(Observed::Gone { exit, residue })
+        let took_over = lock::is_noted(&self.host.run_dir(iid).join(LOCK)).map_err(host)?;
+        let began = took_over || exit.is_some();
+        Ok(Observed::Gone { exit, began })
     }
 
     fn wait_released(&self, iid: &Iid) -> Result<(), DriverError> {

@@ -40,12 +40,14 @@ pub struct Condition {
 }
 
 /// Puts `next` in place of the condition of its kind. The time of transition moves only with the
-/// status, so that saying the same again changes nothing.
+/// status, so that saying the same again changes nothing. It is never left in the future: what waits
+/// for so long after it would wait for as long as a clock was wrong.
 pub fn set(conditions: &mut Vec<Condition>, mut next: Condition) {
     match conditions.iter_mut().find(|old| old.kind == next.kind) {
         Some(old) => {
             if old.status == next.status {
-                next.last_transition_time = old.last_transition_time;
+                let since = old.last_transition_time.min(next.last_transition_time);
+                next.last_transition_time = since;
             }
             *old = next;
         }

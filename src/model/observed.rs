@@ -7,8 +7,9 @@ use crate::model::time::Time;
 /// One look at one instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observed {
-    /// Proved: its lock is free, its cgroup is empty. With the exit, if one was written down.
-    Gone { exit: Option<ExitRecord>, residue: bool },
+    /// Proved: its lock is free, its cgroup is empty. With the exit, if one was written down; `began`,
+    /// if there ever was a shim.
+    Gone { exit: Option<ExitRecord>, began: bool },
     /// Its shim answers; the program does not run yet.
     Launching,
     /// Its shim answers; the program runs, or stands still where the kernel has frozen it.

@@ -101,7 +101,7 @@ fn ended(kind: ExitKind) -> Sandbox {
     sandbox
 }
 
-const GONE: Observed = Observed::Gone { exit: None, residue: false };
+const GONE: Observed = Observed::Gone { exit: None, began: false };
 const RUNS: Observed = Observed::Running { pid: Some(7), started_at: NOW, frozen: false };
 const FROZEN: Observed = Observed::Running { pid: Some(7), started_at: NOW, frozen: true };
 const STOPS: Observed = Observed::Stopping { pid: Some(7), started_at: Some(NOW) };
@@ -378,16 +378,34 @@ fn unknown_is_not_dead() {
 }
 
 #[test]
+fn a_shim_that_falls_silent_after_the_end_does_not_stand_in_the_way() {
+    let sandbox = ended(ExitKind::Exited { code: 0 });
+    let dead = Instance { released: false, ..Instance::clone(sandbox.instance.as_ref().unwrap()) };
+    let sandbox = Sandbox { instance: Some(Arc::new(dead)), ..sandbox };
+    let plan = planned(&sandbox, &Observed::Unknown);
+    assert_eq!(plan.next, Next::Do(Step::KillShim), "{plan:?}");
+}
+
+#[test]
+fn silence_that_began_when_a_clock_was_wrong_ends_too() {
+    let mut sandbox = with(InstancePhase::Running);
+    sandbox.status = planned(&sandbox, &Observed::Unknown).status;
+    sandbox.status.conditions[0].last_transition_time = Time(NOW.0 + 1_000_000_000);
+    let status = planned(&sandbox, &Observed::Unknown).status;
+    assert_eq!(status.conditions[0].last_transition_time, NOW);
+}
+
+#[test]
 fn an_end_that_nobody_saw_is_lost_and_never_invented() {
     let cause = |sandbox: &Sandbox, observed: &Observed| match planned(sandbox, observed).next {
         Next::Do(Step::RecordExit(exit)) => exit.kind,
         next @ (Next::Do(_) | Next::Wait(_) | Next::Settled) => panic!("{next:?}"),
     };
     let lost = |cause| ExitKind::Lost { cause };
-    let residue = Observed::Gone { exit: None, residue: true };
+    let began = Observed::Gone { exit: None, began: true };
     assert_eq!(cause(&with(InstancePhase::Starting), &GONE), lost(LostCause::NeverStarted));
     // A shim that dies at once must not be started over and over without a pause.
-    assert_eq!(cause(&with(InstancePhase::Starting), &residue), lost(LostCause::ShimGone));
+    assert_eq!(cause(&with(InstancePhase::Starting), &began), lost(LostCause::ShimGone));
     assert_eq!(cause(&with(InstancePhase::Running), &GONE), lost(LostCause::ShimGone));
     let old = Instance { boot_id: "earlier".to_owned(), ..instance(InstancePhase::Running) };
     let old = Sandbox { instance: Some(Arc::new(old)), ..web() };

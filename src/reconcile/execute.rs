@@ -9,6 +9,7 @@ mod sleep;
 use std::sync::Arc;
 
 use crate::driver::{DriverError, Order, Restore, StopOrder};
+use crate::fault::{self, Bug};
 use crate::model::{
     Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Observed,
     Owner, Sandbox, Span, Time,
@@ -90,10 +91,12 @@ impl Act<'_> {
         change: impl FnOnce(&mut Core, &mut Sandbox) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<Arc<Sandbox>, StepError> {
         let planned = Arc::clone(self.sandbox);
+        let blind = fault::has(Bug::LostUpdate);
         let done = self.world.store.write_blocking(move |core| {
-            let current = core.get(planned.name.as_str()).filter(|now| same_wish(now, &planned));
+            let same = |now: &Arc<Sandbox>| blind || same_wish(now, &planned);
+            let current = core.get(planned.name.as_str()).filter(same);
             let Some(current) = current else { return Ok(None) };
-            let mut next = Sandbox::clone(&current);
+            let mut next = Sandbox::clone(if blind { &planned } else { &current });
             change(core, &mut next)?;
             core.put(next).map(Some)
         })?;
@@ -135,6 +138,23 @@ impl Act<'_> {
         let intent = Instance { restored, ..self.intent(&iid, n) };
         let status = self.plan.status.clone();
         let again = sandbox.instance.is_some();
+        let nothing = std::collections::BTreeMap::new();
+        let image = sandbox.spec.image.as_ref().and_then(|id| self.world.images.get(id));
+        let launch = |restore| {
+            driver.start(&Order {
+                iid: &iid,
+                name: &sandbox.name,
+                uid: sandbox.uid,
+                generation: sandbox.generation,
+                epoch: self.world.store.epoch(),
+                spec: &sandbox.spec,
+                host_uid: sandbox.host_uid,
+                image_files: image.map_or(&nothing, |image| &image.files),
+                take_back: matches!(sandbox.owner, Owner::File(_)),
+                restore,
+            })
+        };
+        let too_early = fault::has(Bug::StartBeforeIntent).then(|| launch(None));
         // Intent first: from here on it may exist, and the store says so.
         let (why, now, said) = (self.plan.why.clone(), self.now, iid.clone());
         let committed = self.commit(move |core, sandbox| {
@@ -155,21 +175,7 @@ impl Act<'_> {
             has_workspace: kept.has_workspace,
             request: committed.power.request,
         });
-        let nothing = std::collections::BTreeMap::new();
-        let image = sandbox.spec.image.as_ref().and_then(|id| self.world.images.get(id));
-        let started = driver.start(&Order {
-            iid: &iid,
-            name: &sandbox.name,
-            uid: sandbox.uid,
-            generation: sandbox.generation,
-            epoch: self.world.store.epoch(),
-            spec: &sandbox.spec,
-            host_uid: sandbox.host_uid,
-            image_files: image.map_or(&nothing, |image| &image.files),
-            take_back: matches!(sandbox.owner, Owner::File(_)),
-            restore,
-        });
-        match started {
+        match too_early.unwrap_or_else(|| launch(restore)) {
             Ok(started) => {
                 self.world.consoles.started(&committed, &iid, started);
                 // Its events will say when it runs; this only catches what they miss.
@@ -311,6 +317,9 @@ impl Act<'_> {
 
     /// One transaction: dead, how, what is remembered of it, and the event.
     fn record_exit(&self, exit: &ExitRecord) -> Result<Again, StepError> {
+        if fault::has(Bug::CleanUpBeforeRecord) {
+            let _ = self.driver(self.instance()?)?.clean_up(&exit.iid);
+        }
         let (exit, now) = (exit.clone(), self.now);
         let policy = self.policy.clone();
         self.commit_instance(move |core, sandbox, instance| {
@@ -328,7 +337,7 @@ impl Act<'_> {
             let message = format!("{}: {}", instance.iid, exit.summary());
             instance.exit = Some(exit.clone());
             core.event(Some(&sandbox.name), level, ("Ended", message), now)?;
-            let gone = Observed::Gone { exit: None, residue: true };
+            let gone = Observed::Gone { exit: None, began: true };
             let after = Sandbox { instance: Some(Arc::new(instance.clone())), ..sandbox.clone() };
             let view = View::of(&after, &gone, now, &policy);
             let limits = std::mem::take(&mut sandbox.status.limits);

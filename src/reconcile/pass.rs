@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tracing::{debug, info, warn};
 
 use crate::error::chain;
+use crate::fault::{self, Bug};
 use crate::model::{Sandbox, SandboxName, Span, Time};
 use crate::plan::{Next, Plan, View, plan};
 use crate::reconcile::execute::{self, StepError};
@@ -21,6 +22,8 @@ const RESYNC_IDLE: Span = Span::seconds(600);
 pub fn pass_blocking(world: &World, name: &SandboxName, now: Time) -> Again {
     let snapshot = world.store.snapshot();
     let Some(sandbox) = snapshot.sandboxes.get(name) else { return Again::Never };
+    let forgetful = fault::has(Bug::ForgottenPause).then(|| without_pause(sandbox));
+    let sandbox = forgetful.as_ref().unwrap_or(sandbox);
     let observed = match world.observe(sandbox) {
         Ok(observed) => observed,
         Err(error) => {
@@ -52,6 +55,12 @@ pub fn pass_blocking(world: &World, name: &SandboxName, now: Time) -> Again {
     };
     debug!(sandbox = name.as_str(), ?again, why = plan.why, "pass");
     again
+}
+
+fn without_pause(sandbox: &Sandbox) -> Arc<Sandbox> {
+    let mut forgetful = sandbox.clone();
+    forgetful.history.not_before = None;
+    Arc::new(forgetful)
 }
 
 fn failed(name: &SandboxName, error: &StepError) -> Again {

@@ -9,12 +9,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::fault::{self, Bug};
 use crate::model::{Deletion, Owner, Power, Sandbox, SandboxName, Time};
 use crate::reconcile::blocking;
 use crate::reconcile::pass::pass_blocking;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::world::{Again, World};
-use crate::store::ChangeKind;
+use crate::store::{ChangeKind, Store};
 
 /// Passes at once. They mostly wait for the disk and for shims; more would only crowd each other.
 const PASS_COUNT_MAX: usize = 16;
@@ -51,8 +52,8 @@ pub async fn run(
     clock: fn() -> u64,
 ) {
     let mut commits = world.store.watch();
-    let mut wishes = HashMap::new();
-    let mut seen = enqueue_all(&world, &queue, &mut wishes);
+    let mut wishes = Wishes::default();
+    wishes.enqueue_all(&world.store, &queue);
     let mut passes: JoinSet<(SandboxName, Again)> = JoinSet::new();
     loop {
         while passes.len() < PASS_COUNT_MAX
@@ -72,13 +73,10 @@ pub async fn run(
             () = shutdown.cancelled() => break,
             Some(done) = passes.join_next() => {
                 let (name, again) = done.expect("a pass neither panics nor is cancelled");
-                queue.done(&name, next_look(again));
-                if again == Again::Now {
-                    queue.push(&name);
-                }
+                finish(&queue, &name, again, Instant::now());
             }
             changed = commits.changed() => match changed {
-                Ok(()) => seen = enqueue_changed(&world, &queue, &mut wishes, seen),
+                Ok(()) => wishes.enqueue_changed(&world.store, &queue),
                 Err(_) => break,
             },
             () = queue.wait() => (),
@@ -88,49 +86,57 @@ pub async fn run(
     while passes.join_next().await.is_some() {}
 }
 
-fn next_look(again: Again) -> Option<Instant> {
-    match again {
+/// Puts a name back with the time of its next look.
+pub fn finish(queue: &Queue, name: &SandboxName, again: Again, now: Instant) {
+    let next = match again {
         Again::Now | Again::Never => None,
-        Again::In(span) => Some(Instant::now() + span.duration()),
-    }
-}
-
-/// Everything, those first of which something may run.
-fn enqueue_all(world: &World, queue: &Queue, wishes: &mut HashMap<SandboxName, Wish>) -> u64 {
-    let snapshot = world.store.snapshot();
-    let (alive, dead): (Vec<_>, Vec<_>) =
-        snapshot.sandboxes.values().partition(|sandbox| sandbox.live().is_some());
-    for sandbox in alive.into_iter().chain(dead) {
-        wishes.insert(sandbox.name.clone(), Wish::of(sandbox));
-        queue.push(&sandbox.name);
-    }
-    snapshot.rv
-}
-
-/// Those whose wish changed since the commit `seen`.
-fn enqueue_changed(
-    world: &World,
-    queue: &Queue,
-    wishes: &mut HashMap<SandboxName, Wish>,
-    seen: u64,
-) -> u64 {
-    let Some(changes) = world.store.ring().since(seen) else {
-        return enqueue_all(world, queue, wishes);
+        Again::In(_) if fault::has(Bug::LostRetry) => None,
+        Again::In(span) => Some(now + span.duration()),
     };
-    let mut newest = seen;
-    for change in changes {
-        newest = newest.max(change.rv);
-        let name = &change.sandbox.name;
-        if change.kind == ChangeKind::Deleted {
-            wishes.remove(name);
-            // A file may wait for the name to become free.
-            continue;
+    queue.done(name, next);
+    if again == Again::Now {
+        queue.push(name);
+    }
+}
+
+/// What people were last known to want, and as of which commit.
+#[derive(Debug, Default)]
+pub struct Wishes {
+    known: HashMap<SandboxName, Wish>,
+    seen: u64,
+}
+
+impl Wishes {
+    /// Everything, those first of which something may run.
+    pub fn enqueue_all(&mut self, store: &Store, queue: &Queue) {
+        let snapshot = store.snapshot();
+        let (alive, dead): (Vec<_>, Vec<_>) =
+            snapshot.sandboxes.values().partition(|sandbox| sandbox.live().is_some());
+        for sandbox in alive.into_iter().chain(dead) {
+            self.known.insert(sandbox.name.clone(), Wish::of(sandbox));
+            queue.push(&sandbox.name);
         }
-        let wish = Wish::of(&change.sandbox);
-        if wishes.get(name) != Some(&wish) {
-            wishes.insert(name.clone(), wish);
-            queue.push(name);
+        self.seen = snapshot.rv;
+    }
+
+    /// Those whose wish changed since the last time.
+    pub fn enqueue_changed(&mut self, store: &Store, queue: &Queue) {
+        let Some(changes) = store.ring().since(self.seen) else {
+            return self.enqueue_all(store, queue);
+        };
+        for change in changes {
+            self.seen = self.seen.max(change.rv);
+            let name = &change.sandbox.name;
+            if change.kind == ChangeKind::Deleted {
+                self.known.remove(name);
+                // A file may wait for the name to become free.
+                continue;
+            }
+            let wish = Wish::of(&change.sandbox);
+            if self.known.get(name) != Some(&wish) {
+                self.known.insert(name.clone(), wish);
+                queue.push(name);
+            }
         }
     }
-    newest
 }

@@ -91,7 +91,7 @@ impl World {
     }
 
     pub(super) fn observe(&self, sandbox: &Sandbox) -> Result<Observed, DriverError> {
-        let nothing = Observed::Gone { exit: None, residue: false };
+        let nothing = Observed::Gone { exit: None, began: false };
         let Some(instance) = sandbox.instance.as_ref().filter(|one| may_exist(one)) else {
             return Ok(nothing);
         };

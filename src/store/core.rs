@@ -25,6 +25,17 @@ const HOST_UID_FIRST: u32 = 200_000;
 /// And this many may be given.
 const HOST_UID_COUNT: u32 = 1_000_000;
 
+/// Where new sandboxes get their uids from.
+pub type Uids = Box<dyn FnMut() -> Uuid + Send>;
+
+struct Hidden(Uids);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("uids")
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Core {
@@ -40,11 +51,14 @@ pub struct Core {
     touched: bool,
     host_uids: BTreeSet<u32>,
     last_host_uid: u32,
+    uids: Hidden,
+    /// As if the disk were full.
+    pub(super) commit_fails: bool,
 }
 
 impl Core {
     /// Opens the database, notes that another daemon has it now, and loads everything.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    pub fn open(path: &Path, uids: Uids) -> Result<Self, StoreError> {
         let connection = schema::open(path)?;
         let failed = |op| {
             let path: Arc<Path> = path.into();
@@ -101,6 +115,8 @@ impl Core {
             touched: false,
             host_uids,
             last_host_uid,
+            uids: Hidden(uids),
+            commit_fails: false,
         })
     }
 
@@ -126,7 +142,9 @@ impl Core {
     /// Commits; on failure everything since `begin` is as if it had never been.
     pub(super) fn commit(&mut self) -> Result<(), StoreError> {
         let rv = self.working.rv;
-        let done = if rv == self.published.rv {
+        let done = if std::mem::take(&mut self.commit_fails) {
+            Err(StoreError::Full { path: Arc::clone(&self.path) })
+        } else if rv == self.published.rv {
             self.execute("commit", "COMMIT")
         } else {
             rows::set_meta(&self.connection, "rv", &rv.to_string())
@@ -288,6 +306,10 @@ impl Core {
             self.working.events.pop_front();
         }
         Ok(())
+    }
+
+    pub fn new_uid(&mut self) -> Uuid {
+        (self.uids.0)()
     }
 
     /// A host uid that no sandbox has, and none had recently.

@@ -128,7 +128,7 @@ fn create(core: &mut Core, put: Put, now: Time) -> Result<Edited, StoreError> {
     let host_uid = core.free_host_uid();
     let sandbox = Sandbox {
         name: put.name,
-        uid: put.uid.unwrap_or_else(Uuid::now_v7),
+        uid: put.uid.unwrap_or_else(|| core.new_uid()),
         owner: put.owner,
         labels: put.labels,
         generation: 1,

@@ -45,9 +45,20 @@ fn take(file: File, path: &Path) -> Result<Option<Lock>, SysError> {
     Ok(Some(Lock(file)))
 }
 
-/// Turns a lock into a descriptor to hand to a child. The lock lasts while either has it open.
+/// Turns a lock into a descriptor to hand to a child. The lock lasts while either has it open; until the
+/// child makes it its own, nobody is noted as its holder.
 pub fn hand_over(lock: Lock) -> OwnedFd {
+    let _ = lock.0.set_len(0);
     lock.0.into()
+}
+
+/// Whether anybody who took the lock has ever noted that.
+pub fn is_noted(path: &Path) -> Result<bool, SysError> {
+    match std::fs::metadata(path) {
+        Ok(meta) => Ok(meta.len() > 0),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(SysError::io("look at", path, source)),
+    }
 }
 
 /// Whether somebody holds the lock on `path`. A file that is not there is held by nobody.
@@ -110,12 +121,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let fd = hand_over(try_take(&path).unwrap().unwrap());
-        assert!(is_held(&path).unwrap());
+        assert!(is_held(&path).unwrap() && !is_noted(&path).unwrap());
         let copy = fd.try_clone().unwrap();
         drop(fd);
         assert!(is_held(&path).unwrap());
         let heir = inherit(copy, &path).unwrap().unwrap();
-        assert!(is_held(&path).unwrap());
+        assert!(is_held(&path).unwrap() && is_noted(&path).unwrap());
         drop(heir);
         assert!(!is_held(&path).unwrap());
     }

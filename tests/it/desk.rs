@@ -12,7 +12,6 @@ use sodiumd::driver::Driver;
 use sodiumd::driver::host::{Host, Paths};
 use sodiumd::driver::shimmed::Shimmed;
 use sodiumd::driver::workspace::Workspaces;
-use sodiumd::model::Observed;
 
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -245,14 +244,16 @@ impl Drop for Desk {
         let host = std::sync::Arc::new(Host::open(paths, workspaces, 1 << 20, u64::MAX).unwrap());
         let driver = Shimmed::process(std::sync::Arc::clone(&host));
         let deadline = Instant::now() + PATIENCE;
-        for iid in host.residues() {
-            while driver.observe(&iid).ok() != Some(Observed::Gone { exit: None, residue: false })
-                && Instant::now() < deadline
-            {
+        loop {
+            let left = host.residues();
+            if left.is_empty() || Instant::now() > deadline {
+                break;
+            }
+            for iid in left {
                 let _ = driver.kill_shim(&iid);
                 let _ = driver.clean_up(&iid);
-                std::thread::sleep(Duration::from_millis(2));
             }
+            std::thread::sleep(Duration::from_millis(2));
         }
         host.cgroups.remove();
     }

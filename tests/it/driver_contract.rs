@@ -246,7 +246,7 @@ fn nothing_is_left_after_clean_up_and_it_can_be_repeated() {
         bench.wait_exit(&iid);
         bench.driver.clean_up(&iid).unwrap();
         bench.driver.clean_up(&iid).unwrap();
-        let gone = Observed::Gone { exit: None, residue: false };
+        let gone = Observed::Gone { exit: None, began: false };
         assert_eq!(bench.driver.observe(&iid).unwrap(), gone, "{}", bench.label());
         if let Some(host) = &bench.host {
             assert_eq!(host.residues(), [], "{}", bench.label());
@@ -395,7 +395,7 @@ fn a_dead_shim_takes_its_workload_along_and_the_end_is_not_invented() {
             bench.driver.kill_orphan(&iid).unwrap();
         }
         let seen = bench.wait(&iid, "gone", |seen| matches!(seen, Observed::Gone { .. }));
-        assert_eq!(seen, Observed::Gone { exit: None, residue: true }, "{}", bench.label());
+        assert_eq!(seen, Observed::Gone { exit: None, began: true }, "{}", bench.label());
         bench.driver.clean_up(&iid).unwrap();
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Who may import whom.
 const LAYERS: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("fault", &[]),
     ("model", &[]),
     ("plan", &["model"]),
     ("sys", &[]),
@@ -34,6 +35,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("cli", &["config", "daemon", "desired", "model", "sys", "telemetry"]),
     ("telemetry", &[]),
+    ("simulation", &["desired", "driver", "model", "reconcile", "store"]),
 ];
 
 /// Words that would make a pure module impure.
@@ -51,7 +53,7 @@ const ADAPTERS: &[(&str, &[&str])] = &[
     ("serde_yaml", &["desired"]),
     ("nix", &["sys"]),
     ("libc", &["sys"]),
-    ("tokio", &["api", "cli", "daemon", "desired", "reconcile", "store"]),
+    ("tokio", &["api", "cli", "daemon", "desired", "reconcile", "simulation", "store"]),
 ];
 
 /// Names that say nothing about what they name.
@@ -70,8 +72,9 @@ fn modules_import_only_what_is_below_them() {
         let (_, allowed) = listed.unwrap_or_else(|| panic!("add {} to LAYERS", module(&file)));
         for (line, used) in uses(&text) {
             let own = used == module(&file);
+            // Anything may be made to fail.
             assert!(
-                own || allowed.contains(&used),
+                own || used == "fault" || allowed.contains(&used),
                 "{}:{line}: {} must not use {used}",
                 file.display(),
                 module(&file),

@@ -208,6 +208,50 @@ fn a_renamed_file_keeps_its_sandboxes() {
 }
 
 #[test]
+fn a_document_that_was_missed_and_turns_up_in_another_file_stays() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a", "b"]);
+    desk.look();
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    desk.write("z.yaml", &["b"]);
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml b=file:z.yaml");
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml b=file:z.yaml");
+}
+
+#[test]
+fn a_bad_text_that_was_away_for_a_while_changes_nothing() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    let path = desk.dir.path().join("a.yaml");
+    std::fs::write(&path, "spec: [").unwrap();
+    desk.look();
+    std::fs::remove_file(&path).unwrap();
+    desk.look();
+    std::fs::write(&path, "spec: [").unwrap();
+    desk.look();
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml");
+    assert!(desk.store.snapshot().files["a.yaml"].missing.is_empty());
+}
+
+#[test]
+fn a_clock_that_is_set_back_puts_no_removal_off() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    desk.remove("a.yaml");
+    desk.look();
+    desk.now = Time(desk.now.0 - 1_000_000_000);
+    desk.look();
+    desk.look();
+    assert_eq!(desk.names(), "a!");
+}
+
+#[test]
 fn one_name_has_one_owner() {
     let mut desk = Desk::new();
     let put = Put {

@@ -1,0 +1,176 @@
+//! What a shim does, one step at a time: the same order of things as in the real one, so that whoever
+//! dies between two of them can be tried out.
+
+use crate::driver::fake::machine::{Machine, Saved, What, killed};
+use crate::fault::{self, Bug};
+use crate::model::{ExitKind, ExitRecord, Iid, Time};
+
+/// The process beside an instance.
+#[derive(Debug)]
+pub struct Shim {
+    pub uid: uuid::Uuid,
+    pub command: Vec<String>,
+    pub stage: Stage,
+    pub epoch: u64,
+    pub started_at: Option<Time>,
+    /// How the first process ended.
+    pub status: Option<ExitKind>,
+    pub reason: Option<String>,
+    /// When the grace is over.
+    pub kill_at: Option<u64>,
+}
+
+/// How far it has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stage {
+    /// It holds its lock and listens to nobody yet.
+    Born,
+    Launching,
+    Running,
+    Stopping,
+    /// The first process has ended: the others are to follow.
+    Clearing(ExitKind),
+    Writing(ExitRecord),
+    Written(ExitRecord),
+    /// Told to whoever asks.
+    Exited(ExitRecord),
+}
+
+impl Shim {
+    pub fn new(uid: uuid::Uuid, command: Vec<String>, epoch: u64) -> Self {
+        Self {
+            uid,
+            command,
+            stage: Stage::Born,
+            epoch,
+            started_at: None,
+            status: None,
+            reason: None,
+            kill_at: None,
+        }
+    }
+
+    /// The next thing. False: it waits.
+    pub(super) fn step(machine: &mut Machine, pid: u32, iid: &Iid) -> bool {
+        let now = machine.now;
+        let up_ms = machine.up_ms;
+        let Some(What::Shim(shim)) = machine.processes.get_mut(&pid).map(|one| &mut one.what)
+        else {
+            return false;
+        };
+        let next = match shim.stage.clone() {
+            Stage::Born => {
+                let (uid, command) = (shim.uid, shim.command.clone());
+                launch(machine, iid, uid, &command)
+            }
+            Stage::Launching => {
+                shim.started_at = Some(now);
+                Stage::Running
+            }
+            Stage::Running | Stage::Stopping if shim.status.is_some() => {
+                Stage::Clearing(shim.status.take().unwrap_or_else(killed))
+            }
+            Stage::Stopping if shim.kill_at.is_some_and(|at| at <= up_ms) => {
+                shim.kill_at = None;
+                machine.kill_group(iid);
+                return true;
+            }
+            Stage::Running | Stage::Stopping | Stage::Exited(_) => return false,
+            Stage::Clearing(kind) => {
+                shim.kill_at = None;
+                let record = shim.record(iid, kind, now);
+                machine.kill_group(iid);
+                Stage::Writing(record)
+            }
+            Stage::Writing(record) => {
+                let saved = Saved { record: record.clone(), synced: false };
+                machine.exits.insert(iid.clone(), saved);
+                if fault::has(Bug::ExitBeforeSync) {
+                    Stage::Exited(record)
+                } else {
+                    Stage::Written(record)
+                }
+            }
+            Stage::Written(record) => {
+                if let Some(saved) = machine.exits.get_mut(iid) {
+                    saved.synced = true;
+                }
+                Stage::Exited(record)
+            }
+        };
+        if let Stage::Exited(record) = &next {
+            machine.truth.told.insert(iid.clone(), record.kind.clone());
+        }
+        machine.truth.news.insert(iid.clone());
+        if let Some(shim) = machine.shim(iid) {
+            shim.stage = next;
+        }
+        true
+    }
+
+    fn record(&self, iid: &Iid, kind: ExitKind, now: Time) -> ExitRecord {
+        ExitRecord {
+            iid: iid.clone(),
+            kind,
+            started_at: self.started_at,
+            ended_at: now,
+            reason: self.reason.clone(),
+            oom_kills: 0,
+            memory_peak_bytes: 0,
+            cpu_usec: 0,
+            throttled_usec: 0,
+            hint: None,
+        }
+    }
+
+    /// Asks the workload to end, or ends it. A later word may hasten the end and not put it off.
+    pub(super) fn stop(machine: &mut Machine, iid: &Iid, grace_ms: Option<u64>, reason: &str) {
+        let up_ms = machine.up_ms;
+        let Some(shim) = machine.shim(iid) else { return };
+        if !matches!(shim.stage, Stage::Launching | Stage::Running | Stage::Stopping) {
+            return;
+        }
+        shim.stage = Stage::Stopping;
+        shim.reason.get_or_insert_with(|| reason.to_owned());
+        let at = up_ms + grace_ms.unwrap_or(0);
+        shim.kill_at = Some(shim.kill_at.map_or(at, |earlier| earlier.min(at)));
+        machine.truth.news.insert(iid.clone());
+        if grace_ms.is_none() {
+            return;
+        }
+        machine.groups.insert(iid.clone(), false);
+        let asked = ExitKind::Signaled { signal: "SIGTERM".to_owned() };
+        for pid in machine.members(iid) {
+            if matches!(machine.processes[&pid].what, What::Workload { obeys: true, .. }) {
+                machine.end(pid, asked.clone());
+            }
+        }
+    }
+}
+
+/// Runs the few commands that a fake knows.
+fn launch(machine: &mut Machine, iid: &Iid, uid: uuid::Uuid, command: &[String]) -> Stage {
+    machine.noted.insert(iid.clone());
+    let words: Vec<&str> = command.iter().map(String::as_str).collect();
+    let code = |code| Some(ExitKind::Exited { code });
+    let (obeys, ends, forks) = match words[..] {
+        ["true"] => (true, code(0), false),
+        ["false"] => (true, code(1), false),
+        ["sh", "-c", script] if script.starts_with("exit ") => {
+            (true, code(script[5..].parse().unwrap_or(2)), false)
+        }
+        ["sleep", ..] => (true, None, false),
+        ["trap", ..] => (false, None, false),
+        ["fork", ..] => (true, None, true),
+        _ => {
+            let message = format!("{}: not found", words.first().unwrap_or(&"nothing"));
+            return Stage::Clearing(ExitKind::StartFailed { stage: "exec".to_owned(), message });
+        }
+    };
+    machine.spawn(Some(iid.clone()), What::Workload { obeys, ends });
+    if forks {
+        machine.spawn(Some(iid.clone()), What::Helper);
+    }
+    machine.truth.ran.insert(iid.clone(), uid);
+    Stage::Launching
+}
