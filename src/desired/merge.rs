@@ -46,6 +46,13 @@ pub struct Merged {
 /// Decides.
 pub fn merge(input: &Merge<'_>) -> Merged {
     let mut merged = Merged::default();
+    if !input.complete && input.snapshot.root.is_some_and(|root| root != input.scan.root) {
+        // What is declared in another directory than the one last seen whole cannot be told from what is
+        // missing in it: this one is to be seen whole first.
+        merged.again = input.scan.read.keys().cloned().collect();
+        merged.look_again = true;
+        return merged;
+    }
     let claims = Claims::new(read_files(input, &mut merged));
     for (path, documents) in &claims.by_path {
         claim(input, &claims, path, documents, &mut merged);

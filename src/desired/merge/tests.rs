@@ -61,6 +61,19 @@ impl Desk {
         changes
     }
 
+    /// A scan that was told of these files alone. Returns whether another look is asked for.
+    fn glance(&mut self, paths: &[&str]) -> bool {
+        let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
+        let scan = Scanner::new(self.dir.path()).scan_some(&paths, self.now.0).unwrap();
+        let snapshot = self.store.snapshot();
+        let (rules, now) = (&self.rules, self.now);
+        let complete = false;
+        let merged = merge(&Merge { scan: &scan, complete, snapshot: &snapshot, rules, now });
+        let look_again = merged.look_again;
+        self.store.write_blocking(move |core| files::apply(core, merged.changes, now)).unwrap();
+        look_again
+    }
+
     /// `name=owner` of all that are not going, and `name!` of those that are.
     fn names(&self) -> String {
         let snapshot = self.store.snapshot();
@@ -189,6 +202,22 @@ fn another_directory_in_its_place_removes_nothing() {
     desk.look();
     desk.look();
     assert_eq!(desk.names(), "a=file:a.yaml b!");
+}
+
+#[test]
+fn a_directory_that_was_only_glanced_at_is_not_the_empty_one_before_it() {
+    let mut desk = Desk::new();
+    desk.look();
+    let mount_point = std::mem::replace(&mut desk.dir, tempfile::tempdir().unwrap());
+    desk.write("a.yaml", &["a"]);
+    assert!(desk.glance(&["a.yaml"]), "it is to be seen whole first");
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml");
+    assert!(!desk.glance(&["a.yaml"]));
+    desk.dir = mount_point;
+    desk.look();
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml");
 }
 
 #[test]
