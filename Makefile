@@ -12,12 +12,13 @@ export RUST_BACKTRACE ?= 1
 # gVisor as Debian has it: the version of its stable release, and the one that is recommended.
 RUNSC := target/runsc/bookworm target/runsc/bookworm-backports
 
-.PHONY: help run test simulate bench audit build tools runsc clean
+.PHONY: help run test simulate torture bench audit build tools runsc clean
 
 help:
 	@echo "make run     build, start the daemon on $(CONFIG) with the sandboxes of desired/"
 	@echo "make test    every check"
 	@echo "make simulate SEEDS=100000   many more histories on a machine where everything goes wrong"
+	@echo "make torture MINUTES=10      the real daemon, while everything about it is killed, stopped and changed"
 	@echo "make bench   sodiumd beside its references, with ratios"
 	@echo "make audit   licences, sources and duplicate crates (needs cargo-deny)"
 
@@ -32,10 +33,18 @@ test: tools $(RUNSC)
 	$(CARGO) clippy --locked --all-targets --quiet -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	$(CARGO) test --locked --quiet
+	$(MAKE) --no-print-directory torture MINUTES=3
 
 # Every pair of deaths too, and as many histories as asked for.
 simulate: tools
 	SEEDS=$(or $(SEEDS),100000) ALL_PAIRS=1 $(CARGO) test --profile simulate --locked --quiet --lib simulation
+
+# First that its judge finds what is wrong, then whether anything is. SEED=… for one again.
+TORTURE := python3 -B tests/torture/torture.py --program target/debug/sodiumd --runsc target/runsc/bookworm-backports
+torture: tools $(RUNSC)
+	$(CARGO) build --locked --quiet
+	$(TORTURE) --mistakes
+	$(TORTURE) --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 bench: tools $(RUNSC)
 	$(CARGO) bench --locked --quiet --bench bars
