@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod exec;
 mod show;
+mod store;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -115,6 +116,9 @@ enum Command {
         #[arg(long, short = 'f')]
         follow: bool,
     },
+    /// Copy what the daemon knows of its sandboxes, or put a copy back
+    #[command(subcommand)]
+    Store(store::Verb),
     /// Let removals go ahead that were held because too much was missing at once
     Confirm,
 }
@@ -159,6 +163,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Check { files } = &cli.command {
         return check::check(files, &load_config(&cli)?);
     }
+    if let Command::Store(verb) = &cli.command {
+        store::run(verb, &load_config(&cli)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("start the runtime")?;
     let done = runtime.block_on(ask(cli));
@@ -190,7 +198,7 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
     let client = client(&cli)?;
     let output = cli.output;
     match cli.command {
-        Command::Run | Command::Check { .. } => Ok(ExitCode::SUCCESS),
+        Command::Run | Command::Check { .. } | Command::Store(_) => Ok(ExitCode::SUCCESS),
         Command::Plan { files } if files.is_empty() => {
             let plan = client.get("/v1/plan").await?;
             show::plan(&plan, output)?;

@@ -89,7 +89,8 @@ fn prepare(config: &Config) -> anyhow::Result<[Lock; 2]> {
     Ok([take(&config.state_path, "state_path")?, take(&config.run_path, "run_path")?])
 }
 
-fn take(dir: &Path, key: &str) -> anyhow::Result<Lock> {
+/// Locks a directory that only one daemon may use at a time, under this key of config.json.
+pub fn take(dir: &Path, key: &str) -> anyhow::Result<Lock> {
     let path = dir.join("lock");
     match lock::try_take(&path).with_context(|| format!("lock {}", dir.display()))? {
         Some(lock) => Ok(lock),
@@ -199,6 +200,8 @@ async fn loop_task(
     queue: Arc<Queue>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let ended = Arc::clone(&world);
+    reconcile::blocking(move || adopt::end_later_blocking(&ended)).await;
     let swept = Arc::clone(&world);
     let sweeping = tokio::spawn(reconcile::blocking(move || adopt::sweep_blocking(&swept)));
     reconcile::run(world, queue, shutdown, clock::wall_ms).await;

@@ -9,6 +9,7 @@
 //!   jobs --> [savepoint job]* --> COMMIT (WAL, fsync) --> snapshot, ring --> answers
 //! ```
 
+pub mod backup;
 pub mod change;
 pub mod core;
 pub mod edit;

@@ -38,6 +38,13 @@ impl Iid {
         (hex && n.parse::<u64>().is_ok()).then(|| Self(text.to_owned()))
     }
 
+    /// Whether it is of the same sandbox, and was started after this one.
+    pub fn is_later_than(&self, instance: &Self) -> bool {
+        let (ours, theirs) = (self.0.split_once('-'), instance.0.split_once('-'));
+        let Some(((prefix, mine), (other, its))) = ours.zip(theirs) else { return false };
+        prefix == other && mine.parse::<u64>().ok() > its.parse::<u64>().ok()
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -284,7 +291,10 @@ mod tests {
 
     #[test]
     fn iids_read_back_and_directories_of_others_do_not() {
-        let iid = Iid::new(Uuid::now_v7(), 12);
+        let uid = Uuid::now_v7();
+        let iid = Iid::new(uid, 12);
+        assert!(iid.is_later_than(&Iid::new(uid, 9)) && !iid.is_later_than(&iid));
+        assert!(!iid.is_later_than(&Iid::new(Uuid::nil(), 9)));
         assert_eq!(Iid::parse(iid.as_str()), Some(iid));
         assert_eq!(Iid::parse("shims"), None);
         assert_eq!(Iid::parse("zzzzzzzz-1"), None);

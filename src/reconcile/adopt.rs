@@ -7,6 +7,30 @@ use crate::error::chain;
 use crate::model::{Iid, Observed};
 use crate::reconcile::world::World;
 
+/// Ends what was started after the last start that the store knows of, as it is found after an older copy
+/// of the store was put back: the sandbox would run twice. Before the first pass of any sandbox.
+pub fn end_later_blocking(world: &World) {
+    let Some(host) = &world.host else { return };
+    let Some(driver) = world.drivers.values().next() else { return };
+    let residues = host.residues();
+    let snapshot = world.store.snapshot();
+    for sandbox in snapshot.sandboxes.values() {
+        let known = Iid::new(sandbox.uid, sandbox.history.instances);
+        for iid in residues.iter().filter(|iid| iid.is_later_than(&known)) {
+            warn!(instance = iid.as_str(), "started after the last start on record: ended");
+            let ended = match driver.observe(iid) {
+                Ok(Observed::Gone { .. } | Observed::Exited { .. }) => Ok(()),
+                Ok(Observed::Unknown) => driver.kill_shim(iid),
+                Ok(_) => driver.kill_orphan(iid),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended.and_then(|()| driver.clean_up(iid)) {
+                warn!(instance = iid.as_str(), error = chain(&error), "not ended");
+            }
+        }
+    }
+}
+
 /// Looks at everything on the host that no sandbox accounts for. What is dead is removed; what runs
 /// is reported and left alone, since killing it would need a reason and nobody has given one.
 pub fn sweep_blocking(world: &World) {

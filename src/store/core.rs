@@ -69,13 +69,13 @@ impl Core {
         let meta = |key| rows::meta(&connection, key).map_err(failed("read"));
         let number =
             |key| meta(key).map(|text| text.and_then(|text| text.parse().ok()).unwrap_or(0));
-        let epoch = number("daemon_epoch")? + 1;
-        let identity = meta("store_epoch")?
+        let epoch = number(rows::DAEMON_EPOCH)? + 1;
+        let identity = meta(rows::STORE_EPOCH)?
             .unwrap_or_else(|| Uuid::now_v7().simple().to_string().split_off(24));
         let save =
             |key, value: &str| rows::set_meta(&connection, key, value).map_err(failed("write"));
-        save("daemon_epoch", &epoch.to_string())?;
-        save("store_epoch", &identity)?;
+        save(rows::DAEMON_EPOCH, &epoch.to_string())?;
+        save(rows::STORE_EPOCH, &identity)?;
         let mut working = Snapshot {
             epoch: identity.into(),
             rv: number("rv")?,
@@ -84,7 +84,7 @@ impl Core {
             files: Default::default(),
             conflicts: Default::default(),
             events: Default::default(),
-            root: meta("root")?.and_then(|text| serde_json::from_str(&text).ok()),
+            root: meta(rows::ROOT)?.and_then(|text| serde_json::from_str(&text).ok()),
         };
         let mut host_uids = BTreeSet::new();
         let sandboxes = rows::sandboxes(&connection).map_err(failed("load"))?.map_err(corrupt)?;
@@ -281,7 +281,7 @@ impl Core {
     pub fn set_root(&mut self, root: (u64, u64)) -> Result<(), StoreError> {
         if self.working.root != Some(root) {
             let text = serde_json::to_string(&root).expect("two numbers");
-            rows::set_meta(&self.connection, "root", &text)
+            rows::set_meta(&self.connection, rows::ROOT, &text)
                 .map_err(|error| self.failed("write", error))?;
             self.working.root = Some(root);
             self.touched = true;

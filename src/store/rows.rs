@@ -24,6 +24,13 @@ struct Doc {
     status: Status,
 }
 
+/// Keys of `meta`: how many daemons have had the store,
+pub(super) const DAEMON_EPOCH: &str = "daemon_epoch";
+/// which history it is that versions count in,
+pub(super) const STORE_EPOCH: &str = "store_epoch";
+/// and the directory of specs that was last seen whole.
+pub(super) const ROOT: &str = "root";
+
 pub(super) fn put_sandbox(connection: &Connection, sandbox: &Sandbox) -> rusqlite::Result<()> {
     let doc = Doc {
         labels: sandbox.labels.clone(),

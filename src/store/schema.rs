@@ -10,6 +10,11 @@ use crate::store::StoreError;
 /// Applied in order; `user_version` counts how many. Append, never edit.
 const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_init.sql")];
 
+/// The version this release writes.
+pub(super) fn newest() -> u32 {
+    u32::try_from(MIGRATIONS.len()).expect("a handful of migrations")
+}
+
 /// Opens the file and brings it to the newest schema.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let failed = |op| {
@@ -20,7 +25,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     configure(&connection).map_err(failed("configure the database"))?;
     let read = connection.pragma_query_value(None, "user_version", |row| row.get(0));
     let found: u32 = read.map_err(failed("read the schema's version"))?;
-    let known = u32::try_from(MIGRATIONS.len()).expect("a handful of migrations");
+    let known = newest();
     if found > known {
         return Err(StoreError::Newer { path: path.into(), found, known });
     }

@@ -13,6 +13,7 @@ mod driver_contract;
 mod exec;
 mod freeze;
 mod gvisor;
+mod store;
 mod tidy;
 mod warm;
 

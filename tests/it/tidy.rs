@@ -33,7 +33,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "sys",
         ],
     ),
-    ("cli", &["config", "daemon", "desired", "model", "sys", "telemetry"]),
+    ("cli", &["config", "daemon", "desired", "model", "store", "sys", "telemetry"]),
     ("telemetry", &[]),
     ("simulation", &["desired", "driver", "model", "reconcile", "store"]),
 ];

@@ -1,0 +1,193 @@
+//! A copy of the database, taken while a daemon uses it, and put back while none does.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::store::{rows, schema};
+
+/// A database that cannot be read may have been had by any number of daemons, but not by so many.
+const EPOCHS_AHEAD: u64 = 1 << 32;
+
+/// Why there is no copy, or it was not put back. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    #[error("{} is there already; name another file, or remove it", .0.display())]
+    Exists(PathBuf),
+    #[error("{} is damaged ({message}); use another copy", path.display())]
+    Damaged { path: PathBuf, message: String },
+    #[error("{} is no database of sodiumd", .0.display())]
+    Foreign(PathBuf),
+    #[error("{} has schema {found}, this release knows {known}; use the newer release", path.display())]
+    Newer { path: PathBuf, found: u32, known: u32 },
+    #[error("{op} {}", path.display())]
+    Sqlite {
+        op: &'static str,
+        path: PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
+    #[error("{op} {}", path.display())]
+    Io {
+        op: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Writes everything that is committed in `database` to the new file `to`.
+pub fn backup(database: &Path, to: &Path) -> Result<(), BackupError> {
+    if to.exists() {
+        return Err(BackupError::Exists(to.to_owned()));
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let from = Connection::open_with_flags(database, flags).map_err(sqlite("open", database))?;
+    let half = beside(to, "half");
+    remove(&half)?;
+    // It holds what people put into the environment of their programs.
+    let made = File::create(&half).and_then(|file| {
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        Ok(file)
+    });
+    let file = made.map_err(failed("write", &half))?;
+    let done = from
+        .busy_timeout(std::time::Duration::from_secs(30))
+        .and_then(|()| from.execute("VACUUM INTO ?1", [half.to_string_lossy()]))
+        .map_err(sqlite("copy the database to", &half))
+        .and_then(|_| inspect(&half))
+        .and_then(|()| file.sync_all().map_err(failed("sync", &half)))
+        .and_then(|()| fs::rename(&half, to).map_err(failed("name", to)));
+    if done.is_err() {
+        let _ = fs::remove_file(&half);
+    }
+    done.and_then(|()| sync_parent(to))
+}
+
+/// Puts the copy `from` in the place of `database`, which is set aside; returns where. The caller holds
+/// the lock of the state directory: no daemon runs.
+///
+/// Daemons after this count on from the highest epoch, so that shims take orders from them. Watchers learn
+/// that it is another history. The directory of specs has to be seen whole before anything is removed.
+pub fn restore(from: &Path, database: &Path) -> Result<Option<PathBuf>, BackupError> {
+    inspect(from)?;
+    let replaced = database.exists().then(|| epoch(database).unwrap_or(EPOCHS_AHEAD));
+    let next = beside(database, "restored");
+    for path in with_logs(&next) {
+        remove(&path)?;
+    }
+    fs::copy(from, &next).map_err(failed("copy to", &next))?;
+    fs::set_permissions(&next, fs::Permissions::from_mode(0o600))
+        .map_err(failed("protect", &next))?;
+    let kept = epoch(&next).map_err(sqlite("read", &next))?;
+    let prepared = renew(&next, kept.max(replaced.unwrap_or(0))).and_then(|()| fold(&next));
+    prepared.map_err(sqlite("prepare", &next))?;
+    File::open(&next).and_then(|file| file.sync_all()).map_err(failed("sync", &next))?;
+    let aside = replaced.map(|_| free_name(database));
+    if let Some(aside) = &aside {
+        // In one file if it can be, so that at every instant one or the other is there, whole.
+        let _ = fold(database);
+        for (old, new) in with_logs(database).into_iter().zip(with_logs(aside)) {
+            if old.exists() {
+                fs::hard_link(&old, &new).map_err(failed("set aside", &old))?;
+            }
+        }
+        // A log that stays would be taken for the other database's.
+        for log in with_logs(database).into_iter().skip(1) {
+            remove(&log)?;
+        }
+    }
+    fs::rename(&next, database).map_err(failed("put in place", database))?;
+    sync_parent(database)?;
+    Ok(aside)
+}
+
+/// Whether it is whole, ours, and not of a newer release.
+fn inspect(path: &Path) -> Result<(), BackupError> {
+    File::open(path).map_err(failed("open", path))?;
+    let look = || -> rusqlite::Result<(String, u32, bool)> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        let said = connection.pragma_query_value(None, "integrity_check", |row| row.get(0))?;
+        let version = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let ours = connection.table_exists(None, "sandboxes")?;
+        Ok((said, version, ours))
+    };
+    let damaged = |message| BackupError::Damaged { path: path.to_owned(), message };
+    let (said, found, ours) = look().map_err(|error| damaged(error.to_string()))?;
+    let known = schema::newest();
+    match () {
+        () if said != "ok" => Err(damaged(said)),
+        () if found > known => Err(BackupError::Newer { path: path.to_owned(), found, known }),
+        () if !ours => Err(BackupError::Foreign(path.to_owned())),
+        () => Ok(()),
+    }
+}
+
+fn epoch(path: &Path) -> rusqlite::Result<u64> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let text = rows::meta(&connection, rows::DAEMON_EPOCH)?;
+    Ok(text.and_then(|text| text.parse().ok()).unwrap_or(0))
+}
+
+/// Moves what is in the log into the database.
+fn fold(path: &Path) -> rusqlite::Result<()> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.pragma_update(None, "journal_mode", "DELETE")
+}
+
+fn renew(path: &Path, epoch: u64) -> rusqlite::Result<()> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    rows::set_meta(&connection, rows::DAEMON_EPOCH, &epoch.to_string())?;
+    for key in [rows::STORE_EPOCH, rows::ROOT] {
+        connection.execute("DELETE FROM meta WHERE key = ?1", [key])?;
+    }
+    Ok(())
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+/// A database and what SQLite may keep beside it.
+fn with_logs(path: &Path) -> [PathBuf; 3] {
+    ["", "-shm", "-wal"].map(|ending| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(ending);
+        PathBuf::from(name)
+    })
+}
+
+fn free_name(database: &Path) -> PathBuf {
+    let names = (1_u32..).map(|n| beside(database, &format!("before-restore-{n}")));
+    names.into_iter().find(|path| !path.exists()).expect("one of four thousand million is free")
+}
+
+fn remove(path: &Path) -> Result<(), BackupError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn sync_parent(path: &Path) -> Result<(), BackupError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or_else(|| Path::new("."));
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed("sync", parent))
+}
+
+fn failed(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BackupError + use<> {
+    let path = path.to_owned();
+    move |source| BackupError::Io { op, path, source }
+}
+
+fn sqlite(op: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> BackupError + use<> {
+    let path = path.to_owned();
+    move |source| BackupError::Sqlite { op, path, source }
+}
