@@ -36,7 +36,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
 }
 
-/// Runs seeds on both cores, and says which of them failed, and how.
+/// Runs seeds until one of them fails, and says which, and how.
 fn run(first: u64, count: u64, bug: Option<Bug>) -> Option<(u64, String)> {
     let failed = |seed| {
         fault::set_bug(bug);

@@ -1,32 +1,37 @@
 //! What is found on the host and in no record. Instances that the store knows need nothing special:
 //! the first pass of each looks at it and takes it from there.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use tracing::warn;
 
+use crate::driver::host::Host;
 use crate::error::chain;
 use crate::model::{Iid, Observed};
 use crate::reconcile::world::World;
+use crate::store::{Snapshot, Store};
 
 /// Ends what was started after the last start that the store knows of, as it is found after an older copy
 /// of the store was put back: the sandbox would run twice. Before the first pass of any sandbox.
 pub fn end_later_blocking(world: &World) {
     let Some(host) = &world.host else { return };
     let Some(driver) = world.drivers.values().next() else { return };
-    let residues = host.residues();
-    let snapshot = world.store.snapshot();
-    for sandbox in snapshot.sandboxes.values() {
-        let known = Iid::new(sandbox.uid, sandbox.history.instances);
-        for iid in residues.iter().filter(|iid| iid.is_later_than(&known)) {
-            warn!(instance = iid.as_str(), "started after the last start on record: ended");
-            let ended = match driver.observe(iid) {
-                Ok(Observed::Gone { .. } | Observed::Exited { .. }) => Ok(()),
-                Ok(Observed::Unknown) => driver.kill_shim(iid),
-                Ok(_) => driver.kill_orphan(iid),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = ended.and_then(|()| driver.clean_up(iid)) {
-                warn!(instance = iid.as_str(), error = chain(&error), "not ended");
-            }
+    let (unexplained, snapshot) = unexplained(host, &world.store);
+    let is_later = |iid: &Iid| {
+        let mut sandboxes = snapshot.sandboxes.values();
+        sandboxes.any(|one| iid.is_later_than(&Iid::new(one.uid, one.history.instances)))
+    };
+    for iid in unexplained.into_iter().filter(is_later) {
+        warn!(instance = iid.as_str(), "started after the last start on record: ended");
+        let ended = match driver.observe(&iid) {
+            Ok(Observed::Gone { .. } | Observed::Exited { .. }) => Ok(()),
+            Ok(Observed::Unknown) => driver.kill_shim(&iid),
+            Ok(_) => driver.kill_orphan(&iid),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended.and_then(|()| driver.clean_up(&iid)) {
+            warn!(instance = iid.as_str(), error = chain(&error), "not ended");
         }
     }
 }
@@ -35,18 +40,8 @@ pub fn end_later_blocking(world: &World) {
 /// is reported and left alone, since killing it would need a reason and nobody has given one.
 pub fn sweep_blocking(world: &World) {
     let Some(host) = &world.host else { return };
-    // Looked at before the records: what appears on the host has its record by then.
-    let residues = host.residues();
-    let snapshot = world.store.snapshot();
-    let known = |iid: &Iid| {
-        snapshot
-            .sandboxes
-            .values()
-            .filter_map(|sandbox| sandbox.instance.as_ref())
-            .any(|instance| instance.iid == *iid)
-    };
     let Some(driver) = world.drivers.values().next() else { return };
-    for iid in residues.into_iter().filter(|iid| !known(iid)) {
+    for iid in unexplained(host, &world.store).0 {
         if iid.is_waiting() {
             world.drivers.values().for_each(|driver| driver.discard(&iid));
             continue;
@@ -67,4 +62,15 @@ pub fn sweep_blocking(world: &World) {
             Err(error) => warn!(instance = iid.as_str(), error = chain(&error), "look failed"),
         }
     }
+}
+
+/// What is on the host and in no record, and the records. The host is looked at first: what appears there
+/// has its record by then.
+fn unexplained(host: &Host, store: &Store) -> (Vec<Iid>, Arc<Snapshot>) {
+    let mut residues = host.residues();
+    let snapshot = store.snapshot();
+    let instances = snapshot.sandboxes.values().filter_map(|one| one.instance.as_ref());
+    let known: HashSet<&Iid> = instances.map(|instance| &instance.iid).collect();
+    residues.retain(|iid| !known.contains(iid));
+    (residues, snapshot)
 }

@@ -216,13 +216,7 @@ impl Scene {
 
     fn hit_shim(&mut self, chosen: u64, dies: bool, with_workload: bool) {
         let mut machine = self.machine();
-        let is_shim = |what: &What| matches!(what, What::Shim(_));
-        let shims: Vec<u32> = machine
-            .processes
-            .iter()
-            .filter(|(_, process)| is_shim(&process.what))
-            .map(|(pid, _)| *pid)
-            .collect();
+        let shims = machine.pids(|what| matches!(what, What::Shim(_)));
         if shims.is_empty() {
             return;
         }

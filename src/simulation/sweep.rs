@@ -161,14 +161,8 @@ fn happen(history: &mut History, act: Act) -> Result<(), String> {
         End(code) => {
             let scene = scene.borrow();
             let mut machine = scene.machine();
-            let first = |what: &What| matches!(what, What::Workload { .. });
-            let pids: Vec<u32> = machine
-                .processes
-                .iter()
-                .filter(|(_, one)| first(&one.what))
-                .map(|(pid, _)| *pid)
-                .collect();
-            pids.into_iter().for_each(|pid| machine.end(pid, ExitKind::Exited { code }));
+            let first = machine.pids(|what| matches!(what, What::Workload { .. }));
+            first.into_iter().for_each(|pid| machine.end(pid, ExitKind::Exited { code }));
         }
         KillShims => {
             let scene = scene.borrow();

@@ -44,8 +44,7 @@ pub fn backup(database: &Path, to: &Path) -> Result<(), BackupError> {
     if to.exists() {
         return Err(BackupError::Exists(to.to_owned()));
     }
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let from = Connection::open_with_flags(database, flags).map_err(sqlite("open", database))?;
+    let from = open_existing(database).map_err(sqlite("open", database))?;
     let half = beside(to, "half");
     remove(&half)?;
     // It holds what people put into the environment of their programs.
@@ -74,7 +73,9 @@ pub fn backup(database: &Path, to: &Path) -> Result<(), BackupError> {
 /// that it is another history. The directory of specs has to be seen whole before anything is removed.
 pub fn restore(from: &Path, database: &Path) -> Result<Option<PathBuf>, BackupError> {
     inspect(from)?;
-    let replaced = database.exists().then(|| epoch(database).unwrap_or(EPOCHS_AHEAD));
+    let replaced = database
+        .exists()
+        .then(|| open_existing(database).and_then(|old| epoch_of(&old)).unwrap_or(EPOCHS_AHEAD));
     let next = beside(database, "restored");
     for path in with_logs(&next) {
         remove(&path)?;
@@ -82,14 +83,12 @@ pub fn restore(from: &Path, database: &Path) -> Result<Option<PathBuf>, BackupEr
     fs::copy(from, &next).map_err(failed("copy to", &next))?;
     fs::set_permissions(&next, fs::Permissions::from_mode(0o600))
         .map_err(failed("protect", &next))?;
-    let kept = epoch(&next).map_err(sqlite("read", &next))?;
-    let prepared = renew(&next, kept.max(replaced.unwrap_or(0))).and_then(|()| fold(&next));
-    prepared.map_err(sqlite("prepare", &next))?;
+    renew(&next, replaced.unwrap_or(0)).map_err(sqlite("prepare", &next))?;
     File::open(&next).and_then(|file| file.sync_all()).map_err(failed("sync", &next))?;
     let aside = replaced.map(|_| free_name(database));
     if let Some(aside) = &aside {
         // In one file if it can be, so that at every instant one or the other is there, whole.
-        let _ = fold(database);
+        let _ = open_existing(database).and_then(|old| fold(&old));
         for (old, new) in with_logs(database).into_iter().zip(with_logs(aside)) {
             if old.exists() {
                 fs::hard_link(&old, &new).map_err(failed("set aside", &old))?;
@@ -119,33 +118,41 @@ fn inspect(path: &Path) -> Result<(), BackupError> {
     let damaged = |message| BackupError::Damaged { path: path.to_owned(), message };
     let (said, found, ours) = look().map_err(|error| damaged(error.to_string()))?;
     let known = schema::newest();
-    match () {
-        () if said != "ok" => Err(damaged(said)),
-        () if found > known => Err(BackupError::Newer { path: path.to_owned(), found, known }),
-        () if !ours => Err(BackupError::Foreign(path.to_owned())),
-        () => Ok(()),
+    if said != "ok" {
+        Err(damaged(said))
+    } else if found > known {
+        Err(BackupError::Newer { path: path.to_owned(), found, known })
+    } else if ours {
+        Ok(())
+    } else {
+        Err(BackupError::Foreign(path.to_owned()))
     }
 }
 
-fn epoch(path: &Path) -> rusqlite::Result<u64> {
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    let text = rows::meta(&connection, rows::DAEMON_EPOCH)?;
-    Ok(text.and_then(|text| text.parse().ok()).unwrap_or(0))
-}
-
-/// Moves what is in the log into the database.
-fn fold(path: &Path) -> rusqlite::Result<()> {
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    connection.pragma_update(None, "journal_mode", "DELETE")
-}
-
+/// Makes another history of a database, which counts on from `epoch` or from its own if that is higher.
 fn renew(path: &Path, epoch: u64) -> rusqlite::Result<()> {
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let connection = open_existing(path)?;
+    let epoch = epoch_of(&connection)?.max(epoch);
     rows::set_meta(&connection, rows::DAEMON_EPOCH, &epoch.to_string())?;
     for key in [rows::STORE_EPOCH, rows::ROOT] {
         connection.execute("DELETE FROM meta WHERE key = ?1", [key])?;
     }
-    Ok(())
+    fold(&connection)
+}
+
+/// Moves what is in the log into the database.
+fn fold(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "DELETE")
+}
+
+fn epoch_of(connection: &Connection) -> rusqlite::Result<u64> {
+    let text = rows::meta(connection, rows::DAEMON_EPOCH)?;
+    Ok(text.and_then(|text| text.parse().ok()).unwrap_or(0))
+}
+
+fn open_existing(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(path, flags)
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

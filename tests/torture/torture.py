@@ -50,7 +50,7 @@ class Torture:
         self.revision = 0
         self.stopped = []
         self.counts = {}
-        # What each was last asked to be; for the API's, what may be in force too if no answer came.
+        # What each file was last written to say; what the API was asked for, the judge keeps.
         self.wanted = {}
 
     # What people do.
@@ -113,15 +113,16 @@ class Torture:
             self.daemon.start(wait=False)
             time.sleep(self.dice.random() / 5)
             self.daemon.kill()
-        before = self.judge.runs()
-        time.sleep(self.dice.choice([0, 0.5]))
-        self.judge.still_run(before)
-        self.daemon.start()
+        self.start_after(self.dice.choice([0, 0.5]))
 
     def end_daemon(self):
         self.daemon.terminate()
+        self.start_after(0.3)
+
+    def start_after(self, seconds):
+        """Without a daemon, what runs runs on."""
         before = self.judge.runs()
-        time.sleep(0.3)
+        time.sleep(seconds)
         self.judge.still_run(before)
         self.daemon.start()
 

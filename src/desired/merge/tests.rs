@@ -53,25 +53,23 @@ impl Desk {
     fn look(&mut self) -> FileChanges {
         self.now = self.now.after(Span::seconds(15));
         let scan = Scanner::new(self.dir.path()).scan(self.now.0).unwrap();
-        let snapshot = self.store.snapshot();
-        let (rules, now) = (&self.rules, self.now);
-        let merged = merge(&Merge { scan: &scan, complete: true, snapshot: &snapshot, rules, now });
-        let changes = merged.changes.clone();
-        self.store.write_blocking(move |core| files::apply(core, merged.changes, now)).unwrap();
-        changes
+        self.take(&scan, true).changes
     }
 
     /// A scan that was told of these files alone. Returns whether another look is asked for.
     fn glance(&mut self, paths: &[&str]) -> bool {
         let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
         let scan = Scanner::new(self.dir.path()).scan_some(&paths, self.now.0).unwrap();
+        self.take(&scan, false).look_again
+    }
+
+    fn take(&self, scan: &Scan, complete: bool) -> Merged {
         let snapshot = self.store.snapshot();
         let (rules, now) = (&self.rules, self.now);
-        let complete = false;
-        let merged = merge(&Merge { scan: &scan, complete, snapshot: &snapshot, rules, now });
-        let look_again = merged.look_again;
-        self.store.write_blocking(move |core| files::apply(core, merged.changes, now)).unwrap();
-        look_again
+        let merged = merge(&Merge { scan, complete, snapshot: &snapshot, rules, now });
+        let changes = merged.changes.clone();
+        self.store.write_blocking(move |core| files::apply(core, changes, now)).unwrap();
+        merged
     }
 
     /// `name=owner` of all that are not going, and `name!` of those that are.

@@ -87,6 +87,12 @@ impl Machine {
         pid
     }
 
+    /// Processes of some kind, by their numbers.
+    pub fn pids(&self, wanted: impl Fn(&What) -> bool) -> Vec<u32> {
+        let ours = self.processes.iter().filter(|(_, process)| wanted(&process.what));
+        ours.map(|(pid, _)| *pid).collect()
+    }
+
     /// The shim of an instance: whoever holds its lock.
     pub fn shim(&mut self, iid: &Iid) -> Option<&mut Shim> {
         let pid = self.shim_pid(iid)?;
