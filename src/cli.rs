@@ -270,7 +270,13 @@ async fn apply(client: &Client, files: &[PathBuf], dry: bool) -> anyhow::Result<
 
 async fn get(client: &Client, name: Option<&str>, output: Output) -> anyhow::Result<ExitCode> {
     match name {
-        None => show::sandboxes(&client.get("/v1/sandboxes").await?, output)?,
+        None => {
+            show::sandboxes(&client.get("/v1/sandboxes").await?, output)?;
+            let health = client.get("/health").await?;
+            if let Some(store) = health["store"].as_str().filter(|store| *store != "ok") {
+                show::complain(&format!("sodiumd: {store}"));
+            }
+        }
         Some("files") => show::files(&client.get("/v1/files").await?, output)?,
         Some("images") => show::images(&client.get("/v1/images").await?, output)?,
         Some(name) => {

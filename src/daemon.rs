@@ -14,17 +14,17 @@ use anyhow::{Context, bail};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::api::{self, Api};
 use crate::config::{Config, StoreKind};
 use crate::desired::watch::{Source, Watch};
-use crate::driver::host::{Host, Paths};
+use crate::driver::host::{self, Host, Paths};
 use crate::driver::shimmed::Shimmed;
 use crate::driver::workspace::Workspaces;
 use crate::driver::{Driver, DriverError};
 use crate::model::admission::{self, Rules};
-use crate::model::{Isolation, RestartPolicy, Sandbox};
+use crate::model::{Isolation, Level, RestartPolicy, Sandbox, Time};
 use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
 use crate::reconcile::queue::Queue;
@@ -109,7 +109,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let tcp = tcp.with_context(|| format!("listen on {address}; is the port taken?"))?;
     let bound = tcp.local_addr().context("listen")?;
     let local = local_listener(&config.run_path.join(SOCKET))?;
-    let store = Store::open(&database_path(&config.state_path))?;
+    let store = open_store(&config)?;
     let queue = Arc::new(Queue::default());
     let rules = Arc::new(rules(&config));
     let world = Arc::new(world(&config, store.clone(), &rules, &queue)?);
@@ -167,6 +167,22 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     // The thread ends with its present scan.
     let _ = reconcile::blocking(move || watching.join()).await;
     ended
+}
+
+/// The store; if it was put together again, that is said here, in an event, and by /health.
+fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let (path, now) = (database_path(&config.state_path), Time(clock::wall_ms()));
+    let store = Store::open_or_rescue(&path, || host::records(&config.run_path), now)?;
+    if let Some(rescued) = &store.snapshot().rescued {
+        error!(at = %rescued.at, "{rescued}");
+        let message = rescued.to_string();
+        if rescued.at == now {
+            store.write_blocking(move |core| {
+                core.event(None, Level::Warning, ("StoreRebuilt", message), now)
+            })?;
+        }
+    }
+    Ok(store)
 }
 
 async fn asked_to_end() -> anyhow::Result<()> {

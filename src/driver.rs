@@ -214,6 +214,8 @@ impl DriverError {
         match self {
             // Memory, descriptors, a directory still in use.
             Self::Host { .. } | Self::Spawn { .. } => true,
+            // It will speak the same version for as long as it lives.
+            Self::Shim { source: ClientError::Version(_), .. } => false,
             // A shim that is busy, or dying: the next look tells.
             Self::Shim { .. } => true,
             // Needs somebody to install it.

@@ -27,6 +27,8 @@ pub enum Bug {
     AnswerBeforeCommit,
     /// A directory that was replaced by an empty one is believed.
     EmptyMountBelieved,
+    /// A commit is acknowledged that the disk was not made to keep.
+    CommitNotSynced,
     /// The remains are removed before the exit is in the store.
     CleanUpBeforeRecord,
 }

@@ -16,6 +16,7 @@ pub mod instance;
 pub mod name;
 pub mod observed;
 pub mod platform;
+pub mod record;
 pub mod sandbox;
 pub mod spec;
 pub mod status;
@@ -30,6 +31,7 @@ pub use instance::{ExitKind, ExitRecord, Iid, Instance, InstancePhase, StopReaso
 pub use name::{NameError, SandboxName};
 pub use observed::Observed;
 pub use platform::Platform;
+pub use record::Record;
 pub use sandbox::{Deletion, History, Hold, Owner, Power, Sandbox};
 pub use spec::{Isolation, Limits, Network, Restart, RestartPolicy, Spec, State, Stop};
 pub use status::{LimitStatus, Phase, Status};

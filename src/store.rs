@@ -14,6 +14,7 @@ pub mod change;
 pub mod core;
 pub mod edit;
 pub mod files;
+mod rescue;
 mod rows;
 mod schema;
 pub mod snapshot;
@@ -23,14 +24,19 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
+use rusqlite::ErrorCode;
 use tokio::sync::{oneshot, watch};
+use tracing::error;
 use uuid::Uuid;
 
+use crate::error::chain;
 use crate::fault::{self, Bug};
+use crate::model::{Record, Time};
+use crate::store::backup::BackupError;
 
 pub use change::{Change, ChangeKind, Ring};
 pub use core::{Core, Uids};
-pub use snapshot::{FileRecord, Snapshot};
+pub use snapshot::{FileRecord, Rescued, Snapshot};
 
 /// More waiting jobs than this means the disk is in trouble: say so, do not queue.
 const QUEUE_LEN_MAX: usize = 1024;
@@ -50,6 +56,7 @@ pub struct Store {
     ring: Arc<Mutex<Ring>>,
     path: Arc<Path>,
     epoch: u64,
+    fault: Arc<Mutex<Option<StoreError>>>,
 }
 
 /// Why a job has no answer.
@@ -67,6 +74,27 @@ pub enum StoreError {
     /// The file system does not let us write. Nothing was changed.
     #[error("{} cannot be written; mount it writable and try again", path.display())]
     ReadOnly { path: Arc<Path> },
+    /// The disk refused. Nothing was changed.
+    #[error("the disk under {} fails; nothing was changed", path.display())]
+    Io {
+        path: Arc<Path>,
+        #[source]
+        source: Arc<rusqlite::Error>,
+    },
+    /// The file is not what was written. It is written anew before the next change, from what is in memory.
+    #[error("{} turned out to be damaged and is written anew; nothing was changed, try again", path.display())]
+    Damaged {
+        path: Arc<Path>,
+        #[source]
+        source: Arc<rusqlite::Error>,
+    },
+    /// The file was damaged or removed, and could not be written anew.
+    #[error("{} is damaged and cannot be written anew", path.display())]
+    Lost {
+        path: Arc<Path>,
+        #[source]
+        source: Arc<BackupError>,
+    },
     /// The file is no longer where it was opened, so that nothing written would be found again.
     #[error("{} was removed or replaced while in use; restart the daemon", path.display())]
     Gone { path: Arc<Path> },
@@ -86,10 +114,59 @@ pub enum StoreError {
     Corrupt { path: Arc<Path>, what: &'static str, message: String },
 }
 
+impl StoreError {
+    /// Whether what is on the disk is not what was written there.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Sqlite { source, .. } => matches!(
+                source.sqlite_error_code(),
+                Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+            ),
+            Self::Corrupt { .. } | Self::Damaged { .. } => true,
+            Self::Busy
+            | Self::Closed
+            | Self::Full { .. }
+            | Self::ReadOnly { .. }
+            | Self::Io { .. }
+            | Self::Lost { .. }
+            | Self::Gone { .. }
+            | Self::Newer { .. } => false,
+        }
+    }
+}
+
 impl Store {
     /// Opens, migrates, loads, and starts the thread.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::open_with(path, Box::new(Uuid::now_v7))
+    }
+
+    /// The same; a store that is damaged, or gone while sandboxes run, is put together again, from what can
+    /// be read of it and from the records of what runs.
+    pub fn open_or_rescue(
+        path: &Path,
+        records: impl FnOnce() -> Vec<Record>,
+        now: Time,
+    ) -> Result<Self, StoreError> {
+        let rescued = |records, why| {
+            let lost = |source| StoreError::Lost { path: path.into(), source: Arc::new(source) };
+            rescue::rescue(path, records, why, now).map_err(lost)?;
+            Self::open(path)
+        };
+        let interrupted = backup::go_on(path);
+        interrupted
+            .map_err(|source| StoreError::Lost { path: path.into(), source: Arc::new(source) })?;
+        if std::fs::metadata(path).map_or(0, |meta| meta.len()) == 0 {
+            let records = records();
+            if records.is_empty() {
+                return Self::open(path);
+            }
+            return rescued(records, format!("{} was not there", path.display()));
+        }
+        match Self::open(path) {
+            Err(error) if error.is_damage() => rescued(records(), chain(&error)),
+            opened => opened,
+        }
     }
 
     /// The same, with another source of uids.
@@ -99,12 +176,13 @@ impl Store {
         let (publish, snapshots) = watch::channel(core.published());
         let ring = Arc::new(Mutex::new(Ring::new(core.published().rv)));
         let (jobs, inbox) = sync_channel(QUEUE_LEN_MAX);
-        let their_ring = Arc::clone(&ring);
+        let fault = Arc::default();
+        let (their_ring, their_fault) = (Arc::clone(&ring), Arc::clone(&fault));
         thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || serve(&mut core, &inbox, &publish, &their_ring))
+            .spawn(move || serve(&mut core, &inbox, (&publish, &their_ring, &their_fault)))
             .expect("a thread can be started at start-up");
-        Ok(Self { jobs, snapshots, ring, path: path.into(), epoch })
+        Ok(Self { jobs, snapshots, ring, path: path.into(), epoch, fault })
     }
 
     /// Everything as of the last commit.
@@ -120,6 +198,11 @@ impl Store {
     /// The last changes, for watchers.
     pub fn ring(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock().expect("nobody panics while holding the ring")
+    }
+
+    /// Why the last change was not written, if it was not.
+    pub fn fault(&self) -> Option<StoreError> {
+        self.fault.lock().expect("nobody panics while holding the fault").clone()
     }
 
     /// How many daemons have had this store. Shims refuse all but the newest.
@@ -187,12 +270,15 @@ pub fn database_path(state: &Path) -> PathBuf {
 fn serve(
     core: &mut Core,
     inbox: &Receiver<Job>,
-    publish: &watch::Sender<Arc<Snapshot>>,
-    ring: &Mutex<Ring>,
+    (publish, ring, fault): (
+        &watch::Sender<Arc<Snapshot>>,
+        &Mutex<Ring>,
+        &Mutex<Option<StoreError>>,
+    ),
 ) {
     while let Ok(first) = inbox.recv() {
         let mut answers: Vec<Answer> = Vec::new();
-        let result = match core.begin() {
+        let result = match begin(core) {
             Ok(()) => {
                 answers.push(first(Ok(core)));
                 while answers.len() < BATCH_LEN_MAX
@@ -207,6 +293,7 @@ fn serve(
                 Err(error)
             }
         };
+        let rv = publish.borrow().rv;
         if result.is_ok() {
             let changes = core.take_changes();
             if !changes.is_empty() {
@@ -214,10 +301,24 @@ fn serve(
             }
             publish.send_replace(core.published());
         }
+        // What wrote nothing says nothing about the disk.
+        if result.is_err() || publish.borrow().rv != rv {
+            *fault.lock().expect("nobody panics while holding the fault") = result.clone().err();
+        }
         for answer in answers {
             answer(result.clone());
         }
     }
+}
+
+/// Begins a transaction. If the database turned out to be lost, it is written anew before, from what is
+/// in memory, which is all of it.
+fn begin(core: &mut Core) -> Result<(), StoreError> {
+    if core.is_lost() {
+        error!(path = %core.path().display(), "the store is damaged or gone: it is written anew");
+        core.write_anew()?;
+    }
+    core.begin()
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ pub enum ApiError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The directory of specs does not take what the API writes there.
-    #[error("{verb} a spec file")]
+    #[error("{verb} a spec file: {source}; nothing was changed")]
     Files {
         verb: &'static str,
         #[source]
@@ -91,21 +91,37 @@ impl ApiError {
             Self::Driver(_) | Self::Exec(ExecError::Driver(_) | ExecError::Talk(_)) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal")
             }
-            Self::Store(StoreError::Busy | StoreError::Closed) => {
+            Self::Store(StoreError::Busy | StoreError::Closed | StoreError::Damaged { .. }) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "busy")
             }
             Self::Store(StoreError::Full { .. }) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
             Self::Store(StoreError::ReadOnly { .. }) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "read_only")
             }
+            Self::Store(StoreError::Io { .. } | StoreError::Lost { .. }) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "disk_failed")
+            }
             Self::Store(
                 StoreError::Gone { .. }
                 | StoreError::Sqlite { .. }
                 | StoreError::Newer { .. }
                 | StoreError::Corrupt { .. },
-            )
-            | Self::Files { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            ) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            Self::Files { source, .. } => file_fault(source),
         }
+    }
+}
+
+fn file_fault(source: &std::io::Error) -> (StatusCode, &'static str) {
+    use std::io::ErrorKind;
+    let is = |kind| source.kind() == kind;
+    if is(ErrorKind::StorageFull) || is(ErrorKind::QuotaExceeded) {
+        (StatusCode::INSUFFICIENT_STORAGE, "disk_full")
+    } else if is(ErrorKind::ReadOnlyFilesystem) {
+        (StatusCode::SERVICE_UNAVAILABLE, "read_only")
+    } else {
+        // Whatever else keeps a directory from being written is the disk's matter, and not a program's.
+        (StatusCode::SERVICE_UNAVAILABLE, "disk_failed")
     }
 }
 

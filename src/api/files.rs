@@ -29,7 +29,10 @@ pub(super) async fn images(State(api): State<Shared>) -> Json<Value> {
 
 /// Ready means that a write would be accepted.
 pub(super) async fn ready(State(api): State<Shared>) -> (StatusCode, &'static str) {
-    match api.store.write(|_| Ok(())).await {
+    // After a failure an empty transaction proves nothing.
+    let failed = api.store.fault().is_some();
+    let probe = api.store.write(move |core| if failed { core.probe() } else { Ok(()) });
+    match probe.await {
         Ok(()) => (StatusCode::OK, "ok\n"),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the store does not accept writes\n"),
     }

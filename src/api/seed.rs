@@ -31,6 +31,7 @@ pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
     let default = api.rules.default_isolation;
     let broken =
         isolations.iter().find(|(name, runtime)| *name == default.as_str() && runtime.is_err());
+    let store = store_verdict(&api);
     let uptime = (api.about.boot_ms)().saturating_sub(api.about.started_at_ms);
     let map = |one: &dyn Fn(&Result<String, String>) -> Option<Value>| -> serde_json::Map<_, _> {
         let kept = isolations.iter().filter_map(|(name, runtime)| Some((*name, one(runtime)?)));
@@ -39,14 +40,22 @@ pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
     let verdicts = map(&|runtime| Some(json!(runtime.as_ref().err().map_or("ok", |why| why))));
     let runtimes = map(&|runtime| runtime.as_ref().ok().map(|what| json!(what)));
     Json(json!({
-        "status": if broken.is_some() { "degraded" } else { "ok" },
+        "status": if broken.is_some() || store != "ok" { "degraded" } else { "ok" },
         "version": api.about.version,
         "isolation": default,
         "uptime": uptime as f64 / 1000.0,
         "isolations": verdicts,
         "runtimes": runtimes,
         "warm": api.handle.warm(),
+        "store": store,
     }))
+}
+
+/// What is the matter with the store, in a sentence.
+fn store_verdict(api: &Shared) -> String {
+    let rescued = || api.store.snapshot().rescued.as_ref().map(ToString::to_string);
+    let fault = api.store.fault().map(|fault| crate::error::chain(&fault));
+    fault.or_else(rescued).unwrap_or_else(|| "ok".to_owned())
 }
 
 pub(super) async fn list(State(api): State<Shared>) -> Json<Value> {

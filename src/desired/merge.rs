@@ -4,7 +4,8 @@
 //! - One owner per name. A file that names somebody else's sandbox is a conflict and touches nothing.
 //! - A text with a fault changes nothing: the last good spec stays in force.
 //! - A sandbox goes with its file only if its absence was seen twice, in the same directory as
-//!   before, and no more than a third go at once. Otherwise somebody has to confirm it.
+//!   before, no more than a third go at once, and the store was not rebuilt since somebody last looked.
+//!   Otherwise somebody has to confirm it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -302,7 +303,9 @@ fn prune(input: &Merge<'_>, absent: Vec<(String, FileRecord)>, merged: &mut Merg
     // Nor is a directory to be believed that was never seen whole.
     let replaced = input.snapshot.root != Some(input.scan.root);
     let replaced = replaced && !fault::has(Bug::EmptyMountBelieved);
-    let held = if missing > PRUNE_FREELY.max(owned * PRUNE_PERCENT / 100) {
+    let held = if let Some(rescued) = &input.snapshot.rescued {
+        Some(rescued.to_string())
+    } else if missing > PRUNE_FREELY.max(owned * PRUNE_PERCENT / 100) {
         Some(format!("{missing} of {owned} sandboxes from files would go at once"))
     } else if replaced && missing > 0 {
         Some("the directory is another one than before".to_owned())

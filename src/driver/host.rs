@@ -1,12 +1,12 @@
 //! What the drivers of one daemon share: where things are, and the cgroups.
 //!
 //! ```text
-//!   RUN/i/IID/   launch.json  lock  sock      boot-scoped: gone after a reboot, like what it is about
+//!   RUN/i/IID/   launch.json  record.json  lock  sock      boot-scoped: gone after a reboot, like what it is about
 //!   STATE/instances/IID.json                  the exit, durable
 //!   STATE/console/UID/                        the spool
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -19,10 +19,13 @@ use crate::driver::DriverError;
 use crate::driver::forks::ForkServer;
 use crate::driver::shimmed::checkpoint;
 use crate::driver::workspace::Workspaces;
-use crate::model::Iid;
+use crate::model::{Iid, Record};
 use crate::shim::launch::SOCKET;
 use crate::sys::SysError;
 use crate::sys::cgroup;
+
+/// The name of a record in the run directory of an instance.
+const RECORD: &str = "record.json";
 
 /// Where things are.
 #[derive(Debug, Clone)]
@@ -94,6 +97,15 @@ impl Host {
         iids
     }
 
+    /// Notes beside what runs what it is, for a daemon that lost its store.
+    pub fn note(&self, record: &Record) -> Result<(), SysError> {
+        let dir = self.run_dir(&record.instance.iid);
+        let (half, path) = (dir.join(".record.new"), dir.join(RECORD));
+        let json = serde_json::to_vec(record).expect("a record has string keys");
+        let written = fs::write(&half, json).and_then(|()| fs::rename(&half, &path));
+        written.map_err(|source| SysError::io("write", &path, source))
+    }
+
     /// Removes the checkpoints of a sandbox but for these.
     pub fn sweep_checkpoints(&self, uid: Uuid, kept: &[&str]) -> Result<(), SysError> {
         checkpoint::sweep(&checkpoint::dir_of(&self.paths.state, uid), kept)
@@ -147,6 +159,19 @@ impl Host {
     pub(super) fn ordered(&self) -> MutexGuard<'_, HashMap<Iid, u64>> {
         self.ordered.lock().expect("nobody panics while holding the map")
     }
+}
+
+/// What is noted beside all that runs of the daemon with this run directory.
+pub fn records(run: &Path) -> Vec<Record> {
+    let dirs = fs::read_dir(run.join("i")).into_iter().flatten().flatten();
+    let texts = dirs.filter_map(|entry| fs::read(entry.path().join(RECORD)).ok());
+    let records = texts.filter_map(|text| serde_json::from_slice::<Record>(&text).ok());
+    // One that was started ahead is found by the name it was given then, too.
+    records
+        .map(|record| (record.instance.iid.clone(), record))
+        .collect::<BTreeMap<_, _>>()
+        .into_values()
+        .collect()
 }
 
 /// The cgroups of the daemon with this run directory.

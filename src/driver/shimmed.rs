@@ -28,6 +28,7 @@ use crate::sys::{self, SysError, clock, lock};
 pub(super) mod checkpoint;
 mod convert;
 mod exec;
+mod foreign;
 mod ledger;
 mod warm;
 
@@ -402,6 +403,7 @@ impl Driver for Shimmed {
     fn observe(&self, iid: &Iid) -> Result<Observed, DriverError> {
         match self.client(iid) {
             Ok((_, state)) => Ok(self.observed(state, iid)),
+            Err(ClientError::Version(_)) => Ok(self.observe_foreign(iid)),
             Err(_) => self.observe_silent(iid),
         }
     }
@@ -416,6 +418,9 @@ impl Driver for Shimmed {
     }
 
     fn stop(&self, iid: &Iid, how: &StopOrder<'_>) -> Result<(), DriverError> {
+        if matches!(self.client(iid), Err(ClientError::Version(_))) {
+            return self.stop_foreign(iid, how);
+        }
         let reason = how.reason.to_owned();
         let request = if how.force {
             Request::Kill { reason }
@@ -488,6 +493,7 @@ impl Driver for Shimmed {
                 released.map_err(|source| DriverError::Shim { stage: "release shim", source })?;
                 self.wait_released(iid)?;
             }
+            Err(ClientError::Version(_)) => self.release_foreign(iid)?,
             Err(_) if lock::is_held(&self.host.run_dir(iid).join(LOCK)).map_err(host)? => {
                 return Err(DriverError::Refused(format!("the shim of {iid} does not answer")));
             }

@@ -8,11 +8,14 @@ mod sleep;
 
 use std::sync::Arc;
 
+use tracing::warn;
+
 use crate::driver::{DriverError, Order, Restore, StopOrder};
+use crate::error::chain;
 use crate::fault::{self, Bug};
 use crate::model::{
     Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Observed,
-    Owner, Sandbox, Span, Time,
+    Owner, Record, Sandbox, Span, Time,
 };
 use crate::plan::{Next, Plan, Policy, Step, Stopping, View, backoff, report};
 use crate::reconcile::world::{Again, RESYNC, World};
@@ -239,6 +242,7 @@ impl Act<'_> {
             let message = format!("{iid}, generation {}", instance.generation);
             core.event(Some(&sandbox.name), Level::Normal, ("Started", message), now)
         })?;
+        self.note(&committed);
         self.sweep(&committed)?;
         // With a complete status, there is nothing that another look would add now, but that it is idle.
         let idle_look = self.policy.idle_freeze.map_or(RESYNC, |span| Span(span.0 / 4).min(RESYNC));
@@ -258,18 +262,31 @@ impl Act<'_> {
         let instance = self.instance()?;
         let limits = self.driver(instance)?.adjust(&instance.iid, &self.sandbox.spec.limits)?;
         let (why, now) = (self.plan.why.clone(), self.now);
-        self.commit_instance(move |core, sandbox, instance| {
+        let committed = self.commit_instance(move |core, sandbox, instance| {
             instance.generation = sandbox.generation;
             instance.spec = crate::model::Spec::clone(&sandbox.spec);
             set_limits(sandbox, limits);
             core.event(Some(&sandbox.name), Level::Normal, ("Adjusted", why), now)
         })?;
+        self.note(&committed);
         Ok(Again::Now)
+    }
+
+    /// Notes beside what runs what it is. It is read only if the store is lost, so that a failure is no
+    /// reason to stop here.
+    fn note(&self, sandbox: &Sandbox) {
+        let Some((host, record)) = self.world.host.as_ref().zip(Record::of(sandbox)) else {
+            return;
+        };
+        if let Err(error) = host.note(&record) {
+            warn!(sandbox = sandbox.name.as_str(), error = chain(&error), "record not noted");
+        }
     }
 
     fn freeze(&self, frozen: bool) -> Result<Again, StepError> {
         let instance = self.instance()?;
         self.driver(instance)?.freeze(&instance.iid, frozen)?;
+        self.note(self.sandbox);
         Ok(Again::Now)
     }
 
@@ -407,7 +424,7 @@ fn set_limits(sandbox: &mut Sandbox, limits: Vec<LimitStatus>) {
 }
 
 fn not_started(iid: &Iid, error: &DriverError, now: Time) -> ExitRecord {
-    let (stage, message) = ("prepare".to_owned(), crate::error::chain(error));
+    let (stage, message) = ("prepare".to_owned(), chain(error));
     ExitRecord {
         iid: iid.clone(),
         kind: ExitKind::StartFailed { stage, message },

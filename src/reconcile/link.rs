@@ -16,7 +16,7 @@ use tracing::debug;
 use crate::model::{Iid, SandboxName};
 use crate::reconcile::queue::Queue;
 use crate::shim::protocol::{
-    Frame, Phase, Reply, Request, State, VERSION, control, stdin, take_frame,
+    Frame, Phase, Reply, Request, State, control, hello, stdin, take_frame,
 };
 
 /// A workload that has not read its input for this long is not going to be waited for.
@@ -117,8 +117,7 @@ impl Link {
     async fn run(&mut self, stream: StdUnixStream) -> io::Result<()> {
         stream.set_nonblocking(true)?;
         let (mut reader, mut writer) = UnixStream::from_std(stream)?.into_split();
-        let hello = Request::Hello { version: VERSION, epoch: self.about.epoch, subscribe: true };
-        writer.write_all(&control(&hello)).await?;
+        writer.write_all(&control(&hello(self.about.epoch, true))).await?;
         let mut buffer = Vec::new();
         loop {
             let deadline = self.inputs.front().map(|input| input.deadline);

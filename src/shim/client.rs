@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::shim::protocol::{
-    Frame, FrameError, Reply, Request, State, VERSION, control, take_frame,
+    Frame, FrameError, Reply, Request, State, UNSUPPORTED_VERSION, agree, control, hello,
+    take_frame,
 };
 
 /// A shim answers at once or is in trouble.
@@ -31,6 +32,9 @@ pub enum ClientError {
     Talk(#[source] io::Error),
     #[error("talk to shim")]
     Frame(#[source] FrameError),
+    /// It lives, and it is of a release that this one shares no version with.
+    #[error("shim speaks another version of the protocol: {0}")]
+    Version(String),
     #[error("shim refused ({code}): {message}")]
     Refused { code: String, message: String },
 }
@@ -44,9 +48,21 @@ impl Client {
             .and_then(|()| stream.set_write_timeout(Some(ANSWER_WITHIN)))
             .map_err(ClientError::Talk)?;
         let mut client = Self { stream, buffer: Vec::new() };
-        let state =
-            client.state_after(&Request::Hello { version: VERSION, epoch, subscribe: false })?;
-        Ok((client, state))
+        match client.exchange(&hello(epoch, false))? {
+            Reply::State(state) if agree(state.version, state.version).is_some() => {
+                Ok((client, *state))
+            }
+            Reply::State(state) => {
+                Err(ClientError::Version(format!("it speaks {}", state.version)))
+            }
+            Reply::Error { code, message } if code == UNSUPPORTED_VERSION => {
+                Err(ClientError::Version(message))
+            }
+            Reply::Error { code, message } => Err(ClientError::Refused { code, message }),
+            Reply::Done | Reply::Console { .. } | Reply::Credit { .. } => {
+                Err(ClientError::Talk(io::Error::from(io::ErrorKind::InvalidData)))
+            }
+        }
     }
 
     /// Asks, and expects to hear that it was done.
@@ -54,16 +70,6 @@ impl Client {
         match self.exchange(request)? {
             Reply::Error { code, message } => Err(ClientError::Refused { code, message }),
             Reply::Done | Reply::State(_) | Reply::Console { .. } | Reply::Credit { .. } => Ok(()),
-        }
-    }
-
-    fn state_after(&mut self, request: &Request) -> Result<State, ClientError> {
-        match self.exchange(request)? {
-            Reply::State(state) => Ok(*state),
-            Reply::Error { code, message } => Err(ClientError::Refused { code, message }),
-            Reply::Done | Reply::Console { .. } | Reply::Credit { .. } => {
-                Err(ClientError::Talk(io::Error::from(io::ErrorKind::InvalidData)))
-            }
         }
     }
 

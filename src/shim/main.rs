@@ -9,7 +9,9 @@ use crate::error::chain;
 use crate::shim::connection::{Connection, News};
 use crate::shim::forkserver::{self, Assignment, InstanceDuty};
 use crate::shim::launch::{LOCK, Launch, SOCKET};
-use crate::shim::protocol::{Frame, Phase, Reply, Request, State, VERSION};
+use crate::shim::protocol::{
+    Frame, OLDEST, Phase, Reply, Request, State, UNSUPPORTED_VERSION, VERSION, agree,
+};
 use crate::shim::spool::Stream;
 use crate::shim::workload::Workload;
 use crate::shim::{complain, exec, init};
@@ -237,7 +239,10 @@ impl Shim {
     }
 
     fn answer(&mut self, index: usize, request: Request) -> Reply {
-        if let Request::Hello { epoch, subscribe, .. } = request {
+        if let Request::Hello { version, oldest, epoch, subscribe } = request {
+            if agree(oldest.unwrap_or(version), version).is_none() {
+                return refuse(UNSUPPORTED_VERSION, &format!("it speaks {OLDEST} to {VERSION}"));
+            }
             if epoch < self.epoch {
                 return refuse("stale_epoch", "a newer daemon has taken over");
             }

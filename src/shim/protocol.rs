@@ -9,8 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::shim::exit::Exit;
 
-/// The version this build speaks. Fields are added within a version; verbs are added with one.
+/// The newest version this build speaks. Fields are added within a version; verbs are added with one.
 pub const VERSION: u32 = 1;
+/// The oldest. Shims live for as long as what they watch, so this moves when nobody can have one of before.
+pub const OLDEST: u32 = 1;
+/// The code with which a peer is refused that speaks none of those.
+pub const UNSUPPORTED_VERSION: &str = "unsupported_version";
 /// Longest frame accepted. Larger ones are a broken peer.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024 + 16;
 /// Input bytes the shim holds for a workload that does not read.
@@ -27,7 +31,11 @@ const HEADER_BYTES: usize = 4;
 pub enum Request {
     /// Opens a connection. A lower epoch than the highest seen is refused: that daemon was replaced.
     Hello {
+        /// The newest version that the daemon speaks,
         version: u32,
+        /// and the oldest, if that is another one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        oldest: Option<u32>,
         epoch: u64,
         /// Whether state, console head and credit are pushed from now on.
         subscribe: bool,
@@ -152,6 +160,18 @@ pub enum FrameError {
     Kind(u8),
 }
 
+/// A daemon's first words.
+pub fn hello(epoch: u64, subscribe: bool) -> Request {
+    let oldest = (OLDEST != VERSION).then_some(OLDEST);
+    Request::Hello { version: VERSION, oldest, epoch, subscribe }
+}
+
+/// The newest version that both speak, the other from `oldest` to `newest`.
+pub fn agree(oldest: u32, newest: u32) -> Option<u32> {
+    let common = newest.min(VERSION);
+    (common >= oldest.max(OLDEST)).then_some(common)
+}
+
 /// Encodes a control message.
 pub fn control(message: &impl Serialize) -> Vec<u8> {
     let json = serde_json::to_vec(message).expect("messages have string keys and no maps");
@@ -212,55 +232,4 @@ pub fn take_frame(buffer: &mut Vec<u8>) -> Result<Option<Frame>, FrameError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frames_come_out_as_they_went_in_however_they_are_cut() {
-        let mut wire = control(&Request::Status);
-        wire.extend(stdin(7, b"abc"));
-        wire.extend(output(true, b"out"));
-        let mut buffer = Vec::new();
-        let mut got = Vec::new();
-        for byte in wire {
-            buffer.push(byte);
-            got.extend(take_frame(&mut buffer).unwrap());
-        }
-        assert_eq!(got[0], Frame::Control(br#"{"type":"status"}"#.to_vec()));
-        assert_eq!(got[1], Frame::Stdin { offset: 7, bytes: b"abc".to_vec() });
-        assert_eq!(got[2], Frame::Output { is_stderr: true, bytes: b"out".to_vec() });
-        assert!(buffer.is_empty());
-    }
-
-    #[test]
-    fn a_broken_peer_is_refused() {
-        let take = |bytes: &[u8]| take_frame(&mut bytes.to_vec());
-        assert_eq!(take(&[0xFF; 8]), Err(FrameError::TooLong(0xFFFF_FFFF)));
-        assert_eq!(take(&[0, 0, 0, 0]), Err(FrameError::TooShort(0)));
-        assert_eq!(take(&[1, 0, 0, 0, 9]), Err(FrameError::Kind(9)));
-        assert_eq!(take(&[2, 0, 0, 0, 2, 0]), Err(FrameError::TooShort(2)));
-    }
-
-    /// Shims outlive daemons: these bytes were sent by a released one and must stay readable.
-    #[test]
-    fn control_messages_keep_their_spelling() {
-        let stop = Request::Stop { signal: 15, grace_ms: 10_000, reason: "stopped".to_owned() };
-        assert_eq!(
-            serde_json::to_string(&stop).unwrap(),
-            r#"{"type":"stop","signal":15,"grace_ms":10000,"reason":"stopped"}"#
-        );
-        let hello = r#"{"type":"hello","version":1,"epoch":3,"subscribe":true,"later":1}"#;
-        let want = Request::Hello { version: 1, epoch: 3, subscribe: true };
-        assert_eq!(serde_json::from_str::<Request>(hello).unwrap(), want);
-        let state = r#"{"type":"state","version":1,"iid":"a-1","phase":"running","pid":4,
-            "started_at_ms":9,"console_next":0,"stdin_next":0,"stdin_credit":32768,
-            "stdin_open":true,"tty":false,"later":[]}"#;
-        let Reply::State(state) = serde_json::from_str(state).unwrap() else {
-            panic!("not a state")
-        };
-        assert_eq!((state.phase, state.pid, state.exit), (Phase::Running, Some(4), None));
-        let ended = Told::Ended { code: Some(3), signal: None };
-        let want = r#"{"type":"ended","code":3,"signal":null}"#;
-        assert_eq!(serde_json::to_string(&ended).unwrap(), want);
-    }
-}
+mod tests;

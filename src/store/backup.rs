@@ -12,6 +12,9 @@ use crate::store::{rows, schema};
 /// A database that cannot be read may have been had by any number of daemons, but not by so many.
 const EPOCHS_AHEAD: u64 = 1 << 32;
 
+/// What is complete, and takes the place of the database at once.
+const NEXT: &str = "next";
+
 /// Why there is no copy, or it was not put back. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
@@ -76,32 +79,64 @@ pub fn restore(from: &Path, database: &Path) -> Result<Option<PathBuf>, BackupEr
     let replaced = database
         .exists()
         .then(|| open_existing(database).and_then(|old| epoch_of(&old)).unwrap_or(EPOCHS_AHEAD));
-    let next = beside(database, "restored");
-    for path in with_logs(&next) {
+    let half = prepare(database)?;
+    fs::copy(from, &half).map_err(failed("copy to", &half))?;
+    renew(&half, replaced.unwrap_or(0)).map_err(sqlite("prepare", &half))?;
+    if replaced.is_some() {
+        // What is set aside is in one file, if it can be.
+        let _ = open_existing(database).and_then(|old| fold(&old));
+    }
+    put_in_place(&half, database, "before-restore")
+}
+
+/// Where a database is made that is going to take the place of another; nothing is there.
+pub(super) fn prepare(database: &Path) -> Result<PathBuf, BackupError> {
+    let half = beside(database, "half");
+    for path in with_logs(&half) {
         remove(&path)?;
     }
-    fs::copy(from, &next).map_err(failed("copy to", &next))?;
-    fs::set_permissions(&next, fs::Permissions::from_mode(0o600))
-        .map_err(failed("protect", &next))?;
-    renew(&next, replaced.unwrap_or(0)).map_err(sqlite("prepare", &next))?;
-    File::open(&next).and_then(|file| file.sync_all()).map_err(failed("sync", &next))?;
-    let aside = replaced.map(|_| free_name(database));
+    Ok(half)
+}
+
+/// Has a database that is in one file, and that nobody has open, take the place of another, which is kept
+/// beside it; returns as what. Whenever this is cut short, [`go_on`] brings it to one end or the other.
+pub(super) fn put_in_place(
+    half: &Path,
+    database: &Path,
+    ending: &str,
+) -> Result<Option<PathBuf>, BackupError> {
+    fs::set_permissions(half, fs::Permissions::from_mode(0o600))
+        .map_err(failed("protect", half))?;
+    File::open(half).and_then(|file| file.sync_all()).map_err(failed("sync", half))?;
+    let there = with_logs(database).iter().any(|path| path.exists());
+    let aside = there.then(|| free_name(database, ending));
     if let Some(aside) = &aside {
-        // In one file if it can be, so that at every instant one or the other is there, whole.
-        let _ = open_existing(database).and_then(|old| fold(&old));
         for (old, new) in with_logs(database).into_iter().zip(with_logs(aside)) {
             if old.exists() {
                 fs::hard_link(&old, &new).map_err(failed("set aside", &old))?;
             }
         }
-        // A log that stays would be taken for the other database's.
-        for log in with_logs(database).into_iter().skip(1) {
-            remove(&log)?;
-        }
+    }
+    let next = beside(database, NEXT);
+    fs::rename(half, &next).map_err(failed("name", &next))?;
+    sync_parent(database)?;
+    remove(database)?;
+    go_on(database)?;
+    Ok(aside)
+}
+
+/// Ends what [`put_in_place`] began: once the old database is removed, the next one is complete.
+pub(super) fn go_on(database: &Path) -> Result<(), BackupError> {
+    let next = beside(database, NEXT);
+    if database.exists() || !next.exists() {
+        return remove(&next);
+    }
+    // A log that stays would be taken for the other database's.
+    for log in with_logs(database).into_iter().skip(1) {
+        remove(&log)?;
     }
     fs::rename(&next, database).map_err(failed("put in place", database))?;
-    sync_parent(database)?;
-    Ok(aside)
+    sync_parent(database)
 }
 
 /// Whether it is whole, ours, and not of a newer release.
@@ -135,17 +170,17 @@ fn renew(path: &Path, epoch: u64) -> rusqlite::Result<()> {
     let epoch = epoch_of(&connection)?.max(epoch);
     rows::set_meta(&connection, rows::DAEMON_EPOCH, &epoch.to_string())?;
     for key in [rows::STORE_EPOCH, rows::ROOT] {
-        connection.execute("DELETE FROM meta WHERE key = ?1", [key])?;
+        rows::delete_meta(&connection, key)?;
     }
     fold(&connection)
 }
 
 /// Moves what is in the log into the database.
-fn fold(connection: &Connection) -> rusqlite::Result<()> {
+pub(super) fn fold(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "DELETE")
 }
 
-fn epoch_of(connection: &Connection) -> rusqlite::Result<u64> {
+pub(super) fn epoch_of(connection: &Connection) -> rusqlite::Result<u64> {
     let text = rows::meta(connection, rows::DAEMON_EPOCH)?;
     Ok(text.and_then(|text| text.parse().ok()).unwrap_or(0))
 }
@@ -171,8 +206,8 @@ fn with_logs(path: &Path) -> [PathBuf; 3] {
     })
 }
 
-fn free_name(database: &Path) -> PathBuf {
-    let names = (1_u32..).map(|n| beside(database, &format!("before-restore-{n}")));
+pub(super) fn free_name(database: &Path, ending: &str) -> PathBuf {
+    let names = (1_u32..).map(|n| beside(database, &format!("{ending}-{n}")));
     names.into_iter().find(|path| !path.exists()).expect("one of four thousand million is free")
 }
 
@@ -194,7 +229,10 @@ fn failed(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BackupErro
     move |source| BackupError::Io { op, path, source }
 }
 
-fn sqlite(op: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> BackupError + use<> {
+pub(super) fn sqlite(
+    op: &'static str,
+    path: &Path,
+) -> impl FnOnce(rusqlite::Error) -> BackupError + use<> {
     let path = path.to_owned();
     move |source| BackupError::Sqlite { op, path, source }
 }

@@ -3,6 +3,7 @@
 //! Synchronous and alone in its thread. Every change goes to SQLite and to the working snapshot
 //! together; a savepoint that fails takes both back.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,7 +17,7 @@ use crate::model::{Event, InstancePhase, Level, Sandbox, SandboxName, Time};
 use crate::store::change::{Change, ChangeKind};
 use crate::store::rows::{self, Unreadable};
 use crate::store::snapshot::{FileRecord, Snapshot};
-use crate::store::{StoreError, schema};
+use crate::store::{StoreError, rescue, schema};
 
 /// Events held in memory.
 const EVENT_COUNT_MAX: usize = 1_000;
@@ -54,6 +55,8 @@ pub struct Core {
     uids: Hidden,
     /// As if the disk were full.
     pub(super) commit_fails: bool,
+    /// Whether SQLite has found damage since this was last asked.
+    damaged: Cell<bool>,
 }
 
 impl Core {
@@ -70,21 +73,21 @@ impl Core {
         let number =
             |key| meta(key).map(|text| text.and_then(|text| text.parse().ok()).unwrap_or(0));
         let epoch = number(rows::DAEMON_EPOCH)? + 1;
-        let identity = meta(rows::STORE_EPOCH)?
-            .unwrap_or_else(|| Uuid::now_v7().simple().to_string().split_off(24));
+        let identity = meta(rows::STORE_EPOCH)?.unwrap_or_else(rows::new_epoch);
         let save =
             |key, value: &str| rows::set_meta(&connection, key, value).map_err(failed("write"));
         save(rows::DAEMON_EPOCH, &epoch.to_string())?;
         save(rows::STORE_EPOCH, &identity)?;
         let mut working = Snapshot {
             epoch: identity.into(),
-            rv: number("rv")?,
+            rv: number(rows::RV)?,
             sandboxes: Default::default(),
             names: Default::default(),
             files: Default::default(),
             conflicts: Default::default(),
             events: Default::default(),
             root: meta(rows::ROOT)?.and_then(|text| serde_json::from_str(&text).ok()),
+            rescued: meta(rows::RESCUED)?.and_then(|text| serde_json::from_str(&text).ok()),
         };
         let mut host_uids = BTreeSet::new();
         let sandboxes = rows::sandboxes(&connection).map_err(failed("load"))?.map_err(corrupt)?;
@@ -117,11 +120,16 @@ impl Core {
             last_host_uid,
             uids: Hidden(uids),
             commit_fails: false,
+            damaged: Cell::new(false),
         })
     }
 
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What was last committed.
@@ -147,7 +155,7 @@ impl Core {
         } else if rv == self.published.rv {
             self.execute("commit", "COMMIT")
         } else {
-            rows::set_meta(&self.connection, "rv", &rv.to_string())
+            rows::set_meta(&self.connection, rows::RV, &rv.to_string())
                 .map_err(|error| self.failed("write", error))
                 .and_then(|()| self.execute("commit", "COMMIT"))
         };
@@ -192,6 +200,32 @@ impl Core {
         }
         self.execute("commit", "RELEASE job")?;
         result
+    }
+
+    /// Whether the database is not what was written any more. What was committed is all in memory.
+    pub(super) fn is_lost(&self) -> bool {
+        let there = |path: &Path| fs::symlink_metadata(path).is_ok();
+        // A directory that is away may come back, with the database in it.
+        let removed = !there(&self.path) && self.path.parent().is_some_and(there);
+        self.damaged.take() || removed
+    }
+
+    /// Writes everything that was committed into a new database and goes on with that.
+    pub(super) fn write_anew(&mut self) -> Result<(), StoreError> {
+        self.roll_back();
+        // Until that has succeeded there is nothing to write to.
+        self.damaged.set(true);
+        let path = Arc::clone(&self.path);
+        // Closed first: later, it would remove the logs of the new one by their names.
+        let memory = Connection::open_in_memory().map_err(|error| self.failed("make", error))?;
+        drop(std::mem::replace(&mut self.connection, memory));
+        let lost = |source| StoreError::Lost { path: path.clone(), source: Arc::new(source) };
+        rescue::write_anew(&path, &self.published, self.epoch, "damaged").map_err(lost)?;
+        self.connection = schema::open(&path)?;
+        self.inode =
+            inode(&path).ok_or_else(|| StoreError::Gone { path: Arc::clone(&self.path) })?;
+        self.damaged.set(false);
+        Ok(())
     }
 
     // Reading and changing, inside a job.
@@ -289,6 +323,25 @@ impl Core {
         Ok(())
     }
 
+    /// Writes something, to see whether that can be done.
+    pub fn probe(&mut self) -> Result<(), StoreError> {
+        self.touched = true;
+        let text = self.working.rv.to_string();
+        rows::set_meta(&self.connection, rows::PROBE, &text)
+            .map_err(|error| self.failed("write", error))
+    }
+
+    /// Somebody has seen how the store came back, and takes it as it is.
+    pub fn confirm_rescue(&mut self) -> Result<bool, StoreError> {
+        if self.working.rescued.take().is_none() {
+            return Ok(false);
+        }
+        self.touched = true;
+        rows::delete_meta(&self.connection, rows::RESCUED)
+            .map_err(|error| self.failed("write", error))?;
+        Ok(true)
+    }
+
     /// Notes that something happened.
     pub fn event(
         &mut self,
@@ -336,6 +389,11 @@ impl Core {
             Some(ErrorCode::ReadOnly) => StoreError::ReadOnly { path },
             Some(ErrorCode::SystemIoFailure) if is_read_only(&path) => {
                 StoreError::ReadOnly { path }
+            }
+            Some(ErrorCode::SystemIoFailure) => StoreError::Io { path, source: Arc::new(source) },
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                self.damaged.set(true);
+                StoreError::Damaged { path, source: Arc::new(source) }
             }
             _ => StoreError::Sqlite { op, path, source: Arc::new(source) },
         }

@@ -87,8 +87,9 @@ pub fn apply(core: &mut Core, changes: FileChanges, now: Time) -> Result<(), Sto
 }
 
 /// Lets held removals go ahead: forgets that they were held, and when they were first missed is
-/// long enough ago for the next look to take them.
+/// long enough ago for the next look to take them. A store that was rebuilt is taken as it is.
 pub fn confirm(core: &mut Core) -> Result<Vec<SandboxName>, StoreError> {
+    core.confirm_rescue()?;
     let held: Vec<(String, Arc<FileRecord>)> = core
         .now()
         .files

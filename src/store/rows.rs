@@ -12,7 +12,7 @@ use crate::model::{
     Deletion, Event, History, Instance, InstancePhase, Level, Owner, Power, Sandbox, SandboxName,
     Status, Time,
 };
-use crate::store::FileRecord;
+use crate::store::{FileRecord, Snapshot};
 
 /// The part of a sandbox that has no column of its own.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,8 +28,44 @@ struct Doc {
 pub(super) const DAEMON_EPOCH: &str = "daemon_epoch";
 /// which history it is that versions count in,
 pub(super) const STORE_EPOCH: &str = "store_epoch";
-/// and the directory of specs that was last seen whole.
+/// the directory of specs that was last seen whole,
 pub(super) const ROOT: &str = "root";
+/// the number of the last transaction,
+pub(super) const RV: &str = "rv";
+/// what was written only to see whether that can be done,
+pub(super) const PROBE: &str = "probe";
+/// and that the store was put together anew, and nobody has confirmed that it is as it should be.
+pub(super) const RESCUED: &str = "rescued";
+
+/// A name for a history that no other has.
+pub(super) fn new_epoch() -> String {
+    Uuid::now_v7().simple().to_string().split_off(24)
+}
+
+/// Everything that a database holds but the ends of earlier instances.
+pub(super) fn put_all(connection: &Connection, snapshot: &Snapshot) -> rusqlite::Result<()> {
+    for sandbox in snapshot.sandboxes.values() {
+        put_sandbox(connection, sandbox)?;
+        if let Some(instance) = &sandbox.instance {
+            put_instance(connection, sandbox.uid, instance)?;
+        }
+    }
+    for (path, record) in &snapshot.files {
+        put_file(connection, path, Some(record))?;
+    }
+    for event in &snapshot.events {
+        put_event(connection, event)?;
+    }
+    set_meta(connection, STORE_EPOCH, &snapshot.epoch)?;
+    set_meta(connection, RV, &snapshot.rv.to_string())?;
+    if let Some(root) = &snapshot.root {
+        set_meta(connection, ROOT, &json(root))?;
+    }
+    match &snapshot.rescued {
+        Some(rescued) => set_meta(connection, RESCUED, &json(&**rescued)),
+        None => Ok(()),
+    }
+}
 
 pub(super) fn put_sandbox(connection: &Connection, sandbox: &Sandbox) -> rusqlite::Result<()> {
     let doc = Doc {
@@ -147,6 +183,10 @@ pub(super) fn set_meta(connection: &Connection, key: &str, value: &str) -> rusql
     Ok(())
 }
 
+pub(super) fn delete_meta(connection: &Connection, key: &str) -> rusqlite::Result<()> {
+    connection.execute("DELETE FROM meta WHERE key = ?1", [key]).map(drop)
+}
+
 pub(super) fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<String>> {
     let mut rows = connection.prepare("SELECT value FROM meta WHERE key = ?1")?;
     let mut rows = rows.query([key])?;
@@ -160,9 +200,7 @@ pub(super) fn sandboxes(
     connection: &Connection,
 ) -> rusqlite::Result<Result<Vec<Sandbox>, Unreadable>> {
     let mut instances = newest_instances(connection)?;
-    let mut select = connection.prepare(
-        "SELECT name, uid, owner, generation, host_uid, created_at, spec, doc, rv FROM sandboxes",
-    )?;
+    let mut select = connection.prepare(&format!("SELECT {SANDBOX} FROM sandboxes"))?;
     let mut rows = select.query([])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
@@ -180,7 +218,11 @@ pub(super) fn sandboxes(
     Ok(Ok(found))
 }
 
-fn sandbox(row: &Row<'_>) -> rusqlite::Result<Result<Sandbox, String>> {
+/// The columns of a sandbox, as [`sandbox`] reads them.
+pub(super) const SANDBOX: &str =
+    "name, uid, owner, generation, host_uid, created_at, spec, doc, rv";
+
+pub(super) fn sandbox(row: &Row<'_>) -> rusqlite::Result<Result<Sandbox, String>> {
     let text = |index| row.get::<_, String>(index);
     let number = |index| row.get::<_, i64>(index).map(i64::unsigned_abs);
     let (name, uid, owner, spec, doc) = (text(0)?, text(1)?, text(2)?, text(6)?, text(7)?);
@@ -261,11 +303,11 @@ pub(super) fn events(connection: &Connection, count: usize) -> rusqlite::Result<
     Ok(events)
 }
 
-fn json(value: &impl Serialize) -> String {
+pub(super) fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("the model has string keys and finite numbers")
 }
 
-fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())
 }
 

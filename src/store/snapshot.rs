@@ -1,6 +1,7 @@
 //! Everything as of one commit: immutable, shared, and cheap to replace.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use imbl::{OrdMap, Vector};
@@ -25,6 +26,35 @@ pub struct Snapshot {
     pub events: Vector<Arc<Event>>,
     /// Which directory the files were last read from: device and inode.
     pub root: Option<(u64, u64)>,
+    /// That it was put together anew after damage. Until somebody confirms it, nothing is removed for
+    /// being absent from the files.
+    pub rescued: Option<Arc<Rescued>>,
+}
+
+/// How a store came back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescued {
+    pub at: Time,
+    /// Where the damaged one is kept; `None`: there was none at all.
+    pub aside: Option<String>,
+    /// What was the matter.
+    pub why: String,
+    /// Sandboxes that could still be read in the damaged one,
+    pub read: usize,
+    /// and those that are only known since they run.
+    pub found: usize,
+}
+
+impl fmt::Display for Rescued {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { why, read, found, .. } = self;
+        write!(out, "the store was rebuilt: {why}; {read} sandboxes were read from it, ")?;
+        write!(out, "{found} were found running; ")?;
+        if let Some(aside) = &self.aside {
+            write!(out, "what was there is kept in {aside}; ")?;
+        }
+        out.write_str("nothing that is missing from the files is removed until `sodiumd confirm`")
+    }
 }
 
 /// What is known of one file of specs.

@@ -1,5 +1,12 @@
 //! The store's promises: durable before answered, alone in failure, and readable by the next daemon.
 
+#[path = "../../tests/it/disk.rs"]
+#[allow(unreachable_pub, reason = "it is the other tests' too")]
+mod disk;
+mod golden;
+mod power;
+mod rescue;
+
 use serde_json::json;
 
 use super::edit::{Delete, Edited, Precondition, Put, Refusal, Verb};
@@ -120,11 +127,12 @@ fn watchers_get_every_change_once_or_are_told_to_start_over() {
 }
 
 #[test]
-fn a_database_that_was_taken_away_accepts_nothing() {
+fn a_database_that_took_the_place_of_ours_is_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let path = database_path(dir.path());
     let store = Store::open(&path).unwrap();
-    std::fs::remove_file(&path).unwrap();
+    std::fs::copy(&path, dir.path().join("other")).unwrap();
+    std::fs::rename(dir.path().join("other"), &path).unwrap();
     let refused =
         store.write_blocking(|core| edit::put(core, declare("a", "x", Owner::Api), Time(1)));
     assert!(matches!(refused, Err(StoreError::Gone { .. })), "{refused:?}");

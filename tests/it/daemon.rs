@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::desk::{Desk, PATIENCE};
+use crate::disk::Disk;
 
 fn sleeper() -> Value {
     json!({"command": ["sleep", "1000"], "limits": {"timeout_seconds": 0}})
@@ -347,26 +348,7 @@ async fn a_thousand_idle_connections_leave_room_for_one_more() {
 async fn a_full_disk_refuses_and_says_so_and_what_runs_goes_on() {
     let desk = Desk::prepared(json!({"state_path": "./small/state"}));
     let small = desk.path("small");
-    fs::create_dir(&small).unwrap();
-    let image = desk.path("small.img");
-    fs::File::create(&image).unwrap().set_len(24 << 20).unwrap();
-    let run = |program: &str, args: &[&str]| {
-        let deadline = std::time::Instant::now() + crate::desk::PATIENCE;
-        loop {
-            let done = std::process::Command::new(program).args(args).output().unwrap();
-            let said = String::from_utf8_lossy(&done.stderr);
-            if done.status.success() {
-                return;
-            }
-            // A loop device is busy for a moment beside mount namespaces that come and go.
-            let again = said.contains("busy") && std::time::Instant::now() < deadline;
-            assert!(again, "{program}: {said}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    };
-    run("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()]);
-    run("mount", &["-o", "loop", image.to_str().unwrap(), small.to_str().unwrap()]);
-    let _unmount = Unmount(small.clone());
+    let disk = Disk::new(&small, 24);
     let mut desk = desk;
     desk.start().await;
     let chatty = json!({"command": ["bash", "-c", "while :; do echo tick; sleep 0.02; done"],
@@ -383,11 +365,16 @@ async fn a_full_disk_refuses_and_says_so_and_what_runs_goes_on() {
     assert!(refused.json["error"].as_str().unwrap().contains("free some space"), "{refused:?}");
     assert!(alive(pid(&a)));
     assert_eq!(desk.get("/v1/sandboxes/b").await.status, 404);
-    assert_eq!(desk.get("/readyz").await.status, 200, "an empty transaction needs no space");
+    assert_eq!(desk.get("/readyz").await.status, 503);
     drop(filler);
     fs::remove_file(small.join("filler")).unwrap();
-    // ext4 gives freed blocks out again once its journal has said so on the disk.
+    // ext4 gives freed blocks out again once its journal has said so on the disk, and a moment later.
     fs::File::open(&small).unwrap().sync_all().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while desk.get("/readyz").await.status != 200 {
+        assert!(Instant::now() < deadline, "not ready again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let done = desk.ask("PUT", "/v1/sandboxes/b", &document.to_string()).await;
     assert_eq!(done.status, 201, "{done:?}");
     desk.wait_phase("b", "Completed").await;
@@ -400,22 +387,12 @@ async fn a_full_disk_refuses_and_says_so_and_what_runs_goes_on() {
     }
     // Mounted read-only, a start says so.
     desk.kill();
-    run("umount", &[small.to_str().unwrap()]);
-    run("mount", &["-o", "loop,ro", image.to_str().unwrap(), small.to_str().unwrap()]);
+    disk.mount_again("ro");
     assert_eq!(desk.spawn().wait().unwrap().code(), Some(1));
     assert!(desk.log().contains("Read-only file system"), "{}", desk.log());
     // What is left is cleaned up on the file system as it was.
-    run("umount", &[small.to_str().unwrap()]);
-    run("mount", &["-o", "loop", image.to_str().unwrap(), small.to_str().unwrap()]);
+    disk.mount_again("rw");
     drop(desk);
-}
-
-struct Unmount(std::path::PathBuf);
-
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[tokio::test]

@@ -8,6 +8,8 @@
 mod api_seed;
 mod api_v1;
 mod desk;
+mod disk;
+mod power;
 
 /// Where the API of the daemons under test writes.
 pub const STORE: &str = "files";

@@ -9,12 +9,15 @@ mod api_v1;
 mod checkpoint;
 mod daemon;
 mod desk;
+mod disk;
 mod driver_contract;
 mod exec;
 mod freeze;
 mod gvisor;
+mod power;
 mod store;
 mod tidy;
+mod upgrade;
 mod warm;
 
 /// Where the API of the daemons under test writes.

@@ -105,3 +105,65 @@ async fn what_is_no_copy_is_refused_and_changes_nothing() {
     desk.start().await;
     assert_eq!(desk.get("/v1/sandboxes/a").await.status, 200);
 }
+
+#[tokio::test]
+async fn a_damaged_store_comes_back_with_everything_that_runs_and_removes_nothing() {
+    let mut desk = Desk::new().await;
+    put(&desk, "a", &sleeper("1000")).await;
+    put(&desk, "kept", &json!({"command": ["true"], "state": "stopped"})).await;
+    desk.write_spec("f.yaml", "f", &sleeper("1000"));
+    desk.write_spec("g.yaml", "g", &sleeper("1000"));
+    let mut pids = Vec::new();
+    for name in ["a", "f", "g"] {
+        pids.push(desk.wait_phase(name, "Running").await["status"]["instance"]["pid"].clone());
+    }
+    let limits =
+        json!({"command": ["sleep", "1000"], "limits": {"timeout_seconds": 0, "memory_mb": 77}});
+    put(&desk, "a", &limits).await;
+    let adjusted = |one: &Value| one["status"]["observed_generation"] == 2;
+    desk.wait_for("a", "adjusted", adjusted).await;
+    for how in ["damaged", "gone"] {
+        desk.kill();
+        let database = desk.path("state/sodiumd.db");
+        if how == "damaged" {
+            // A log that is not moved into the database yet would make up for what is damaged there.
+            let copied = Command::new("python3")
+                .args([
+                    "-c",
+                    "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT 1')",
+                ])
+                .arg(&database)
+                .status();
+            assert!(copied.unwrap().success());
+            let mut bytes = fs::read(&database).unwrap();
+            bytes[..4096].fill(0x5a);
+            fs::write(&database, bytes).unwrap();
+            let _ = fs::remove_file(desk.path("state/sodiumd.db-wal"));
+        } else {
+            fs::remove_dir_all(desk.path("state")).unwrap();
+        }
+        desk.start().await;
+        for (name, pid) in ["a", "f", "g"].iter().zip(&pids) {
+            let same = |one: &Value| one["status"]["instance"]["pid"] == *pid;
+            let one = desk.wait_for(name, "running as before", same).await;
+            assert_eq!(one["status"]["restarts"], 0);
+        }
+        assert_eq!(desk.sandbox("a").await["spec"]["limits"]["memory_mb"], 77);
+        let health = desk.get("/health").await.json;
+        assert_eq!(health["status"], "degraded");
+        let (code, _, said) = desk.cli(&["get"]);
+        assert!(code == 0 && said.contains("the store was rebuilt"), "{said}");
+        assert!(desk.log().contains("the store was rebuilt"));
+        let events = desk.get("/v1/events").await.json.to_string();
+        assert!(events.contains("StoreRebuilt"), "{events}");
+    }
+    // A file that is gone waits for a word, though it is only one.
+    fs::remove_file(desk.path("desired/g.yaml")).unwrap();
+    let held = |one: &Value| one.to_string().contains("PruneHeld");
+    desk.wait_for("g", "held", held).await;
+    assert_eq!(desk.sandbox("g").await["status"]["phase"], "Running");
+    let (code, ..) = desk.cli(&["confirm"]);
+    assert_eq!(code, 0);
+    desk.wait_for("g", "gone", |one| one["code"] == "not_found").await;
+    assert_eq!(desk.get("/health").await.json["status"], "ok");
+}

@@ -11,7 +11,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("plan", &["model"]),
     ("sys", &[]),
     ("config", &["model"]),
-    ("store", &["model"]),
+    ("store", &["error", "model"]),
     ("desired", &["error", "model", "store"]),
     ("image", &["model"]),
     ("shim", &["error", "sys"]),
