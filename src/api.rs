@@ -4,6 +4,7 @@
 //! ```text
 //!   seed.rs      the paths of the first daemon, unchanged       /health /sandboxes ...
 //!   console.rs   its WebSocket                                  /console/ID
+//!   listen.rs    connections, and how many; rate.rs: requests, and how often
 //!   v1: sandboxes.rs apply.rs exec.rs power.rs checkpoint.rs watch.rs logs.rs events.rs files.rs openapi.rs
 //! ```
 
@@ -12,13 +13,16 @@ mod auth;
 mod checkpoint;
 mod console;
 mod declare;
+mod drain;
 mod error;
 mod events;
 mod exec;
 mod files;
+mod listen;
 mod logs;
 mod openapi;
 mod power;
+mod rate;
 mod request;
 mod sandboxes;
 mod seed;
@@ -27,6 +31,7 @@ mod wait;
 mod watch;
 mod wire;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -36,14 +41,19 @@ use axum::middleware;
 use axum::routing::{any, get, post};
 
 use crate::desired::watch::Watch;
-use crate::model::Time;
+use crate::live::Live;
 use crate::model::admission::Rules;
+use crate::model::{Bounds, Time};
 use crate::reconcile::Handle;
 use crate::store::Store;
+
+use listen::Peers;
+use rate::{Place, Places, Rate};
 
 pub use auth::{Auth, Tickets, secret};
 pub use declare::Declare;
 pub use error::ApiError;
+pub use listen::{Doorway, serve};
 
 /// Largest body accepted: a spec of the largest size allowed, as JSON with everything escaped.
 const BODY_BYTES_MAX: usize = 4 << 20;
@@ -52,13 +62,35 @@ const BODY_BYTES_MAX: usize = 4 << 20;
 pub struct Api {
     pub store: Store,
     pub handle: Handle,
-    pub rules: Arc<Rules>,
+    pub rules: Arc<Live<Rules>>,
     pub auth: Auth,
     pub tickets: Tickets,
     pub declare: Declare,
     pub watch: Watch,
+    pub bounds: Live<Bounds>,
+    pub load: Load,
     pub about: About,
     pub clock: fn() -> u64,
+}
+
+/// What is being served now.
+#[derive(Debug, Default)]
+pub struct Load {
+    connections: Places,
+    peers: Peers,
+    watches: Places,
+    followers: Places,
+    consoles: Places,
+    by_peer: Rate<IpAddr>,
+    by_token: Rate<()>,
+}
+
+/// What is open for as long as its client likes.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Watch,
+    Follower,
+    Console,
 }
 
 /// What the daemon says of itself.
@@ -72,6 +104,23 @@ pub struct About {
 impl Api {
     fn now(&self) -> Time {
         Time((self.clock)())
+    }
+
+    /// Counts a request with the token.
+    fn pace_token(&self) -> Result<(), ApiError> {
+        let per_second = self.bounds.get().requests_per_second;
+        self.load.by_token.ask((), per_second).map_err(ApiError::TooFast)
+    }
+
+    /// A place among those that follow something, for as long as what it is given to lasts.
+    fn place(&self, kind: Kind) -> Result<Place, ApiError> {
+        let (bounds, load) = (self.bounds.get(), &self.load);
+        let (places, max, what) = match kind {
+            Kind::Watch => (&load.watches, bounds.watches_max, "watches"),
+            Kind::Follower => (&load.followers, bounds.followers_max, "followers"),
+            Kind::Console => (&load.consoles, bounds.consoles_max, "consoles"),
+        };
+        places.take(max).ok_or(ApiError::TooMany(what, max))
     }
 }
 
@@ -94,6 +143,7 @@ pub fn router(api: Shared, trusted: bool) -> Router {
         .route("/apply", post(apply::apply))
         .route("/plan", get(apply::plan))
         .route("/events", get(events::list))
+        .route("/drain", post(drain::drain).delete(drain::undrain))
         .route("/files", get(files::list))
         .route("/files/confirm", post(files::confirm))
         .route("/images", get(files::images));
@@ -124,7 +174,8 @@ pub fn router(api: Shared, trusted: bool) -> Router {
         .merge(open)
         .layer(axum::Extension(auth::Trusted(trusted)))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn(request::refuse_oversized))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), request::gather))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), request::pace))
         .fallback(|| async { ApiError::NotFound })
         .method_not_allowed_fallback(|| async {
             (

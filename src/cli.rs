@@ -119,6 +119,14 @@ enum Command {
     /// Copy what the daemon knows of its sandboxes, or put a copy back
     #[command(subcommand)]
     Store(store::Verb),
+    /// Stop every sandbox and start none, until `undrain`; waits until all have ended
+    Drain {
+        /// How long to wait
+        #[arg(long, default_value = "5m", value_name = "TIME")]
+        wait: String,
+    },
+    /// Let everything run again that is declared to
+    Undrain,
     /// Let removals go ahead that were held because too much was missing at once
     Confirm,
 }
@@ -157,7 +165,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Run = &cli.command {
         crate::telemetry::start();
-        crate::daemon::run(load_config(&cli)?)?;
+        crate::daemon::run(load_config(&cli)?, config_path(&cli))?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Command::Check { files } = &cli.command {
@@ -248,6 +256,15 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Events { name, follow } => events(&client, name, follow, output).await,
+        Command::Drain { wait } => {
+            let path = format!("/v1/drain?wait={}", client::part(&wait));
+            show::value(&client.post(&path, "").await?, output)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Undrain => {
+            client.delete("/v1/drain").await?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Confirm => {
             let confirmed = client.post("/v1/files/confirm", "").await?;
             show::value(&confirmed, output)?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::model::violation::suggestion;
-use crate::model::{Isolation, Limits, Platform, Span};
+use crate::model::{Bounds, Isolation, Limits, Platform, Span};
 
 /// The file as it is written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub struct Raw {
     pub default_limits: RawLimits,
     pub network: RawNetwork,
     pub gvisor: RawGvisor,
+    /// What the API serves at once, and how fast.
+    pub api: Bounds,
     /// How much of its console each sandbox keeps.
     pub console_mb: u64,
     /// How long the workspace of a sandbox whose file was removed is kept.
@@ -124,6 +126,7 @@ impl Default for Raw {
             default_limits: RawLimits::default(),
             network: RawNetwork::default(),
             gvisor: RawGvisor::default(),
+            api: Bounds::default(),
             console_mb: 16,
             workspace_undo: Span::seconds(86_400),
         }
@@ -151,6 +154,7 @@ pub struct Config {
     pub gvisor_platform: Option<Platform>,
     /// `None`: they are never frozen for being idle.
     pub gvisor_idle_freeze: Option<Span>,
+    pub bounds: Bounds,
     pub console_bytes: u64,
     pub workspace_undo: Span,
 }
@@ -238,6 +242,7 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
         gvisor_program: raw.gvisor.program.map(|path| at(&path)),
         gvisor_platform: raw.gvisor.platform.asked(),
         gvisor_idle_freeze: Some(raw.gvisor.idle_freeze).filter(|span| span.0 > 0),
+        bounds: raw.api,
         console_bytes: raw.console_mb << 20,
         workspace_undo: raw.workspace_undo,
     })

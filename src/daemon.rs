@@ -3,18 +3,21 @@
 //! The API is up before anything is adopted, and nothing here waits for a sandbox. Ending the daemon
 //! ends no sandbox: their shims go on, and the next daemon adopts them.
 
+mod reload;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener as TokioListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::api::{self, Api};
 use crate::config::{Config, StoreKind};
@@ -23,15 +26,19 @@ use crate::driver::host::{self, Host, Paths};
 use crate::driver::shimmed::Shimmed;
 use crate::driver::workspace::Workspaces;
 use crate::driver::{Driver, DriverError};
-use crate::model::admission::{self, Rules};
-use crate::model::{Isolation, Level, RestartPolicy, Sandbox, Time};
+use crate::error::chain;
+use crate::live::Live;
+use crate::model::admission::Rules;
+use crate::model::{Isolation, Level, RestartPolicy, Sandbox, Span, Time};
 use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::{self, Handle, World, adopt, warm};
 use crate::store::{Store, database_path};
 use crate::sys::lock::{self, Lock};
-use crate::sys::{clock, path, socket, spawn};
+use crate::sys::{clock, path, service, socket, spawn};
+
+use reload::Reload;
 
 /// The local socket's name in the run directory.
 pub const SOCKET: &str = "sodiumd.sock";
@@ -58,8 +65,11 @@ pub fn rules(config: &Config) -> Rules {
     }
 }
 
-/// Runs until asked to end.
-pub fn run(config: Config) -> anyhow::Result<()> {
+/// Runs until asked to end. `path` is where the configuration came from, and is read again on SIGHUP.
+pub fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
+    // First of all: what the service manager has opened for us is known by its number.
+    let wanted = |address: SocketAddr| is_at(address, &config.host, config.port);
+    let kept = service::listener(wanted);
     spawn::tune_allocator();
     spawn::raise_open_files();
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
@@ -71,7 +81,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .build()
         .context("start the runtime")?;
     let locks = prepare(&config)?;
-    let done = runtime.block_on(serve(config));
+    let done = runtime.block_on(serve(config, path, kept));
     // Requests that go on, such as log followers, end with the runtime.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     drop(locks);
@@ -102,16 +112,14 @@ pub fn take(dir: &Path, key: &str) -> anyhow::Result<Lock> {
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, path: PathBuf, kept: Option<TcpListener>) -> anyhow::Result<()> {
     let (token, token_path) = token(&config)?;
-    let address = format!("{}:{}", config.host, config.port);
-    let tcp = TcpListener::bind(&address).await;
-    let tcp = tcp.with_context(|| format!("listen on {address}; is the port taken?"))?;
+    let tcp = listen(&config, kept).await?;
     let bound = tcp.local_addr().context("listen")?;
     let local = local_listener(&config.run_path.join(SOCKET))?;
     let store = open_store(&config)?;
     let queue = Arc::new(Queue::default());
-    let rules = Arc::new(rules(&config));
+    let rules = Arc::new(Live::new(rules(&config)));
     let world = Arc::new(world(&config, store.clone(), &rules, &queue)?);
     let handle = Handle::new(Arc::clone(&world), Arc::clone(&queue));
     let looked_at = handle.clone();
@@ -126,7 +134,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         StoreKind::Sqlite => api::Declare::Sqlite,
         StoreKind::Files => api::Declare::Files { dir: config.desired_path.clone() },
     };
-    let wants = wanted_ahead(&rules);
     let api = Arc::new(Api {
         store,
         handle,
@@ -135,6 +142,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tickets: api::Tickets::default(),
         declare,
         watch: watch.clone(),
+        bounds: Live::new(config.bounds.clone()),
+        load: api::Load::default(),
         about: api::About {
             version: env!("CARGO_PKG_VERSION"),
             started_at_ms: clock::boot_ms(),
@@ -145,16 +154,21 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     greet(&config, bound.to_string(), &token_path);
     let shutdown = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(serve_on(tcp, api::router(Arc::clone(&api), false), shutdown.clone()));
-    tasks.spawn(serve_on(local, api::router(api, true), shutdown.clone()));
-    tasks.spawn(loop_task(Arc::clone(&world), queue, shutdown.clone()));
-    tasks.spawn(warm_task(Arc::clone(&world), wants, shutdown.clone()));
-    tasks.spawn(expire_task(world, config, shutdown.clone()));
+    let undo = Arc::new(Live::new(config.workspace_undo));
+    tasks.spawn(serve_on(tcp, Arc::clone(&api), false, shutdown.clone()));
+    tasks.spawn(serve_on(local, Arc::clone(&api), true, shutdown.clone()));
+    tasks.spawn(loop_task(Arc::clone(&world), Arc::clone(&queue), shutdown.clone()));
+    tasks.spawn(warm_task(Arc::clone(&world), shutdown.clone()));
+    tasks.spawn(expire_task(Arc::clone(&world), Arc::clone(&undo), shutdown.clone()));
+    tasks.spawn(watchdog_task(world.store.clone(), queue, shutdown.clone()));
+    let mut reload = Reload { path, started_with: config, api, world, undo };
+    told(service::Told::Ready("serving"));
     let ended = tokio::select! {
-        why = asked_to_end() => why,
+        why = obey_signals(&mut reload) => why,
         // No task ends by itself; one that does takes the daemon with it.
         done = tasks.join_next() => Err(anyhow::anyhow!("a task ended unexpectedly: {done:?}")),
     };
+    told(service::Told::Stopping);
     info!("ending; sandboxes go on and are adopted by the next start");
     shutdown.cancel();
     watch.stop();
@@ -167,6 +181,85 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     // The thread ends with its present scan.
     let _ = reconcile::blocking(move || watching.join()).await;
     ended
+}
+
+/// The listener that the service manager kept for us, or a new one, which it is given to keep.
+async fn listen(config: &Config, kept: Option<TcpListener>) -> anyhow::Result<TokioListener> {
+    if let Some(kept) = kept {
+        kept.set_nonblocking(true).context("listen")?;
+        return TokioListener::from_std(kept).context("listen on the socket that was kept");
+    }
+    let address = format!("{}:{}", config.host, config.port);
+    let tcp = TokioListener::bind(&address).await;
+    let tcp = tcp.with_context(|| format!("listen on {address}; is the port taken?"))?;
+    if let Err(error) = service::keep(&tcp) {
+        debug!(error = chain(&error), "the service manager does not keep the listener");
+    }
+    Ok(tcp)
+}
+
+/// Whether a listener is where the configuration wants one.
+fn is_at(address: SocketAddr, host: &str, port: u16) -> bool {
+    let wanted = (host, port).to_socket_addrs();
+    let fits = |one: SocketAddr| one == address || port == 0 && one.ip() == address.ip();
+    wanted.is_ok_and(|mut wanted| wanted.any(fits))
+}
+
+/// Tells the service manager. One that cannot be told is not there.
+fn told(what: service::Told<'_>) {
+    if let Err(error) = service::tell(what) {
+        debug!(error = chain(&error), "the service manager was not told");
+    }
+}
+
+/// Until asked to end; asked to, reads the configuration again.
+async fn obey_signals(reload: &mut Reload) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
+    loop {
+        // Each arm only waits.
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => (),
+        }
+        told(service::Told::Reloading);
+        reload.reload();
+        told(service::Told::Ready("serving"));
+    }
+}
+
+/// Tells the service manager that everything still moves, if it wants to know: that the loop comes round
+/// and the store answers.
+async fn watchdog_task(
+    store: Store,
+    queue: Arc<Queue>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let Some(within) = service::watchdog() else {
+        shutdown.cancelled().await;
+        return Ok(());
+    };
+    loop {
+        let moves = async {
+            let _ = queue.pulse().await;
+            // A disk that refuses is no reason to be ended; one that never answers is.
+            let _ = store.write(|_| Ok(())).await;
+        };
+        if tokio::time::timeout(within / 2, moves).await.is_ok() {
+            told(service::Told::Alive);
+        } else {
+            error!(
+                "the loop or the store does not answer; the service manager is not told otherwise"
+            );
+        }
+        // Both arms only wait.
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(within / 3) => (),
+        }
+    }
 }
 
 /// The store; if it was put together again, that is said here, in an event, and by /health.
@@ -185,30 +278,15 @@ fn open_store(config: &Config) -> anyhow::Result<Store> {
     Ok(store)
 }
 
-async fn asked_to_end() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => (),
-        _ = interrupt.recv() => (),
-    }
-    Ok(())
-}
-
-/// Serves until shut down; requests that run are given their end.
-async fn serve_on<L>(
+async fn serve_on<L: api::Doorway>(
     listener: L,
-    router: axum::Router,
+    api: Arc<Api>,
+    trusted: bool,
     shutdown: CancellationToken,
-) -> anyhow::Result<()>
-where
-    L: axum::serve::Listener,
-    L::Addr: std::fmt::Debug,
-{
-    axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
-        .context("serve")
+) -> anyhow::Result<()> {
+    let router = api::router(Arc::clone(&api), trusted);
+    api::serve(listener, api, router, shutdown).await;
+    Ok(())
 }
 
 async fn loop_task(
@@ -224,36 +302,24 @@ async fn loop_task(
     sweeping.await.context("sweep")
 }
 
-async fn warm_task(
-    world: Arc<World>,
-    wants: warm::Wants,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    warm::run(world, wants, shutdown).await;
+async fn warm_task(world: Arc<World>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    warm::run(world, shutdown).await;
     Ok(())
-}
-
-/// What images want to be started ahead.
-fn wanted_ahead(rules: &Rules) -> warm::Wants {
-    let wanting = rules.images.iter().filter(|(_, image)| image.warm > 0);
-    wanting
-        .map(|(id, image)| (id.clone(), (image.warm, admission::limits_of(Some(image), rules))))
-        .collect()
 }
 
 async fn expire_task(
     world: Arc<World>,
-    config: Config,
+    undo: Arc<Live<Span>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     loop {
-        let (world, keep) = (Arc::clone(&world), config.workspace_undo.0);
+        let (world, keep) = (Arc::clone(&world), undo.get().0);
         let expired = reconcile::blocking(move || match &world.host {
             Some(host) => host.workspaces.expire(clock::wall_ms(), keep),
             None => Ok(()),
         });
         if let Err(error) = expired.await {
-            warn!(error = crate::error::chain(&error), "old workspaces not removed");
+            warn!(error = chain(&error), "old workspaces not removed");
         }
         // Both arms only wait.
         tokio::select! {
@@ -266,7 +332,7 @@ async fn expire_task(
 fn world(
     config: &Config,
     store: Store,
-    rules: &Rules,
+    rules: &Arc<Live<Rules>>,
     queue: &Arc<Queue>,
 ) -> anyhow::Result<World> {
     let paths = Paths {
@@ -281,7 +347,7 @@ fn world(
     match Shimmed::bubblewrap(Arc::clone(&host)) {
         Ok(driver) => drop(drivers.insert(Isolation::Bubblewrap, Arc::new(driver))),
         Err(error) => {
-            let why = crate::error::chain(&error);
+            let why = chain(&error);
             warn!(why, "bubblewrap is not to be had");
             unavailable.insert(Isolation::Bubblewrap, why);
         }
@@ -290,7 +356,7 @@ fn world(
     match gvisor(config, &host, &store, queue) {
         Ok(driver) => drop(drivers.insert(Isolation::Gvisor, driver)),
         // Most hosts have none, and nobody there asks for it.
-        Err(error) => drop(unavailable.insert(Isolation::Gvisor, crate::error::chain(&error))),
+        Err(error) => drop(unavailable.insert(Isolation::Gvisor, chain(&error))),
     }
     let runtime = tokio::runtime::Handle::current();
     let consoles =
@@ -300,12 +366,12 @@ fn world(
         drivers,
         unavailable,
         host: Some(host),
-        images: Arc::new(rules.images.clone()),
+        rules: Arc::clone(rules),
         boot_id: clock::boot_id(),
         consoles: Arc::new(consoles),
         sessions: Arc::default(),
         activity: Activity::default(),
-        idle_freeze: config.gvisor_idle_freeze,
+        idle_freeze: Live::new(config.gvisor_idle_freeze),
     })
 }
 

@@ -85,6 +85,9 @@ pub trait Driver: Send + Sync {
         0
     }
 
+    /// Ends everything that waits.
+    fn discard_all(&self) {}
+
     /// Ends what an earlier daemon has started ahead and nobody was given.
     fn discard(&self, _: &Iid) {}
 

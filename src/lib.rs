@@ -19,6 +19,7 @@
 //! - [`config`], [`desired`], [`image`], [`store`]: where wishes come from and what is remembered.
 //! - [`driver`]: ways to run one. [`reconcile`]: the loop that carries plans out.
 //! - [`api`], [`cli`], [`daemon`]: the ways in, and the whole put together.
+//! - [`live`]: what a reload of the configuration may change while it is used.
 //! - [`fault`], `simulation`: how all of it is made to fail, and what must hold then.
 //!
 //! # Invariants, as absences
@@ -33,6 +34,7 @@
 // Pure: values in, values out.
 pub mod error;
 pub mod fault;
+pub mod live;
 pub mod model;
 pub mod plan;
 

@@ -7,6 +7,7 @@
 //! ```
 
 pub mod admission;
+pub mod bounds;
 pub mod checkpoint;
 pub mod condition;
 pub mod draft;
@@ -24,6 +25,7 @@ pub mod time;
 pub mod tree;
 pub mod violation;
 
+pub use bounds::Bounds;
 pub use checkpoint::Checkpoint;
 pub use condition::{Condition, ConditionType, Truth};
 pub use event::{Event, Level};

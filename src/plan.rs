@@ -26,6 +26,8 @@ use diff::Effect;
 
 /// A shim that holds its lock and does not answer is given this long, then it is killed.
 pub const UNKNOWN_MAX: Span = Span::seconds(60);
+/// Why nothing runs on a host that is drained.
+const DRAINED: &str = "the host is drained; it runs again after `sodiumd undrain`";
 /// How soon to look again at something that cannot be seen.
 const LOOK_AGAIN: Span = Span::seconds(1);
 
@@ -46,6 +48,8 @@ pub struct Policy {
     pub can_freeze: bool,
     /// What has been idle for this long is frozen until it is needed.
     pub idle_freeze: Option<Span>,
+    /// Whether nothing is to run here, whatever is declared.
+    pub drained: bool,
     /// What is wrong with the newest text of the spec, if its source is at fault.
     pub source_fault: Option<(String, String)>,
 }
@@ -99,7 +103,7 @@ fn with_live(view: &View<'_>, instance: &Instance) -> (Next, String) {
 }
 
 fn with_answering(view: &View<'_>, instance: &Instance) -> (Next, String) {
-    let wanted = must_end(view.sandbox, instance);
+    let wanted = must_end(view, instance);
     if instance.phase == InstancePhase::Stopping {
         return go_on_stopping(view, instance, wanted);
     }
@@ -215,7 +219,8 @@ fn go_on_stopping(
 }
 
 /// Why the instance must end, if it must.
-fn must_end(sandbox: &Sandbox, instance: &Instance) -> Option<Stopping> {
+fn must_end(view: &View<'_>, instance: &Instance) -> Option<Stopping> {
+    let sandbox = view.sandbox;
     let stopping = |reason, force, why: &str| Some(Stopping { reason, force, why: why.to_owned() });
     if let Some(deletion) = sandbox.deletion {
         return stopping(StopReason::Deleted, deletion.force, "it is being deleted");
@@ -228,6 +233,9 @@ fn must_end(sandbox: &Sandbox, instance: &Instance) -> Option<Stopping> {
                 stopping(StopReason::Stopped, false, "its spec says stopped")
             }
         };
+    }
+    if view.policy.drained {
+        return stopping(StopReason::Drained, false, DRAINED);
     }
     if instance.request < sandbox.power.request {
         return stopping(StopReason::Restarted, false, "an operator asked for a restart");
@@ -318,6 +326,9 @@ fn without(view: &View<'_>) -> (Next, String) {
             "its spec says stopped"
         };
         return (Next::Settled, why.to_owned());
+    }
+    if view.policy.drained {
+        return (Next::Settled, DRAINED.to_owned());
     }
     if let Some(refusal) = refusal(view) {
         return (Next::Settled, refusal);

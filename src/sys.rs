@@ -14,6 +14,7 @@ pub mod poll;
 pub mod process;
 pub mod pty;
 pub mod seccomp;
+pub mod service;
 pub mod socket;
 pub mod spawn;
 

@@ -18,10 +18,10 @@ use crate::store::edit::{Precondition, Put};
 pub(super) async fn apply(
     State(api): State<Shared>,
     pairs: Pairs,
-    body: request::Body,
+    body: request::Given,
 ) -> Result<Json<Value>, ApiError> {
     let bytes = request::bytes(body)?;
-    let documents = parse(&bytes, &api.rules).map_err(ApiError::Invalid)?;
+    let documents = parse(&bytes, &api.rules.get()).map_err(ApiError::Invalid)?;
     let dry = flag(&pairs, "dry_run");
     // All are checked before any is written.
     let mut results: Vec<Value> =

@@ -13,6 +13,7 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use crate::api::{ApiError, Shared};
+use crate::live::Live;
 use crate::model::Time;
 
 /// A ticket is used at once or not at all.
@@ -29,16 +30,21 @@ pub fn secret() -> Result<String, getrandom::Error> {
 
 /// The token.
 pub struct Auth {
-    token: String,
+    token: Live<String>,
 }
 
 impl Auth {
     pub fn new(token: String) -> Self {
-        Self { token }
+        Self { token: Live::new(token) }
+    }
+
+    /// From now on it is another one.
+    pub fn change(&self, token: String) {
+        self.token.set(token);
     }
 
     fn is_token(&self, given: &str) -> bool {
-        bool::from(self.token.as_bytes().ct_eq(given.as_bytes()))
+        bool::from(self.token.get().as_bytes().ct_eq(given.as_bytes()))
     }
 
     /// Whether the header carries the token.
@@ -63,10 +69,13 @@ pub(super) struct Trusted(pub bool);
 
 /// Lets in whoever has the token.
 pub(super) async fn guard(State(api): State<Shared>, request: Request, next: Next) -> Response {
-    if api.auth.admits(request.headers()) {
-        return next.run(request).await;
+    if !api.auth.admits(request.headers()) {
+        return ApiError::Unauthorized.into_response();
     }
-    ApiError::Unauthorized.into_response()
+    match api.pace_token() {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
 }
 
 /// A value of the query, decoded.

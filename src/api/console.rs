@@ -20,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::api::auth::{Trusted, query};
 use crate::api::sandboxes::find;
 use crate::api::text::Decoder;
-use crate::api::{ApiError, Shared, logs, request, seed, wire};
+use crate::api::{ApiError, Kind, Shared, logs, request, seed, wire};
 use crate::model::draft;
 use crate::model::tree::Node;
 use crate::model::{Iid, InstancePhase, Sandbox};
@@ -57,6 +57,7 @@ pub(super) async fn console(
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let (sandbox, read_only) = admit(&api, trusted, &id, &uri, &headers)?;
+    let place = api.place(Kind::Console)?;
     let upgrade = upgrade.map_err(|error| ApiError::BadRequest(error.body_text()))?;
     let number = |name| query(&uri, name).and_then(|text| text.parse().ok());
     let (offset, tail) = (number("offset"), number("tail").or(Some(TAIL_BYTES)));
@@ -80,6 +81,7 @@ pub(super) async fn console(
         let writing = tokio::spawn(writer.run(inbox));
         listen(&api, &sandbox, stream, (notices, read_only)).await;
         writing.abort();
+        drop(place);
     }))
 }
 
@@ -98,6 +100,9 @@ pub(super) fn admit(
     }
     // Before the ticket: whether a name exists is no secret from who may not look at it, but a
     // ticket for another sandbox is no ticket.
+    if known && !trusted.0 {
+        api.pace_token()?;
+    }
     let sandbox =
         find(api, id).map_err(|error| if known { error } else { ApiError::Unauthorized })?;
     if known {

@@ -1,13 +1,16 @@
 //! Everything a request can fail with, as the client sees it: `{"error", "code", ...}`.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tracing::error;
 
 use crate::error::chain;
-use crate::model::Violation;
+use crate::model::{Span, Violation};
 use crate::reconcile::DriverError;
 use crate::reconcile::exec::ExecError;
 use crate::reconcile::link::InputError;
@@ -26,6 +29,15 @@ pub enum ApiError {
     BadRequest(String),
     #[error("the body is larger than {} bytes", crate::api::BODY_BYTES_MAX)]
     TooLarge,
+    /// The body did not come in time.
+    #[error("the body was not there after {0}")]
+    TooSlow(Span),
+    /// Asked more often than is served.
+    #[error("too many requests; the next one is served in {} ms", .0.as_millis().max(1))]
+    TooFast(Duration),
+    /// As many as there may be at once.
+    #[error("{1} {0} are open, and no more are served at once")]
+    TooMany(&'static str, usize),
     /// Well formed, and wrong.
     #[error("{}", list(.0))]
     Invalid(Vec<Violation>),
@@ -75,6 +87,9 @@ impl ApiError {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            Self::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
+            Self::TooFast(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
+            Self::TooMany(..) => (StatusCode::TOO_MANY_REQUESTS, "too_many"),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
             Self::Refused(refusal) => refused(refusal),
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
@@ -169,7 +184,12 @@ impl IntoResponse for ApiError {
         if let Self::Input(InputError::Full { taken, .. }) = &self {
             value["taken"] = json!(taken);
         }
-        (status, Json(value)).into_response()
+        let mut response = (status, Json(value)).into_response();
+        if let Self::TooFast(wait) = self {
+            let seconds = wait.as_secs() + 1;
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 

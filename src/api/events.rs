@@ -12,7 +12,7 @@ use futures_util::stream;
 use serde_json::{Value, json};
 
 use crate::api::sandboxes::{Pairs, flag};
-use crate::api::{ApiError, Shared};
+use crate::api::{ApiError, Kind, Shared};
 use crate::model::Event;
 use crate::store::Snapshot;
 
@@ -31,19 +31,22 @@ pub(super) async fn list(State(api): State<Shared>, pairs: Pairs) -> Result<Resp
             snapshot.events.iter().filter(wanted).map(|event| json!(**event)).collect();
         return Ok(Json(json!({"items": events})).into_response());
     }
-    let commits = api.store.watch();
-    let lines =
-        stream::unfold((commits, since, about), |(mut commits, mut since, about)| async move {
+    let (place, commits) = (api.place(Kind::Follower)?, api.store.watch());
+    let lines = stream::unfold(
+        (commits, since, (about, place)),
+        |(mut commits, mut since, (about, place))| async move {
             loop {
                 let snapshot = Arc::clone(&commits.borrow_and_update());
                 let (text, newest) = news(&snapshot, since, about.as_deref());
                 since = newest;
                 if !text.is_empty() {
-                    return Some((Ok::<_, Infallible>(Bytes::from(text)), (commits, since, about)));
+                    let next = (commits, since, (about, place));
+                    return Some((Ok::<_, Infallible>(Bytes::from(text)), next));
                 }
                 commits.changed().await.ok()?;
             }
-        });
+        },
+    );
     let kind = [(CONTENT_TYPE, "application/x-ndjson")];
     Ok((kind, Body::from_stream(lines)).into_response())
 }

@@ -81,7 +81,7 @@ fn read(node: &Node, known: &[&str]) -> Result<Asked, ApiError> {
 pub(super) async fn run(
     State(api): State<Shared>,
     Path(id): Path<String>,
-    body: request::Body,
+    body: request::Given,
 ) -> Result<Json<Value>, ApiError> {
     let sandbox = find(&api, &id)?;
     let asked = read(&request::json(body)?.into(), POST_FIELDS)?;

@@ -23,7 +23,8 @@ pub(super) async fn confirm(State(api): State<Shared>) -> Result<Json<Value>, Ap
 }
 
 pub(super) async fn images(State(api): State<Shared>) -> Json<Value> {
-    let images: Vec<&crate::model::image::Image> = api.rules.images.values().collect();
+    let rules = api.rules.get();
+    let images: Vec<&crate::model::image::Image> = rules.images.values().collect();
     Json(json!({"items": images}))
 }
 

@@ -15,9 +15,10 @@ use futures_util::stream;
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::api::rate::Place;
 use crate::api::sandboxes::{Pairs, find, flag};
 use crate::api::text::Decoder;
-use crate::api::{ApiError, Shared};
+use crate::api::{ApiError, Kind, Shared};
 use crate::reconcile::link::Head;
 use crate::shim::spool::{Chunk, Reader};
 
@@ -31,6 +32,7 @@ struct Follower {
     json: bool,
     decoder: Decoder,
     buffer: Vec<u8>,
+    _place: Option<Place>,
 }
 
 pub(super) async fn logs(
@@ -49,13 +51,16 @@ pub(super) async fn logs(
     let spool = api.handle.spool(sandbox.uid).ok_or(ApiError::NotFound)?;
     let start = start(&spool, offset, tail);
     let json = pairs.get("format").is_some_and(|format| format == "json");
+    let follow = flag(&pairs, "follow");
+    let place = if follow { Some(api.place(Kind::Follower)?) } else { None };
     let follower = Follower {
         reader: Reader::new(&spool, start),
         head,
-        follow: flag(&pairs, "follow"),
+        follow,
         json,
         decoder: Decoder::default(),
         buffer: vec![0; CHUNK_BYTES],
+        _place: place,
     };
     let chunks = stream::unfold(follower, |mut follower| async move {
         let bytes = follower.next().await?;

@@ -16,7 +16,7 @@ pub(super) async fn verb(
     State(api): State<Shared>,
     Path((id, word)): Path<(String, String)>,
     pairs: Pairs,
-    body: request::Body,
+    body: request::Given,
 ) -> Result<Response, ApiError> {
     let sandbox = find(&api, &id)?;
     if word == "input" {
@@ -78,7 +78,7 @@ async fn restore_to(
 fn resize(
     api: &Shared,
     sandbox: &crate::model::Sandbox,
-    body: request::Body,
+    body: request::Given,
 ) -> Result<Json<Value>, ApiError> {
     let node = request::json(body)?.into();
     let mut size = [None, None];

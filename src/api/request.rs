@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::Request;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_LENGTH;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde_json::Value as Json;
+use tokio::time::timeout;
 
-use crate::api::{ApiError, BODY_BYTES_MAX};
+use crate::api::listen::Peer;
+use crate::api::{ApiError, BODY_BYTES_MAX, Shared};
 use crate::model::tree::{Faults, Node};
 
 /// Read away of a body that is refused, at most.
@@ -20,18 +22,53 @@ const READ_AWAY_BYTES_MAX: usize = 16 * BODY_BYTES_MAX;
 const READ_AWAY_WITHIN: Duration = Duration::from_secs(5);
 
 /// The body, or why there is none.
-pub(super) type Body = Result<Bytes, BytesRejection>;
+pub(super) type Given = Result<Bytes, BytesRejection>;
 
-/// A body that says that it is too large is read away and refused: a client that is still sending
-/// would otherwise see a broken connection instead of the reason.
-pub(super) async fn refuse_oversized(request: Request, next: Next) -> Response {
-    let length =
-        request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if length.is_none_or(|length: usize| length <= BODY_BYTES_MAX) {
-        return next.run(request).await;
+/// Serves a peer only as fast as it may ask.
+pub(super) async fn pace(State(api): State<Shared>, request: Request, next: Next) -> Response {
+    let per_second = api.bounds.get().requests_per_second_per_peer;
+    let peer = request.extensions().get::<Peer>().copied();
+    match peer.map_or(Ok(()), |Peer(peer)| api.load.by_peer.ask(peer, per_second)) {
+        Ok(()) => next.run(request).await,
+        Err(wait) => ApiError::TooFast(wait).into_response(),
     }
+}
+
+/// Hands on a request once all of its body is there, which may not take long, nor be large.
+///
+/// A body that says that it is too large is read away and refused: a client that is still sending would
+/// otherwise see a broken connection instead of the reason.
+pub(super) async fn gather(State(api): State<Shared>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    if body.is_end_stream() {
+        return next.run(Request::from_parts(parts, Body::empty())).await;
+    }
+    let length =
+        parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if length.is_some_and(|length: usize| length > BODY_BYTES_MAX) {
+        read_away(body).await;
+        return ApiError::TooLarge.into_response();
+    }
+    let within = api.bounds.get().body_within;
+    let read = axum::body::to_bytes(body, BODY_BYTES_MAX);
+    let read = if within.0 > 0 {
+        let Ok(read) = timeout(within.duration(), read).await else {
+            return ApiError::TooSlow(within).into_response();
+        };
+        read
+    } else {
+        read.await
+    };
+    match read {
+        Ok(bytes) => next.run(Request::from_parts(parts, Body::from(bytes))).await,
+        // Broken off, which nobody hears, or longer than it said.
+        Err(_) => ApiError::TooLarge.into_response(),
+    }
+}
+
+async fn read_away(body: Body) {
     let drain = async {
-        let (mut left, mut body) = (READ_AWAY_BYTES_MAX, request.into_body().into_data_stream());
+        let (mut left, mut body) = (READ_AWAY_BYTES_MAX, body.into_data_stream());
         while let Some(Ok(bytes)) = body.next().await
             && bytes.len() <= left
         {
@@ -39,12 +76,11 @@ pub(super) async fn refuse_oversized(request: Request, next: Next) -> Response {
         }
     };
     // Whoever sends more, or slower, may see the connection break.
-    let _ = tokio::time::timeout(READ_AWAY_WITHIN, drain).await;
-    ApiError::TooLarge.into_response()
+    let _ = timeout(READ_AWAY_WITHIN, drain).await;
 }
 
 /// The bytes of a body.
-pub(super) fn bytes(body: Body) -> Result<Bytes, ApiError> {
+pub(super) fn bytes(body: Given) -> Result<Bytes, ApiError> {
     body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLarge,
         _ => ApiError::BadRequest(rejection.body_text()),
@@ -52,7 +88,7 @@ pub(super) fn bytes(body: Body) -> Result<Bytes, ApiError> {
 }
 
 /// A body of JSON; an empty one is an empty object, as old clients send it.
-pub(super) fn json(body: Body) -> Result<Json, ApiError> {
+pub(super) fn json(body: Given) -> Result<Json, ApiError> {
     let bytes = bytes(body)?;
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Json::Object(serde_json::Map::new()));

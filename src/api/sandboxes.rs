@@ -67,7 +67,7 @@ pub(super) async fn put(
     State(api): State<Shared>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    body: request::Body,
+    body: request::Given,
 ) -> Result<Response, ApiError> {
     let mut json = request::json(body)?;
     let precondition = precondition(&headers, &mut json)?;
@@ -76,7 +76,7 @@ pub(super) async fn put(
         let message = format!("is {}, but the path says {name}", document.name);
         return Err(ApiError::Invalid(vec![Violation::new("metadata.name", message)]));
     }
-    let spec = admission::admit(&document.draft, &api.rules).map_err(ApiError::Invalid)?;
+    let spec = admission::admit(&document.draft, &api.rules.get()).map_err(ApiError::Invalid)?;
     let edited = declare::put(
         &api,
         Put {
@@ -152,7 +152,7 @@ pub(super) async fn delete(
 pub(super) async fn transfer(
     State(api): State<Shared>,
     Path(id): Path<String>,
-    body: request::Body,
+    body: request::Given,
 ) -> Result<Response, ApiError> {
     let node: Node = request::json(body)?.into();
     let mut owner = None;

@@ -28,7 +28,7 @@ fn success() -> Json<Value> {
 
 pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
     let isolations = api.handle.isolations();
-    let default = api.rules.default_isolation;
+    let default = api.rules.get().default_isolation;
     let broken =
         isolations.iter().find(|(name, runtime)| *name == default.as_str() && runtime.is_err());
     let store = store_verdict(&api);
@@ -48,6 +48,7 @@ pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
         "runtimes": runtimes,
         "warm": api.handle.warm(),
         "store": store,
+        "drained": api.store.snapshot().drained,
     }))
 }
 
@@ -86,8 +87,9 @@ const CREATE_FIELDS: &[&str] = &[
     "max_files",
 ];
 
-pub(super) async fn create(State(api): State<Shared>, body: request::Body) -> Answer {
+pub(super) async fn create(State(api): State<Shared>, body: request::Given) -> Answer {
     let node: Node = request::json(body)?.into();
+    let rules = api.rules.get();
     let mut draft = Draft {
         state: Some(Wanted::Stopped),
         restart_policy: Some(RestartPolicy::Never),
@@ -95,7 +97,7 @@ pub(super) async fn create(State(api): State<Shared>, body: request::Body) -> An
     };
     let (mut name, mut runtime) = (None, None);
     request::read(&node, CREATE_FIELDS, |faults, key, path, value| match key {
-        "runtime" => runtime = read_runtime(faults, path, value, &api.rules.images),
+        "runtime" => runtime = read_runtime(faults, path, value, &rules.images),
         "image" => draft.image = faults.text(path, value),
         "name" => name = draft::read_name(faults, path, value),
         "isolation" => draft.isolation = faults.choice(path, value, Isolation::WORDS),
@@ -104,9 +106,9 @@ pub(super) async fn create(State(api): State<Shared>, body: request::Body) -> An
         limit => read_limit(faults, limit, path, value, &mut draft),
     })?;
     if draft.image.is_none() {
-        draft.image = runtime.or_else(|| image_of("node", &api.rules.images));
+        draft.image = runtime.or_else(|| image_of("node", &rules.images));
     }
-    let spec = admission::admit(&draft, &api.rules).map_err(|violations| {
+    let spec = admission::admit(&draft, &rules).map_err(|violations| {
         // The flat body has no `spec`.
         let flat =
             |fault: Violation| Violation { path: fault.path.replacen("spec.", "", 1), ..fault };
@@ -162,7 +164,7 @@ fn read_limit(faults: &mut Faults, key: &str, path: &str, node: &Node, draft: &m
 pub(super) async fn start(
     State(api): State<Shared>,
     Path(id): Path<String>,
-    body: request::Body,
+    body: request::Given,
 ) -> Answer {
     let sandbox = find(&api, &id)?;
     let node: Node = request::json(body)?.into();
@@ -258,13 +260,13 @@ pub(super) async fn delete(State(api): State<Shared>, Path(id): Path<String>) ->
 pub(super) async fn input(
     State(api): State<Shared>,
     Path(id): Path<String>,
-    body: request::Body,
+    body: request::Given,
 ) -> Answer {
     let sandbox = find(&api, &id)?;
     send_input(&api, &sandbox, body).await
 }
 
-pub(super) async fn send_input(api: &Shared, sandbox: &Sandbox, body: request::Body) -> Answer {
+pub(super) async fn send_input(api: &Shared, sandbox: &Sandbox, body: request::Given) -> Answer {
     let node: Node = request::json(body)?.into();
     let mut input = None;
     request::read(&node, &["input"], |faults, _, path, value| input = faults.text(path, value))?;

@@ -16,7 +16,8 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::api::{ApiError, Shared, wire};
+use crate::api::rate::Place;
+use crate::api::{ApiError, Kind, Shared, wire};
 use crate::store::{Change, ChangeKind, Snapshot, snapshot};
 
 /// Says which version a quiet watcher has reached.
@@ -28,11 +29,13 @@ struct Watcher {
     at: u64,
     waiting: VecDeque<Change>,
     ended: bool,
+    _place: Place,
 }
 
 /// Answers with a stream that lasts until the client leaves. Without a version, what is there now
 /// comes first, as ADDED.
 pub(super) fn watch(api: &Shared, version: Option<&str>) -> Result<Response, ApiError> {
+    let place = api.place(Kind::Watch)?;
     let commits = api.store.watch();
     let now = api.store.snapshot();
     let (at, waiting) = match version {
@@ -49,7 +52,8 @@ pub(super) fn watch(api: &Shared, version: Option<&str>) -> Result<Response, Api
             (at, api.store.ring().since(at).ok_or(ApiError::Gone)?.into())
         }
     };
-    let watcher = Watcher { api: Arc::clone(api), commits, at, waiting, ended: false };
+    let watcher =
+        Watcher { api: Arc::clone(api), commits, at, waiting, ended: false, _place: place };
     let lines = stream::unfold(watcher, |mut watcher| async move {
         let line = watcher.next().await?;
         Some((Ok::<_, Infallible>(line), watcher))

@@ -41,7 +41,8 @@ pub(super) fn seed(api: &Api, sandbox: &Sandbox) -> Value {
 }
 
 fn runtime(api: &Api, sandbox: &Sandbox) -> Option<String> {
-    let image = api.rules.images.get(sandbox.spec.image.as_ref()?)?;
+    let rules = api.rules.get();
+    let image = rules.images.get(sandbox.spec.image.as_ref()?)?;
     Some(image.runtime.clone())
 }
 

@@ -93,7 +93,9 @@ fn read_files(input: &Merge<'_>, merged: &mut Merged) -> BTreeMap<String, Vec<Pa
             Text::Bytes { bytes, digest, fresh } => {
                 // Conflicts are looked at anew: what stood in the way may be gone.
                 let settled = old.is_some_and(|old| {
-                    old.digest == *digest && old.conflicts.is_empty() && old.missing.is_empty()
+                    let clear = old.conflicts.is_empty() && old.missing.is_empty();
+                    // By other rules a fault may be none.
+                    old.digest == *digest && clear && old.faults.is_empty()
                 });
                 if settled {
                     continue;

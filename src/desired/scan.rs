@@ -122,6 +122,13 @@ impl Scanner {
         Ok(scan)
     }
 
+    /// Distrusts all of them.
+    pub fn forget_all(&mut self) {
+        for stat in self.seen.values_mut() {
+            stat.settled = false;
+        }
+    }
+
     /// Distrusts a file's times, so that the next look reads it whatever they say.
     pub fn forget(&mut self, name: &str) {
         if let Some(stat) = self.seen.get_mut(name) {

@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use crate::desired::merge::{ABSENT_FOR, Merge, merge};
 use crate::desired::scan::{Scan, Scanner, is_spec};
 use crate::error::chain;
+use crate::live::Live;
 use crate::model::admission::Rules;
 use crate::model::{SandboxName, Time};
 use crate::store::{Store, files};
@@ -42,6 +43,8 @@ enum Message {
     Hint(Option<String>),
     /// Scan now and answer when its consequences are stored.
     Look(oneshot::Sender<()>),
+    /// What was wrong with a text may be right now: read all again.
+    Reread,
     Stop,
 }
 
@@ -55,7 +58,7 @@ pub struct Watch {
 pub struct Source {
     pub root: PathBuf,
     pub store: Store,
-    pub rules: Arc<Rules>,
+    pub rules: Arc<Live<Rules>>,
     pub clock: fn() -> u64,
     /// Called with each name whose file said something new.
     pub changed: Box<dyn Fn(&SandboxName) + Send>,
@@ -86,6 +89,11 @@ impl Watch {
         }
     }
 
+    /// Judges every file anew, by the rules that are in force now.
+    pub fn reread(&self) {
+        let _ = self.messages.send(Message::Reread);
+    }
+
     pub fn stop(&self) {
         let _ = self.messages.send(Message::Stop);
     }
@@ -106,6 +114,7 @@ struct Loop {
 struct Round {
     names: BTreeSet<String>,
     everything: bool,
+    reread: bool,
     askers: Vec<oneshot::Sender<()>>,
     stop: bool,
 }
@@ -119,6 +128,9 @@ impl Loop {
                 return;
             }
             self.watcher.arm();
+            if round.reread {
+                self.scanner.forget_all();
+            }
             if Instant::now() >= due {
                 due = Instant::now() + ROUND;
                 round.everything |= self.doubt || !self.scanner.same_names();
@@ -165,8 +177,8 @@ impl Loop {
     fn take(&mut self, scan: &Scan, complete: bool) -> bool {
         let snapshot = self.source.store.snapshot();
         let now = Time((self.source.clock)());
-        let rules = &self.source.rules;
-        let merged = merge(&Merge { scan, complete, snapshot: &snapshot, rules, now });
+        let rules = self.source.rules.get();
+        let merged = merge(&Merge { scan, complete, snapshot: &snapshot, rules: &rules, now });
         for path in &merged.again {
             self.scanner.forget(path);
         }
@@ -226,6 +238,7 @@ impl Round {
                 self.everything = true;
                 self.askers.push(asker);
             }
+            Message::Reread => (self.everything, self.reread) = (true, true),
             Message::Stop => self.stop = true,
         }
     }

@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use uuid::Uuid;
@@ -41,7 +42,7 @@ pub struct Host {
     pub paths: Paths,
     pub cgroups: cgroup::Root,
     pub workspaces: Workspaces,
-    pub console_bytes: u64,
+    console_bytes: AtomicU64,
     /// Highest so far: shims refuse an older daemon.
     pub epoch: u64,
     /// Instances for which this daemon has ordered a shim, and when, since boot.
@@ -68,7 +69,18 @@ impl Host {
         let cgroups = cgroups_of(&paths.run);
         let forks = ForkServer::new(&paths.shim, &paths.run.join("shims.log"));
         let ordered = Mutex::default();
+        let console_bytes = AtomicU64::new(console_bytes);
         Ok(Self { paths, cgroups, workspaces, console_bytes, epoch, ordered, forks })
+    }
+
+    /// How much of its console each sandbox keeps.
+    pub fn console_bytes(&self) -> u64 {
+        self.console_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Instances that start from now on keep so much.
+    pub fn keep_console_bytes(&self, bytes: u64) {
+        self.console_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Where a sandbox's console is.

@@ -254,6 +254,11 @@ pub(super) fn is_own_process(pid: u32) -> bool {
     matches!(arguments.first().map(String::as_str), Some("runsc-sandbox" | "runsc-gofer"))
 }
 
+/// Whether a process is gVisor's kernel.
+pub(super) fn is_kernel(pid: u32) -> bool {
+    process::arguments(pid).first().is_some_and(|name| name == "runsc-sandbox")
+}
+
 /// What the host allows so that the guest's own limit is the one that is met.
 pub(super) fn host_tasks(limits: &Limits) -> Option<u64> {
     (limits.max_processes > 0)

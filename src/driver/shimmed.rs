@@ -148,7 +148,7 @@ impl Shimmed {
             confinement,
             warm: workspace.is_none(),
             spool_dir: host.console(order.uid),
-            spool_bytes_max: host.console_bytes,
+            spool_bytes_max: host.console_bytes(),
             timeout_ms: (spec.limits.timeout_seconds > 0)
                 .then_some(spec.limits.timeout_seconds * 1000),
             stop_signal: convert::signal_number(&spec.stop.signal),
@@ -530,6 +530,12 @@ impl Driver for Shimmed {
 
     fn warm(&self, image: &str) -> usize {
         self.count_ready(image)
+    }
+
+    fn discard_all(&self) {
+        let Bundle::Gvisor(gvisor) = &self.bundle else { return };
+        let waiting = std::mem::take(&mut *gvisor.ready());
+        waiting.iter().for_each(|ready| Self::discard(self, &ready.iid));
     }
 
     fn discard(&self, iid: &Iid) {

@@ -89,6 +89,8 @@ pub enum StopReason {
     Deleted,
     /// Its memory was kept, to go on later.
     Hibernated,
+    /// Nothing is to run on this host.
+    Drained,
     Timeout,
 }
 
@@ -101,6 +103,7 @@ impl StopReason {
             Self::SpecChanged => "spec_changed",
             Self::Deleted => "deleted",
             Self::Hibernated => "hibernated",
+            Self::Drained => "drained",
             Self::Timeout => "timeout",
         }
     }

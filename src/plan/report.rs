@@ -144,6 +144,7 @@ fn ready(view: &View<'_>, next: &Next) -> (Truth, &'static str) {
             Some(_) => (Truth::True, "Hibernated"),
             None => (Truth::True, "Stopped"),
         },
+        Next::Settled if view.policy.drained => (Truth::False, "Drained"),
         Next::Settled => match sandbox.last_exit() {
             Some(exit) if exit.is_success() => (Truth::True, "Completed"),
             Some(_) => (Truth::False, "Failed"),
@@ -173,6 +174,7 @@ fn phase(view: &View<'_>, next: &Next) -> Phase {
             Some(_) => Phase::Hibernated,
             None => Phase::Stopped,
         },
+        Next::Settled if view.policy.drained => Phase::Stopped,
         Next::Do(_) | Next::Settled => match sandbox.last_exit().map(|exit| &exit.kind) {
             Some(ExitKind::Exited { code: 0 }) => Phase::Completed,
             Some(_) => Phase::Failed,

@@ -115,6 +115,7 @@ fn policy() -> Policy {
         is_busy: false,
         can_freeze: true,
         idle_freeze: None,
+        drained: false,
         source_fault: None,
     }
 }

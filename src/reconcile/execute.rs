@@ -142,7 +142,8 @@ impl Act<'_> {
         let status = self.plan.status.clone();
         let again = sandbox.instance.is_some();
         let nothing = std::collections::BTreeMap::new();
-        let image = sandbox.spec.image.as_ref().and_then(|id| self.world.images.get(id));
+        let rules = self.world.rules.get();
+        let image = sandbox.spec.image.as_ref().and_then(|id| rules.images.get(id));
         let launch = |restore| {
             driver.start(&Order {
                 iid: &iid,

@@ -136,7 +136,8 @@ impl Handle {
 
     /// How many sandboxes wait for whoever wants one of an image next.
     pub fn warm(&self) -> BTreeMap<String, usize> {
-        let wanting = self.world.images.values().filter(|image| image.warm > 0);
+        let rules = self.world.rules.get();
+        let wanting = rules.images.values().filter(|image| image.warm > 0);
         let driver = self.world.drivers.get(&Isolation::Gvisor);
         wanting
             .map(|image| (image.id.clone(), driver.map_or(0, |driver| driver.warm(&image.id))))

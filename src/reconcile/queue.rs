@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::model::SandboxName;
@@ -14,6 +14,8 @@ use crate::model::SandboxName;
 pub struct Queue {
     names: Mutex<Names>,
     wake: Notify,
+    /// Who wants to know that somebody still looks here.
+    pulses: Mutex<Vec<oneshot::Sender<()>>>,
 }
 
 #[derive(Debug, Default)]
@@ -33,6 +35,22 @@ impl Queue {
             names.ready.push_back(name.clone());
             drop(names);
             self.wake.notify_one();
+        }
+    }
+
+    /// Answered when the loop next comes round.
+    pub fn pulse(&self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.pulses.lock().expect("nobody panics while holding the pulses").push(sender);
+        self.wake.notify_one();
+        receiver
+    }
+
+    /// The loop has come round.
+    pub fn beat(&self) {
+        let mut pulses = self.pulses.lock().expect("nobody panics while holding the pulses");
+        for pulse in pulses.drain(..) {
+            let _ = pulse.send(());
         }
     }
 

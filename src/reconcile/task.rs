@@ -56,6 +56,7 @@ pub async fn run(
     wishes.enqueue_all(&world.store, &queue);
     let mut passes: JoinSet<(SandboxName, Again)> = JoinSet::new();
     loop {
+        queue.beat();
         while passes.len() < PASS_COUNT_MAX
             && let Some(name) = queue.take(Instant::now())
         {
@@ -104,6 +105,7 @@ pub fn finish(queue: &Queue, name: &SandboxName, again: Again, now: Instant) {
 pub struct Wishes {
     known: HashMap<SandboxName, Wish>,
     seen: u64,
+    drained: bool,
 }
 
 impl Wishes {
@@ -116,11 +118,14 @@ impl Wishes {
             self.known.insert(sandbox.name.clone(), Wish::of(sandbox));
             queue.push(&sandbox.name);
         }
-        self.seen = snapshot.rv;
+        (self.seen, self.drained) = (snapshot.rv, snapshot.drained);
     }
 
     /// Those whose wish changed since the last time.
     pub fn enqueue_changed(&mut self, store: &Store, queue: &Queue) {
+        if store.snapshot().drained != self.drained {
+            return self.enqueue_all(store, queue);
+        }
         let Some(changes) = store.ring().since(self.seen) else {
             return self.enqueue_all(store, queue);
         };

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::error::chain;
-use crate::model::{Isolation, Limits};
+use crate::model::{Isolation, Limits, admission};
 use crate::reconcile::blocking;
 use crate::reconcile::world::World;
 
@@ -25,16 +25,32 @@ const AGAIN: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How many an image wants, and of which size.
-pub type Wants = BTreeMap<String, (usize, Limits)>;
+type Wants = BTreeMap<String, (usize, Limits)>;
+
+/// What images want to be started ahead. On a host that is drained, nothing.
+fn wants(world: &World) -> Wants {
+    if world.store.snapshot().drained {
+        return Wants::new();
+    }
+    let rules = world.rules.get();
+    let wanting = rules.images.iter().filter(|(_, image)| image.warm > 0);
+    wanting
+        .map(|(id, image)| (id.clone(), (image.warm, admission::limits_of(Some(image), &rules))))
+        .collect()
+}
 
 /// Runs until shut down.
-pub async fn run(world: Arc<World>, wants: Wants, shutdown: CancellationToken) {
+pub async fn run(world: Arc<World>, shutdown: CancellationToken) {
     let mut commits = world.store.watch();
-    if wants.is_empty() {
-        return shutdown.cancelled().await;
-    }
     let mut retry = RETRY;
     while !shutdown.is_cancelled() {
+        let wants = wants(&world);
+        if wants.is_empty() {
+            let ending = Arc::clone(&world);
+            blocking(move || ending.drivers.values().for_each(|driver| driver.discard_all())).await;
+            pause(&shutdown, AGAIN).await;
+            continue;
+        }
         if let Some((image, limits)) = missing(&world, &wants) {
             let (making, name) = (Arc::clone(&world), image.clone());
             let made = blocking(move || match making.drivers.get(&Isolation::Gvisor) {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::driver::host::Host;
 use crate::driver::{Driver, DriverError};
-use crate::model::image::Image;
+use crate::live::Live;
+use crate::model::admission::Rules;
 use crate::model::{
     Instance, InstancePhase, Isolation, Network, Observed, Owner, Sandbox, SandboxName, Span, Time,
 };
@@ -25,14 +26,14 @@ pub struct World {
     pub unavailable: BTreeMap<Isolation, String>,
     /// Where consoles and workspaces are; a simulation has none.
     pub host: Option<Arc<Host>>,
-    pub images: Arc<BTreeMap<String, Image>>,
+    pub rules: Arc<Live<Rules>>,
     pub boot_id: String,
     pub consoles: Arc<Consoles>,
     /// Programs that are run inside what runs.
     pub sessions: Arc<Sessions>,
     pub activity: Activity,
     /// How long gVisor's sandboxes may be idle before they are frozen.
-    pub idle_freeze: Option<Span>,
+    pub idle_freeze: Live<Option<Span>>,
 }
 
 /// When a sandbox is to be looked at again.
@@ -70,12 +71,13 @@ impl World {
         let may_idle = isolation == Isolation::Gvisor && sandbox.spec.network == Network::None;
         Policy {
             can_freeze,
-            idle_freeze: self.idle_freeze.filter(|_| may_idle && can_freeze),
+            idle_freeze: self.idle_freeze.get().filter(|_| may_idle && can_freeze),
             unenforced: driver.map(|driver| driver.unenforced()).unwrap_or_default(),
             is_busy: self.sessions.any(sandbox.uid),
             unavailable: runtime.as_ref().err().cloned(),
             runtime: runtime.ok(),
             boot_id: self.boot_id.clone(),
+            drained: snapshot.drained,
             source_fault: source_fault(sandbox, snapshot),
         }
     }

@@ -48,6 +48,7 @@ pub(super) struct ExecDuty {
 pub(super) fn serve() -> Result<Option<Assignment>, SysError> {
     // Fails only for a group leader, which then is a leader already.
     let _ = spawn::new_session();
+    spawn::close_from(3)?;
     let orders = take_standard_input()?;
     spawn::cloexec_from(3)?;
     process::reap_unseen(true)?;

@@ -15,6 +15,7 @@ use crate::driver::Driver;
 use crate::driver::fake::FakeDriver;
 use crate::driver::fake::machine::What;
 use crate::fault;
+use crate::live::Live;
 use crate::model::{Isolation, Owner, SandboxName};
 use crate::reconcile::World;
 use crate::reconcile::activity::Activity;
@@ -78,12 +79,12 @@ impl Daemon {
             drivers: [(Isolation::Bubblewrap, fake)].into(),
             unavailable: BTreeMap::new(),
             host: None,
-            images: Arc::default(),
+            rules: Arc::new(Live::new(rules())),
             boot_id,
             consoles: Arc::new(Consoles::new(Arc::clone(&queue), handle, 1, None)),
             sessions: Arc::default(),
             activity: Activity::default(),
-            idle_freeze: None,
+            idle_freeze: Live::default(),
         };
         let mut wishes = Wishes::default();
         wishes.enqueue_all(&store, &queue);

@@ -7,12 +7,13 @@ use std::time::Duration;
 use crate::driver::Driver;
 use crate::driver::fake::FakeDriver;
 use crate::driver::fake::machine::Machine;
+use crate::live::Live;
 use crate::model::{Isolation, Time};
 use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::{World, run};
-use crate::simulation::scene::{spec, wish};
+use crate::simulation::scene::{rules, spec, wish};
 use crate::store::{Store, database_path, edit};
 
 /// Where the clock on the wall begins.
@@ -31,12 +32,12 @@ async fn what_failed_is_tried_again_when_it_was_promised_and_not_at_the_resync()
         drivers: [(Isolation::Bubblewrap, driver)].into(),
         unavailable: BTreeMap::new(),
         host: None,
-        images: Arc::default(),
+        rules: Arc::new(Live::new(rules())),
         boot_id: "boot".to_owned(),
         consoles: Arc::new(Consoles::new(Arc::clone(&queue), handle, 1, None)),
         sessions: Arc::default(),
         activity: Activity::default(),
-        idle_freeze: None,
+        idle_freeze: Live::default(),
     });
     let store = world.store.clone();
     let put = wish("web", spec(&["false"], "always", 32));

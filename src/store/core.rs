@@ -87,6 +87,7 @@ impl Core {
             conflicts: Default::default(),
             events: Default::default(),
             root: meta(rows::ROOT)?.and_then(|text| serde_json::from_str(&text).ok()),
+            drained: meta(rows::DRAINED)?.is_some(),
             rescued: meta(rows::RESCUED)?.and_then(|text| serde_json::from_str(&text).ok()),
         };
         let mut host_uids = BTreeSet::new();
@@ -321,6 +322,25 @@ impl Core {
             self.touched = true;
         }
         Ok(())
+    }
+
+    /// From now on nothing is to run on this host, or everything that is wanted. False: so it was.
+    pub fn set_drained(&mut self, drained: bool, now: Time) -> Result<bool, StoreError> {
+        if self.working.drained == drained {
+            return Ok(false);
+        }
+        let (reason, message) = if drained {
+            rows::set_meta(&self.connection, rows::DRAINED, "yes")
+                .map_err(|error| self.failed("write", error))?;
+            ("Drained", "every sandbox is stopped, and none is started until `sodiumd undrain`")
+        } else {
+            rows::delete_meta(&self.connection, rows::DRAINED)
+                .map_err(|error| self.failed("write", error))?;
+            ("Undrained", "sandboxes run again as they are declared")
+        };
+        self.working.drained = drained;
+        self.event(None, Level::Normal, (reason, message.to_owned()), now)?;
+        Ok(true)
     }
 
     /// Writes something, to see whether that can be done.

@@ -274,7 +274,6 @@ pub fn power(core: &mut Core, name: &str, verb: Verb, now: Time) -> Outcome<Arc<
     core.put(new).map(Ok)
 }
 
-/// Whether this instance answers the present wish already.
 /// The next instance answers a new request, whatever became of those before.
 fn ask_to_run(new: &mut Sandbox) {
     new.power.hold = (new.spec.state != State::Running).then_some(Hold::Started);
@@ -284,6 +283,7 @@ fn ask_to_run(new: &mut Sandbox) {
     new.history.not_before = None;
 }
 
+/// Whether this instance answers the present wish already.
 fn is_up(instance: &Instance, sandbox: &Sandbox) -> bool {
     instance.phase != InstancePhase::Stopping && instance.request == sandbox.power.request
 }

@@ -50,6 +50,7 @@ pub(super) fn rescue(
         conflicts: Default::default(),
         events: Default::default(),
         root: None,
+        drained: damaged.drained,
         rescued: Some(Arc::new(rescued.clone())),
     };
     // Daemons count by ones, so the time in milliseconds is ahead of any that shims obey.
@@ -87,6 +88,7 @@ struct Remains {
     instances: BTreeMap<Uuid, Instance>,
     files: BTreeMap<String, FileRecord>,
     epoch: u64,
+    drained: bool,
 }
 
 impl Remains {
@@ -97,7 +99,8 @@ impl Remains {
             return Self::default();
         };
         let epoch = backup::epoch_of(&damaged).unwrap_or(0);
-        let mut remains = Self { epoch, ..Self::default() };
+        let drained = matches!(rows::meta(&damaged, rows::DRAINED), Ok(Some(_)));
+        let mut remains = Self { epoch, drained, ..Self::default() };
         read_rows(&damaged, "sandboxes", rows::SANDBOX, |row| {
             remains.sandboxes.extend(rows::sandbox(row)?.ok());
             Ok(())

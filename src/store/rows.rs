@@ -32,6 +32,8 @@ pub(super) const STORE_EPOCH: &str = "store_epoch";
 pub(super) const ROOT: &str = "root";
 /// the number of the last transaction,
 pub(super) const RV: &str = "rv";
+/// that nothing is to run on this host,
+pub(super) const DRAINED: &str = "drained";
 /// what was written only to see whether that can be done,
 pub(super) const PROBE: &str = "probe";
 /// and that the store was put together anew, and nobody has confirmed that it is as it should be.
@@ -58,6 +60,9 @@ pub(super) fn put_all(connection: &Connection, snapshot: &Snapshot) -> rusqlite:
     }
     set_meta(connection, STORE_EPOCH, &snapshot.epoch)?;
     set_meta(connection, RV, &snapshot.rv.to_string())?;
+    if snapshot.drained {
+        set_meta(connection, DRAINED, "yes")?;
+    }
     if let Some(root) = &snapshot.root {
         set_meta(connection, ROOT, &json(root))?;
     }

@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub events: Vector<Arc<Event>>,
     /// Which directory the files were last read from: device and inode.
     pub root: Option<(u64, u64)>,
+    /// Whether nothing is to run on this host until somebody says otherwise.
+    pub drained: bool,
     /// That it was put together anew after damage. Until somebody confirms it, nothing is removed for
     /// being absent from the files.
     pub rescued: Option<Arc<Rescued>>,

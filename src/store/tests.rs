@@ -148,3 +148,56 @@ fn a_newer_schema_is_refused() {
     let error = Store::open(&path).unwrap_err();
     assert!(matches!(error, StoreError::Newer { found: 99, .. }), "{error:?}");
 }
+
+#[test]
+fn changes_that_wait_for_the_disk_are_only_so_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&database_path(dir.path())).unwrap();
+    let (go_on, blocked) = std::sync::mpsc::channel::<()>();
+    let (began, begun) = std::sync::mpsc::channel();
+    let waiting = |work: Box<dyn FnOnce() -> u8 + Send>| {
+        store.submit(move |_| Ok(work()), |done: Result<u8, StoreError>| assert!(done.is_ok()))
+    };
+    waiting(Box::new(move || {
+        began.send(()).unwrap();
+        let _ = blocked.recv();
+        0
+    }))
+    .unwrap();
+    begun.recv().unwrap();
+    for _ in 0..QUEUE_LEN_MAX {
+        waiting(Box::new(|| 0)).unwrap();
+    }
+    assert!(matches!(waiting(Box::new(|| 0)), Err(StoreError::Busy)));
+    drop(go_on);
+    let again = || {
+        let what = declare("a", "x", Owner::Api);
+        store.write_blocking(|core| edit::put(core, what, Time(5)))
+    };
+    while matches!(again(), Err(StoreError::Busy)) {
+        std::thread::yield_now();
+    }
+    again().unwrap().unwrap();
+}
+
+#[test]
+fn the_oldest_events_go_and_a_watcher_that_is_too_slow_starts_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&database_path(dir.path())).unwrap();
+    put(&store, declare("a", "x", Owner::Api)).unwrap();
+    let start = store.snapshot().rv;
+    for n in 0..1_100 {
+        put(&store, declare("a", &format!("x{n}"), Owner::Api)).unwrap();
+    }
+    assert!(store.ring().since(start).is_none());
+    let many = |core: &mut Core| {
+        (0..10_500).try_for_each(|n| {
+            core.event(None, crate::model::Level::Normal, ("Many", n.to_string()), Time(n))
+        })
+    };
+    store.write_blocking(many).unwrap();
+    assert_eq!(store.snapshot().events.len(), 1_000);
+    let kept = rusqlite::Connection::open(store.path()).unwrap();
+    let kept: u32 = kept.query_row("SELECT count(*) FROM events", [], |row| row.get(0)).unwrap();
+    assert!((10_000..10_300).contains(&kept), "{kept}");
+}

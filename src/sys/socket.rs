@@ -4,6 +4,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
@@ -25,6 +26,25 @@ pub fn peer(socket: &UnixStream) -> Result<Peer, SysError> {
     let found = getsockopt(&socket.as_fd(), PeerCredentials)
         .map_err(|errno| SysError::nix("getsockopt(SO_PEERCRED)", errno))?;
     Ok(Peer { pid: found.pid().unsigned_abs(), uid: found.uid() })
+}
+
+/// Has the kernel end a connection whose peer has taken nothing for so long, though there was something for
+/// it (TCP_USER_TIMEOUT).
+pub fn give_up_after(socket: &impl AsFd, time: Duration) -> Result<(), SysError> {
+    let milliseconds = libc::c_uint::try_from(time.as_millis()).unwrap_or(libc::c_uint::MAX);
+    let length = libc::socklen_t::try_from(size_of_val(&milliseconds)).expect("four bytes");
+    // SAFETY: the option takes an unsigned int of the length passed, which outlives the call; the
+    // descriptor is open for its duration.
+    let ret = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_USER_TIMEOUT,
+            (&raw const milliseconds).cast(),
+            length,
+        )
+    };
+    if ret == 0 { Ok(()) } else { Err(SysError::last("setsockopt(TCP_USER_TIMEOUT)")) }
 }
 
 /// Two ends over which messages stay apart, each with its own descriptors.

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "the other binary uses all of the desk")]
 
 mod desk;
+mod disk;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

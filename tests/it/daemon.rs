@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::desk::{Desk, PATIENCE};
-use crate::disk::Disk;
 
 fn sleeper() -> Value {
     json!({"command": ["sleep", "1000"], "limits": {"timeout_seconds": 0}})
@@ -346,10 +345,9 @@ async fn a_thousand_idle_connections_leave_room_for_one_more() {
 
 #[tokio::test]
 async fn a_full_disk_refuses_and_says_so_and_what_runs_goes_on() {
-    let desk = Desk::prepared(json!({"state_path": "./small/state"}));
+    let mut desk = Desk::prepared(json!({"state_path": "./small/state"}));
+    desk.add_disk("small", 24);
     let small = desk.path("small");
-    let disk = Disk::new(&small, 24);
-    let mut desk = desk;
     desk.start().await;
     let chatty = json!({"command": ["bash", "-c", "while :; do echo tick; sleep 0.02; done"],
         "limits": {"timeout_seconds": 0}});
@@ -387,12 +385,11 @@ async fn a_full_disk_refuses_and_says_so_and_what_runs_goes_on() {
     }
     // Mounted read-only, a start says so.
     desk.kill();
-    disk.mount_again("ro");
+    desk.disk.as_ref().unwrap().mount_again("ro");
     assert_eq!(desk.spawn().wait().unwrap().code(), Some(1));
     assert!(desk.log().contains("Read-only file system"), "{}", desk.log());
     // What is left is cleaned up on the file system as it was.
-    disk.mount_again("rw");
-    drop(desk);
+    desk.disk.as_ref().unwrap().mount_again("rw");
 }
 
 #[tokio::test]

@@ -13,11 +13,15 @@ use sodiumd::driver::host::{Host, Paths};
 use sodiumd::driver::shimmed::Shimmed;
 use sodiumd::driver::workspace::Workspaces;
 
+use crate::disk::Disk;
+
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const TOKEN: &str = "a-token-for-tests";
 
 pub struct Desk {
+    /// Unmounted before the directory it lies in is removed.
+    pub disk: Option<Disk>,
     pub dir: tempfile::TempDir,
     pub daemon: Option<Child>,
     pub port: u16,
@@ -69,7 +73,14 @@ impl Desk {
         }
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         let state = dir.path().join(config["state_path"].as_str().unwrap_or("state"));
-        Self { dir, daemon: None, port: 0, state, http: reqwest::Client::new() }
+        // A daemon that is killed and started again may be at the same address.
+        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+        Self { disk: None, dir, daemon: None, port: 0, state, http }
+    }
+
+    /// A small disk of its own, mounted at this name.
+    pub fn add_disk(&mut self, name: &str, megabytes: u64) {
+        self.disk = Some(Disk::new(&self.path(name), megabytes));
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

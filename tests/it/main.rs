@@ -6,6 +6,7 @@
 
 mod api_seed;
 mod api_v1;
+mod bounds;
 mod checkpoint;
 mod daemon;
 mod desk;

@@ -4,7 +4,6 @@
 use serde_json::json;
 
 use crate::desk::Desk;
-use crate::disk::Disk;
 
 fn document(name: &str, command: &str) -> String {
     json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox", "metadata": {"name": name},
@@ -12,13 +11,13 @@ fn document(name: &str, command: &str) -> String {
     .to_string()
 }
 
-/// A daemon whose state and specs are on a disk of its own, and that disk.
-fn on_a_disk() -> (Desk, Disk) {
+/// A daemon whose state and specs are on a disk of its own.
+fn on_a_disk() -> Desk {
     let paths = json!({"state_path": "./disk/state", "desired_path": "./disk/desired"});
-    let desk = Desk::prepared(paths);
-    let disk = Disk::new(&desk.path("disk"), 32);
+    let mut desk = Desk::prepared(paths);
+    desk.add_disk("disk", 32);
     std::fs::create_dir(desk.path("disk/desired")).unwrap();
-    (desk, disk)
+    desk
 }
 
 /// Nothing can be changed now, and whoever tries is told so. Returns how.
@@ -35,10 +34,10 @@ async fn refused(desk: &Desk) -> String {
 
 #[tokio::test]
 async fn what_the_api_acknowledged_survives_a_loss_of_power() {
-    let (mut desk, disk) = on_a_disk();
+    let mut desk = on_a_disk();
     for loss in 0..4 {
         desk.start().await;
-        let switch = disk.arm();
+        let switch = desk.disk.as_ref().unwrap().arm();
         let mut answered = Vec::new();
         for n in 0..3 + loss * 5 {
             let (name, command) = (format!("s{}", n % 5), format!("c{loss}-{n}"));
@@ -50,7 +49,7 @@ async fn what_the_api_acknowledged_survives_a_loss_of_power() {
         switch.cut();
         refused(&desk).await;
         desk.kill();
-        disk.mount_again("rw");
+        desk.disk.as_ref().unwrap().mount_again("rw");
         desk.start().await;
         for name in ["s0", "s1", "s2", "s3", "s4"] {
             let Some((_, last)) = answered.iter().rev().find(|(asked, _)| asked == name) else {
@@ -66,7 +65,7 @@ async fn what_the_api_acknowledged_survives_a_loss_of_power() {
 
 #[tokio::test]
 async fn a_disk_that_fails_is_said_and_what_runs_goes_on() {
-    let (mut desk, disk) = on_a_disk();
+    let mut desk = on_a_disk();
     desk.start().await;
     let spec = json!({"command": ["sleep", "1000"], "limits": {"timeout_seconds": 0}});
     let running = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
@@ -74,7 +73,7 @@ async fn a_disk_that_fails_is_said_and_what_runs_goes_on() {
     let put = desk.ask("PUT", "/v1/sandboxes/a", &running.to_string()).await;
     assert_eq!(put.status, 201, "{put:?}");
     let before = desk.wait_phase("a", "Running").await;
-    disk.arm().cut();
+    desk.disk.as_ref().unwrap().arm().cut();
     let why = refused(&desk).await;
     let stop = desk.post("/v1/sandboxes/a/stop", json!(null)).await;
     assert_eq!(stop.status, 503, "{stop:?}");
@@ -86,7 +85,9 @@ async fn a_disk_that_fails_is_said_and_what_runs_goes_on() {
     let now = desk.sandbox("a").await;
     assert_eq!(now["status"]["instance"]["pid"], before["status"]["instance"]["pid"]);
     desk.kill();
-    drop(disk);
+    desk.disk = None;
+    // Whoever cleans up looks there.
+    std::fs::create_dir_all(desk.path("disk/state")).unwrap();
     let pid = before["status"]["instance"]["pid"].as_u64().unwrap();
     assert!(std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap().starts_with("sleep"));
 }

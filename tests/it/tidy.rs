@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("fault", &[]),
+    ("live", &[]),
     ("model", &[]),
     ("plan", &["model"]),
     ("sys", &[]),
@@ -17,7 +18,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("shim", &["error", "sys"]),
     ("driver", &["error", "model", "sys", "shim"]),
     ("reconcile", &["error", "model", "plan", "driver", "image", "store", "shim"]),
-    ("api", &["error", "model", "plan", "desired", "store", "shim", "reconcile"]),
+    ("api", &["error", "model", "plan", "desired", "store", "shim", "sys", "reconcile"]),
     (
         "daemon",
         &[
@@ -46,6 +47,9 @@ const IMPURE: &[&str] =
 const ADAPTERS: &[(&str, &[&str])] = &[
     ("axum", &["api", "daemon"]),
     ("clap", &["cli"]),
+    ("hyper", &["api"]),
+    ("hyper_util", &["api"]),
+    ("tower_service", &["api"]),
     ("comfy_table", &["cli"]),
     ("reqwest", &["cli"]),
     ("rusqlite", &["store"]),
@@ -53,6 +57,7 @@ const ADAPTERS: &[(&str, &[&str])] = &[
     ("serde_yaml", &["desired"]),
     ("nix", &["sys"]),
     ("libc", &["sys"]),
+    ("sd_notify", &["sys"]),
     ("tokio", &["api", "cli", "daemon", "desired", "reconcile", "simulation", "store"]),
 ];
 
@@ -72,9 +77,9 @@ fn modules_import_only_what_is_below_them() {
         let (_, allowed) = listed.unwrap_or_else(|| panic!("add {} to LAYERS", module(&file)));
         for (line, used) in uses(&text) {
             let own = used == module(&file);
-            // Anything may be made to fail.
+            // Anything may be made to fail, and to change while it is used.
             assert!(
-                own || used == "fault" || allowed.contains(&used),
+                own || matches!(used, "fault" | "live") || allowed.contains(&used),
                 "{}:{line}: {} must not use {used}",
                 file.display(),
                 module(&file),

@@ -6,7 +6,8 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::time::UNIX_EPOCH;
 
-use crate::driver::shimmed::{Shimmed, convert};
+use crate::driver::runsc;
+use crate::driver::shimmed::{Bundle, Shimmed, convert};
 use crate::driver::{DriverError, StopOrder};
 use crate::model::{Iid, Observed, Time};
 use crate::shim::exit;
@@ -29,8 +30,8 @@ impl Shimmed {
         }
     }
 
-    /// With grace, every process is asked to end, since which of them is the first is not known. Nobody kills
-    /// what does not obey, until that is asked for.
+    /// With grace, the first process is asked to end, as far as it can be told from the others. Nobody kills what
+    /// does not obey, until that is asked for.
     pub(super) fn stop_foreign(&self, iid: &Iid, how: &StopOrder<'_>) -> Result<(), DriverError> {
         let host = |source| DriverError::Host { stage: "stop", source };
         let group = self.host.group(iid);
@@ -40,12 +41,22 @@ impl Shimmed {
         for pid in group.pids() {
             let Ok(pidfd) = process::open_pidfd(pid) else { continue };
             // Looked at again behind the handle: by then the number may be somebody else's.
-            if group.holds(pid) {
+            if group.holds(pid) && self.is_first(pid) {
                 let signal = convert::signal_number(how.signal);
                 process::signal(pidfd.as_fd(), signal).map_err(host)?;
             }
         }
         Ok(())
+    }
+
+    fn is_first(&self, pid: u32) -> bool {
+        match &self.bundle {
+            // Behind bubblewrap's own init.
+            Bundle::Bubblewrap(_) => process::inner_pid(pid) == Some(2),
+            // gVisor's kernel hands on what it gets.
+            Bundle::Gvisor(_) => runsc::is_kernel(pid),
+            Bundle::Process => true,
+        }
     }
 
     /// Ends the shim, which has nothing to do any more.

@@ -32,7 +32,7 @@ const USER_COUNT: u32 = 400_000_000;
 /// One that is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ready {
-    iid: Iid,
+    pub(super) iid: Iid,
     image: String,
     /// What it counts inside, which cannot be changed any more.
     memory_mb: u64,

@@ -1,0 +1,192 @@
+//! Connections: how many, from whom, and how long they may take their time.
+//!
+//! Each is a task of its own. One too many is told so and closed; one that asks nothing, or takes nothing of
+//! what it asked for, is closed after a while, so that whoever holds connections open holds nobody up.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Body;
+use axum::serve::Listener;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service;
+use tracing::debug;
+
+use crate::api::rate::{Place, peer_key};
+use crate::api::{Api, Shared};
+use crate::model::Bounds;
+use crate::sys::socket;
+
+/// A request's line and headers, in bytes and in number. Beyond: 431.
+const HEAD_BYTES_MAX: usize = 32 << 10;
+const HEADER_COUNT_MAX: usize = 64;
+
+/// What one connection too many is told.
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+content-length: 61\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
+{\"error\":\"too many connections are open\",\"code\":\"too_many\"}\r\n";
+
+/// Who asks, where that is known.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub IpAddr);
+
+/// Something that is listened at.
+pub trait Doorway: Listener {
+    /// Whom a connection counts for; `None`: for nobody, since it is the owner's.
+    fn peer(address: &Self::Addr) -> Option<IpAddr>;
+
+    /// What is to be set before anything is said.
+    fn settle(io: &Self::Io, bounds: &Bounds);
+}
+
+impl Doorway for TcpListener {
+    fn peer(address: &SocketAddr) -> Option<IpAddr> {
+        Some(peer_key(address.ip()))
+    }
+
+    fn settle(io: &Self::Io, bounds: &Bounds) {
+        // Neither is needed for being served.
+        let _ = io.set_nodelay(true);
+        if bounds.stalled_after.0 > 0 {
+            let _ = socket::give_up_after(io, bounds.stalled_after.duration());
+        }
+    }
+}
+
+impl Doorway for UnixListener {
+    fn peer(_: &Self::Addr) -> Option<IpAddr> {
+        None
+    }
+
+    fn settle(_: &Self::Io, _: &Bounds) {}
+}
+
+/// How many connections each peer has.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One of them, until this is dropped.
+#[derive(Debug)]
+struct Counted(Peers, IpAddr);
+
+impl Peers {
+    fn count(&self, peer: IpAddr, max: usize) -> Option<Counted> {
+        let mut peers = self.0.lock().expect("nobody panics while counting");
+        let count = peers.entry(peer).or_insert(0);
+        if max > 0 && *count >= max {
+            return None;
+        }
+        *count += 1;
+        drop(peers);
+        Some(Counted(self.clone(), peer))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut peers = self.0.0.lock().expect("nobody panics while counting");
+        if let Some(count) = peers.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                peers.remove(&self.1);
+            }
+        }
+    }
+}
+
+/// Serves until shut down; requests that run are given their end.
+pub async fn serve<L: Doorway>(
+    mut listener: L,
+    api: Shared,
+    router: Router,
+    shutdown: CancellationToken,
+) {
+    let tasks = TaskTracker::new();
+    loop {
+        // Both arms only wait.
+        let (io, address) = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => break,
+        };
+        let bounds = api.bounds.get();
+        L::settle(&io, &bounds);
+        let peer = L::peer(&address);
+        match admit(&api, peer, &bounds) {
+            Some(place) => {
+                let connection = Connection { io, router: router.clone(), peer, bounds };
+                let shutdown = shutdown.clone();
+                tasks.spawn(async move {
+                    connection.serve(shutdown).await;
+                    drop(place);
+                });
+            }
+            None => drop(tasks.spawn(turn_away(io))),
+        }
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+/// A place for a connection, if there is one.
+fn admit(api: &Api, peer: Option<IpAddr>, bounds: &Bounds) -> Option<(Option<Counted>, Place)> {
+    let counted = match peer {
+        Some(peer) => Some(api.load.peers.count(peer, bounds.connections_per_peer_max)?),
+        None => None,
+    };
+    Some((counted, api.load.connections.take(bounds.connections_max)?))
+}
+
+async fn turn_away(mut io: impl tokio::io::AsyncWrite + Unpin) {
+    // Fits into what the kernel takes at once; a peer that is gone needs no answer.
+    let _ = io.write_all(TOO_MANY).await;
+    let _ = io.shutdown().await;
+}
+
+struct Connection<I> {
+    io: I,
+    router: Router,
+    peer: Option<IpAddr>,
+    bounds: Arc<Bounds>,
+}
+
+impl<I> Connection<I>
+where
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    async fn serve(self, shutdown: CancellationToken) {
+        let Self { io, router, peer, bounds } = self;
+        let service = service_fn(move |mut request: hyper::Request<_>| {
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(Peer(peer));
+            }
+            router.clone().call(request.map(Body::new))
+        });
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).max_buf_size(HEAD_BYTES_MAX).max_headers(HEADER_COUNT_MAX);
+        if bounds.head_within.0 > 0 {
+            builder.header_read_timeout(bounds.head_within.duration());
+        }
+        let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+        let mut connection = pin!(connection);
+        // Both arms only wait; the connection goes on after the second.
+        let done = tokio::select! {
+            done = connection.as_mut() => done,
+            () = shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = done {
+            debug!(%error, "connection ended");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What a new text of config.json changes while the daemon runs, and what waits for the next start.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use crate::api::Api;
+use crate::config::{self, Config};
+use crate::daemon;
+use crate::error::chain;
+use crate::live::Live;
+use crate::model::Span;
+use crate::reconcile::World;
+
+/// See the module.
+pub(super) struct Reload {
+    pub path: PathBuf,
+    pub started_with: Config,
+    pub api: Arc<Api>,
+    pub world: Arc<World>,
+    pub undo: Arc<Live<Span>>,
+}
+
+impl Reload {
+    /// Reads the file and the images again. With a fault in it, everything stays as it was.
+    pub(super) fn reload(&mut self) {
+        let next = match config::load(&self.path) {
+            Ok(next) => next,
+            Err(error) => {
+                warn!(error = chain(&error), "configuration not taken over; all stays as it was");
+                return;
+            }
+        };
+        match daemon::token(&next) {
+            Ok((token, _)) => self.api.auth.change(token),
+            Err(error) => warn!(error = format!("{error:#}"), "the token stays as it was"),
+        }
+        self.api.bounds.set(next.bounds.clone());
+        self.api.rules.set(daemon::rules(&next));
+        self.world.idle_freeze.set(next.gvisor_idle_freeze);
+        self.undo.set(next.workspace_undo);
+        if let Some(host) = &self.world.host {
+            host.keep_console_bytes(next.console_bytes);
+        }
+        // A spec that was at fault by the old rules may be none by these.
+        self.api.watch.reread();
+        let waiting = waiting(&self.started_with, &next);
+        if waiting.is_empty() {
+            info!("configuration read again");
+        } else {
+            let keys = waiting.join(", ");
+            warn!(keys, "configuration read again; these wait for a restart of the daemon");
+        }
+    }
+}
+
+/// Keys whose new value has no effect yet. Every key is either here or above.
+fn waiting(old: &Config, new: &Config) -> Vec<&'static str> {
+    let Config {
+        host,
+        port,
+        token: _,
+        isolation: _,
+        isolation_floor: _,
+        sandboxes_path,
+        state_path,
+        run_path,
+        desired_path,
+        images_path: _,
+        store,
+        default_limits: _,
+        network_enabled: _,
+        gvisor_program,
+        gvisor_platform,
+        gvisor_idle_freeze: _,
+        bounds: _,
+        console_bytes: _,
+        workspace_undo: _,
+    } = old;
+    let changed = [
+        ("host", *host != new.host),
+        ("port", *port != new.port),
+        ("sandboxes_path", *sandboxes_path != new.sandboxes_path),
+        ("state_path", *state_path != new.state_path),
+        ("run_path", *run_path != new.run_path),
+        ("desired_path", *desired_path != new.desired_path),
+        ("store", *store != new.store),
+        ("gvisor.program", *gvisor_program != new.gvisor_program),
+        ("gvisor.platform", *gvisor_platform != new.gvisor_platform),
+    ];
+    changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+}

@@ -1,0 +1,270 @@
+//! Every bound of the API, exceeded: what its client is told, and that everybody else is served.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::desk::{Desk, PATIENCE, TOKEN};
+
+fn connect(desk: &Desk) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", desk.port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Everything that comes until the other end closes; a reset is a close too.
+fn read_all(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => (),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn head(method: &str, path: &str, more: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\n{more}\r\n")
+}
+
+/// What a request on a connection of its own is answered, headers and all.
+fn exchange(desk: &Desk, text: &str) -> String {
+    let mut stream = connect(desk);
+    stream.write_all(text.as_bytes()).unwrap();
+    read_all(&mut stream)
+}
+
+async fn bounded(bounds: Value) -> Desk {
+    Desk::with(json!({"api": bounds})).await
+}
+
+#[tokio::test]
+async fn connections_beyond_the_most_are_told_so_and_closed() {
+    for key in ["connections_max", "connections_per_peer_max"] {
+        let desk = bounded(json!({key: 5})).await;
+        let idle: Vec<TcpStream> = (0..5).map(|_| connect(&desk)).collect();
+        // Accepted in order, so these five are in when the sixth is.
+        let answer = exchange(&desk, &head("GET", "/v1/sandboxes", ""));
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("too_many"), "{answer}");
+        // The owner's socket is another matter.
+        assert_eq!(desk.cli(&["get"]).0, i32::from(key == "connections_max"));
+        drop(idle);
+        let deadline = Instant::now() + PATIENCE;
+        while !exchange(&desk, &head("GET", "/v1/sandboxes", "Connection: close\r\n"))
+            .starts_with("HTTP/1.1 200")
+        {
+            assert!(Instant::now() < deadline, "nobody is served any more");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_asks_too_often_is_told_when_to_come_again() {
+    for key in ["requests_per_second", "requests_per_second_per_peer"] {
+        let desk = bounded(json!({key: 4})).await;
+        let mut refused = None;
+        for n in 0..60 {
+            let answer = desk.get("/v1/sandboxes").await;
+            if answer.status == 429 {
+                refused = Some((n, answer));
+                break;
+            }
+        }
+        let (served, answer) = refused.unwrap();
+        assert!((20..40).contains(&served), "{served}");
+        assert_eq!(answer.json["code"], "rate_limited", "{answer:?}");
+        let raw = exchange(&desk, &head("GET", "/v1/sandboxes", "Connection: close\r\n"));
+        assert!(raw.contains("retry-after: 1"), "{raw}");
+        // Without a token nobody uses up the token's share.
+        if key == "requests_per_second" {
+            for _ in 0..60 {
+                assert_eq!(desk.ask_as(Some("x"), "GET", "/v1/sandboxes", "").await.status, 401);
+            }
+        }
+        // The owner is served, and everybody is a little later.
+        assert_eq!(desk.cli(&["get"]).0, 0);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert_eq!(desk.get("/v1/sandboxes").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_head_or_a_body_that_does_not_come_is_not_waited_for() {
+    let desk = bounded(json!({"head_within": "300ms", "body_within": "300ms"})).await;
+    let began = Instant::now();
+    let mut silent = connect(&desk);
+    assert_eq!(read_all(&mut silent), "");
+    // A byte now and then is no head either.
+    let mut slow = connect(&desk);
+    let mut sent = 0;
+    while slow.write_all(b"G").is_ok() && sent < 100 {
+        sent += 1;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(sent < 30, "still there after {sent} bytes");
+    // One that was served may ask again for so long, and no longer.
+    let mut kept = connect(&desk);
+    kept.write_all(head("GET", "/healthz", "").as_bytes()).unwrap();
+    assert!(read_all(&mut kept).starts_with("HTTP/1.1 200"));
+    let put = head("PUT", "/v1/sandboxes/a", "Content-Length: 100\r\n");
+    let answer = exchange(&desk, &format!("{put}{{\"api"));
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("too_slow"), "{answer}");
+    assert!(began.elapsed() < Duration::from_secs(15));
+    assert_eq!(desk.get("/v1/sandboxes").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_head_or_a_body_that_is_too_large_is_refused() {
+    let desk = Desk::new().await;
+    let many: String = (0..100).map(|n| format!("X-{n}: y\r\n")).collect();
+    let long = format!("X: {}\r\n", "y".repeat(64 << 10));
+    for more in [many, long] {
+        let answer = exchange(&desk, &head("GET", "/v1/sandboxes", &more));
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    }
+    let large = "x".repeat((4 << 20) + 1);
+    let answer = desk.ask("PUT", "/v1/sandboxes/a", &large).await;
+    assert_eq!((answer.status, &answer.json["code"]), (413, &json!("too_large")));
+    // Nor does it help not to say how much it will be.
+    let put = head("PUT", "/v1/sandboxes/a", "Transfer-Encoding: chunked\r\nConnection: close\r\n");
+    let mut stream = connect(&desk);
+    let chunk = format!("{:x}\r\n{}\r\n", 1 << 20, "x".repeat(1 << 20));
+    let _ = stream.write_all(format!("{put}{}", chunk.repeat(5)).as_bytes());
+    let answer = read_all(&mut stream);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 413"), "{answer}");
+    assert_eq!(desk.get("/v1/sandboxes").await.status, 200);
+}
+
+#[tokio::test]
+async fn streams_beyond_the_most_are_refused_and_free_again_when_their_client_leaves() {
+    let bounds = json!({"watches_max": 2, "followers_max": 2, "consoles_max": 2});
+    let desk = bounded(bounds).await;
+    desk.write_spec("a.yaml", "a", &json!({"command": ["true"], "state": "stopped"}));
+    desk.wait_phase("a", "Stopped").await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for (path, more) in [
+        ("/v1/sandboxes?watch=1", ""),
+        ("/v1/events?follow=1", ""),
+        ("/v1/sandboxes/a/logs?follow=1", ""),
+        ("/console/a", upgrade),
+    ] {
+        let open = || {
+            let mut stream = connect(&desk);
+            stream.write_all(head("GET", path, more).as_bytes()).unwrap();
+            let mut line = [0; 12];
+            stream.read_exact(&mut line).unwrap();
+            (stream, String::from_utf8_lossy(&line).into_owned())
+        };
+        let (one, two, three) = (open(), open(), open());
+        let good = if more.is_empty() { "HTTP/1.1 200" } else { "HTTP/1.1 101" };
+        assert_eq!((one.1.as_str(), two.1.as_str()), (good, good), "{path}");
+        assert_eq!(three.1, "HTTP/1.1 429", "{path}");
+        drop((one, two, three));
+        let deadline = Instant::now() + PATIENCE;
+        while open().1 != good {
+            assert!(Instant::now() < deadline, "{path}: places are not free again");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_nothing_is_left() {
+    let desk = bounded(json!({"stalled_after": "2s", "followers_max": 1})).await;
+    let script = "while :; do printf '%01000d\\n' 1; done";
+    let spec = json!({"command": ["bash", "-c", script], "limits": {"timeout_seconds": 0}});
+    desk.write_spec("a.yaml", "a", &spec);
+    desk.wait_phase("a", "Running").await;
+    let mut stalled = connect(&desk);
+    let ask = head("GET", "/v1/sandboxes/a/logs?follow=1", "");
+    stalled.write_all(ask.as_bytes()).unwrap();
+    let mut first = [0; 12];
+    stalled.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    let began = Instant::now();
+    // Its place is taken, until it is found out that it reads nothing.
+    loop {
+        let mut next = connect(&desk);
+        next.write_all(ask.as_bytes()).unwrap();
+        next.read_exact(&mut first).unwrap();
+        if &first == b"HTTP/1.1 200" {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "it is waited for without end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(began.elapsed() > Duration::from_millis(1_000), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_console_frame_that_is_too_large_closes_its_connection_alone() {
+    let desk = Desk::new().await;
+    desk.write_spec("a.yaml", "a", &json!({"command": ["cat"], "limits": {"timeout_seconds": 0}}));
+    desk.wait_phase("a", "Running").await;
+    let url = format!("ws://127.0.0.1:{}/console/a?token={TOKEN}", desk.port);
+    let (mut other, _) = tokio_tungstenite::connect_async(&url).await.unwrap();
+    let (mut socket, _) = tokio_tungstenite::connect_async(&url).await.unwrap();
+    let input = json!({"type": "input", "content": "x".repeat(300 << 10)}).to_string();
+    let _ = socket.send(Message::text(input)).await;
+    let closed = async {
+        while let Some(Ok(message)) = socket.next().await {
+            if message.is_close() {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, closed).await.unwrap();
+    let hello = json!({"type": "input", "content": "hello"}).to_string();
+    other.send(Message::text(hello)).await.unwrap();
+    desk.wait_logs("a", "hello").await;
+}
+
+#[tokio::test]
+async fn tickets_that_nobody_uses_are_only_so_many() {
+    let desk = bounded(json!({"requests_per_second": 0, "requests_per_second_per_peer": 0})).await;
+    desk.write_spec("a.yaml", "a", &json!({"command": ["true"], "state": "stopped"}));
+    desk.wait_phase("a", "Stopped").await;
+    let mut made = 0;
+    let refused = loop {
+        let answer = desk.post("/v1/sandboxes/a/ticket", Value::Null).await;
+        if answer.status != 200 {
+            break answer;
+        }
+        made += 1;
+    };
+    assert_eq!((made, refused.status), (1_024, 409), "{refused:?}");
+}
+
+#[tokio::test]
+async fn programs_run_inside_are_only_so_many_and_a_shim_speaks_to_so_many() {
+    let desk = Desk::new().await;
+    let limits = json!({"timeout_seconds": 0, "max_processes": 200});
+    desk.write_spec("a.yaml", "a", &json!({"command": ["sleep", "1000"], "limits": limits}));
+    let a = desk.wait_phase("a", "Running").await;
+    let running =
+        (0..16).map(|_| desk.post("/v1/sandboxes/a/exec", json!({"command": ["sleep", "4"]})));
+    let running = futures_util::future::join_all(running);
+    let one_more = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        desk.post("/v1/sandboxes/a/exec", json!({"command": ["true"]})).await
+    };
+    let (running, refused) = tokio::join!(running, one_more);
+    assert_eq!((refused.status, &refused.json["code"]), (429, &json!("too_many")), "{refused:?}");
+    assert!(running.iter().all(|one| one.status == 200), "{running:?}");
+    let after = desk.post("/v1/sandboxes/a/exec", json!({"command": ["true"]})).await;
+    assert_eq!(after.status, 200, "{after:?}");
+    let iid = a["status"]["instance"]["iid"].as_str().unwrap();
+    let socket = desk.path("run/i").join(iid).join("sock");
+    let lost: Vec<_> =
+        (0..20).map(|_| std::os::unix::net::UnixStream::connect(&socket).unwrap()).collect();
+    // The daemon's own is one of the sixteen.
+    let mut last = lost.last().unwrap();
+    last.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(last.read(&mut [0]).unwrap(), 0);
+    drop(lost);
+    assert_eq!(desk.post("/v1/sandboxes/a/stop?wait=20s", Value::Null).await.status, 200);
+}
