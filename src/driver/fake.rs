@@ -3,7 +3,7 @@
 //!
 //! It does what [`crate::driver::shimmed`] does, in the same order, and before and after each thing the
 //! daemon may die or the thing may fail: see [`crate::fault`]. Its workloads are the few commands that
-//! tests use: `true`, `false`, `sleep`, `sh -c "exit N"`, `trap`, which ignores being asked to end, and
+//! tests use: `true`, `false`, `sleep`, `timed`, `sh -c "exit N"`, `trap`, which ignores being asked to end, and
 //! `fork`, which leaves a process behind.
 
 pub mod machine;
@@ -129,7 +129,8 @@ impl FakeDriver {
 
     fn fork_shim(&self, order: &Order<'_>) {
         let mut machine = self.machine();
-        let shim = Shim::new(order.uid, order.spec.resolved_command(), self.epoch);
+        let timeout_ms = order.spec.limits.timeout_seconds * 1_000;
+        let shim = Shim::new(order.uid, order.spec.resolved_command(), self.epoch, timeout_ms);
         let pid = machine.spawn(Some(order.iid.clone()), What::Shim(Box::new(shim)));
         machine.truth.starts += 1;
         if fault::has(Bug::LockInherited)

@@ -95,8 +95,13 @@ impl Act<'_> {
     ) -> Result<Arc<Sandbox>, StepError> {
         let planned = Arc::clone(self.sandbox);
         let blind = fault::has(Bug::LostUpdate);
+        let drained = self.policy.drained;
         let done = self.world.store.write_blocking(move |core| {
             let same = |now: &Arc<Sandbox>| blind || same_wish(now, &planned);
+            // What is planned for a host that runs things is nothing for one that is to run none.
+            if core.now().drained != drained {
+                return Ok(None);
+            }
             let current = core.get(planned.name.as_str()).filter(same);
             let Some(current) = current else { return Ok(None) };
             let mut next = Sandbox::clone(if blind { &planned } else { &current });

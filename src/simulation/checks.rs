@@ -18,6 +18,7 @@ pub(super) struct Checks {
     exits: BTreeMap<Iid, ExitKind>,
     before: BTreeMap<Uuid, Arc<Sandbox>>,
     rv: u64,
+    drained: bool,
     /// What a watcher has who never missed a change.
     watched: BTreeMap<SandboxName, Arc<Sandbox>>,
     watched_rv: Option<u64>,
@@ -57,10 +58,14 @@ impl Checks {
         self.rv = snapshot.rv;
         self.watch(store, &snapshot)?;
         promises(scene, &snapshot)?;
+        if scene.drained.is_some_and(|drained| drained != snapshot.drained) {
+            return Err("that the host is drained was acknowledged and reverted".to_owned());
+        }
         let machine = scene.machine();
         for sandbox in snapshot.sandboxes.values() {
             self.sandbox(scene, &machine, sandbox)?;
         }
+        self.drained = snapshot.drained;
         for iid in machine.residues() {
             let known = snapshot.sandboxes.values().filter_map(|one| one.instance.as_ref());
             let explains = |one: &&Arc<Instance>| {
@@ -87,6 +92,10 @@ impl Checks {
                 return Err(format!("{name}: its deletion was taken back"));
             }
             started_in_time(scene, &before, sandbox)?;
+            let n = |one: &Sandbox| one.instance.as_ref().map_or(0, |instance| instance.n);
+            if self.drained && n(sandbox) > n(&before) {
+                return Err(format!("{name} was started on a host that is drained"));
+            }
         }
         let Some(instance) = &sandbox.instance else { return Ok(()) };
         if instance.phase == InstancePhase::Dead {
@@ -115,10 +124,10 @@ impl Checks {
                 machine.truth.ran.contains_key(iid).then_some("it ran")
             }
             ExitKind::Lost { .. } | ExitKind::StartFailed { .. } => None,
-            ExitKind::Exited { .. }
-            | ExitKind::Signaled { .. }
-            | ExitKind::Oom { .. }
-            | ExitKind::Timeout { .. } => {
+            ExitKind::Timeout { .. } => {
+                (!machine.truth.timed_out.contains(iid)).then_some("it had time left")
+            }
+            ExitKind::Exited { .. } | ExitKind::Signaled { .. } | ExitKind::Oom { .. } => {
                 let so = machine.truth.ended.get(iid) == Some(&exit.kind);
                 (!so).then_some("it ended otherwise")
             }

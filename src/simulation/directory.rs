@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::desired::scan::{Scan, Text};
 use crate::simulation::dice::Dice;
-use crate::simulation::scene::{COMMANDS, NAMES, POLICIES};
+use crate::simulation::scene::{COMMANDS, NAMES, POLICIES, timeout_seconds};
 
 const PATHS: [&str; 3] = ["x.yaml", "y.yaml", "z.yaml"];
 /// The directory, and what is in its place while it is not mounted.
@@ -116,7 +116,8 @@ impl Directory {
 
 /// The spec of a file.
 pub(super) fn body(command: &[&str], policy: &str, memory: u64) -> String {
+    let timeout = timeout_seconds(command);
     format!(
-        "  command: {command:?}\n  restart: {{policy: {policy}}}\n  limits: {{memory_mb: {memory}}}\n"
+        "  command: {command:?}\n  restart: {{policy: {policy}}}\n  limits: {{memory_mb: {memory}, timeout_seconds: {timeout}}}\n"
     )
 }

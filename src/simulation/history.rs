@@ -169,6 +169,8 @@ impl History {
     /// The faults stop: everything becomes as declared, and stays so.
     fn rest(&mut self) -> Result<(), String> {
         self.scene.borrow_mut().calm();
+        self.start();
+        self.scene.borrow_mut().drain(false);
         let ends = self.scene.borrow().elapsed_ms + REST_MS_MAX;
         // A file is missed for a while before it is believed, and people confirm.
         for _ in 0..3 {

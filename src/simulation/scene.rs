@@ -21,8 +21,17 @@ use crate::store::edit::{self, Delete, Precondition, Put, Refusal, Verb};
 use crate::store::{Store, StoreError, Uids, files};
 
 pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
-pub(super) const COMMANDS: [&[&str]; 6] =
-    [&["sleep", "1"], &["true"], &["false"], &["no-such-program"], &["trap"], &["fork"]];
+pub(super) const COMMANDS: [&[&str]; 7] = [
+    &["sleep", "1"],
+    &["true"],
+    &["false"],
+    &["no-such-program"],
+    &["trap"],
+    &["fork"],
+    &["timed"],
+];
+/// What `timed` is given.
+pub(super) const TIMED_SECONDS: u64 = 20;
 pub(super) const POLICIES: [&str; 3] = ["always", "on-failure", "never"];
 const VERBS: [Verb; 6] =
     [Verb::Start, Verb::Stop, Verb::Kill, Verb::Restart, Verb::Pause, Verb::Resume];
@@ -84,6 +93,8 @@ pub(super) struct Scene {
     pub(super) promises: BTreeMap<Uuid, Promise>,
     /// Whom somebody wanted to be gone, whoever owns it.
     pub(super) deleted: BTreeSet<Uuid>,
+    /// What was last acknowledged about the host as a whole.
+    pub(super) drained: Option<bool>,
     /// Whether somebody confirmed that what is missing may go.
     pub(super) confirmed: bool,
     pub(super) trace: Vec<String>,
@@ -109,6 +120,7 @@ impl Scene {
             directory: Directory::default(),
             promises: BTreeMap::new(),
             deleted: BTreeSet::new(),
+            drained: None,
             confirmed: false,
             trace: Vec::new(),
             uids: Arc::default(),
@@ -240,7 +252,7 @@ impl Scene {
     /// Somebody uses the API.
     pub(super) fn edit(&mut self) {
         let name = self.dice.pick(&NAMES);
-        match self.dice.roll(10) {
+        match self.dice.roll(11) {
             0..=3 => {
                 let command = self.dice.pick(&COMMANDS);
                 let policy = self.dice.pick(&POLICIES);
@@ -255,7 +267,22 @@ impl Scene {
                 let force = self.dice.roll(2) == 0;
                 self.delete(name, force);
             }
-            _ => self.confirm(),
+            9 => self.confirm(),
+            _ => {
+                let drained = self.dice.roll(2) == 0;
+                self.drain(drained);
+            }
+        }
+    }
+
+    /// Somebody empties the host, or lets everything run again.
+    pub(super) fn drain(&mut self, drained: bool) {
+        let Some(store) = self.store.clone() else { return };
+        let now = self.now;
+        let done = store.write_blocking(move |core| core.set_drained(drained, now));
+        self.note(format!("drained: {drained}, {}", done.is_ok()));
+        if done.is_ok() {
+            self.drained = Some(drained);
         }
     }
 
@@ -360,15 +387,19 @@ pub(super) fn rules() -> admission::Rules {
     admission::Rules {
         default_isolation: Isolation::Bubblewrap,
         floor: Isolation::Process,
-        default_limits: Limits::DEFAULT,
+        default_limits: Limits { timeout_seconds: 0, ..Limits::DEFAULT },
         network_enabled: false,
         images: BTreeMap::new(),
         default_policy: RestartPolicy::OnFailure,
     }
 }
 
+pub(super) fn timeout_seconds(command: &[&str]) -> u64 {
+    if command == ["timed"] { TIMED_SECONDS } else { 0 }
+}
+
 pub(super) fn spec(command: &[&str], policy: &str, memory: u64) -> Spec {
-    let written =
-        json!({"command": command, "restart": {"policy": policy}, "limits": {"memory_mb": memory}});
+    let limits = json!({"memory_mb": memory, "timeout_seconds": timeout_seconds(command)});
+    let written = json!({"command": command, "restart": {"policy": policy}, "limits": limits});
     admission::admit(&read_spec(&mut Faults::default(), "", &written.into()), &rules()).unwrap()
 }

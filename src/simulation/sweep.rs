@@ -11,7 +11,8 @@ use crate::simulation::scene::spec;
 use crate::store::edit::Verb;
 
 use Act::{
-    Delete, Edit, End, KillShims, Power, Put, Reboot, Remove, Rename, Restart, Run, Scan, Write,
+    Alone, Delete, Drain, Edit, End, KillShims, Power, Put, Reboot, Remove, Rename, Restart, Run,
+    Scan, Write,
 };
 
 /// One thing that happens in a story.
@@ -32,6 +33,9 @@ enum Act {
     Scan,
     /// The daemon is replaced by another, as by an upgrade.
     Restart,
+    Drain(bool),
+    /// Without a daemon, for so long.
+    Alone(u64),
     /// Everything that is due, for so long.
     Run(u64),
 }
@@ -39,7 +43,25 @@ enum Act {
 /// Long enough for every pause in here to end.
 const LONG: u64 = 90_000;
 
-const STORIES: [(&str, &[Act]); 12] = [
+const STORIES: [(&str, &[Act]); 15] = [
+    ("out of time", &[Put("a", "timed"), Run(10_000), Run(LONG), Run(LONG)]),
+    ("out of time while nobody looks", &[Put("a", "timed"), Run(10_000), Alone(60_000), Run(LONG)]),
+    (
+        "drain",
+        &[
+            Put("a", "sleep"),
+            Put("b", "trap"),
+            Run(LONG),
+            Drain(true),
+            Run(LONG),
+            Put("c", "sleep"),
+            Run(LONG),
+            Restart,
+            Run(LONG),
+            Drain(false),
+            Run(LONG),
+        ],
+    ),
     ("create", &[Put("a", "sleep"), Run(LONG)]),
     ("edit in place", &[Put("a", "sleep"), Run(LONG), Edit("a", 64), Run(LONG)]),
     ("edit with a restart", &[Put("a", "sleep"), Run(LONG), Put("a", "trap"), Run(LONG)]),
@@ -153,7 +175,7 @@ fn happen(history: &mut History, act: Act) -> Result<(), String> {
     let one = |name: &'static str| BTreeSet::from([name]);
     match act {
         Put(name, command) => {
-            scene.borrow_mut().put(name, spec(&[command, "1"][..1], "on-failure", 32));
+            scene.borrow_mut().put(name, spec(&[command], "on-failure", 32));
         }
         Edit(name, memory) => scene.borrow_mut().put(name, spec(&["sleep"], "on-failure", memory)),
         Power(name, verb) => scene.borrow_mut().power(name, verb),
@@ -184,6 +206,16 @@ fn happen(history: &mut History, act: Act) -> Result<(), String> {
             }
         },
         Restart => history.kill(),
+        Drain(drained) => scene.borrow_mut().drain(drained),
+        Alone(ms) => {
+            history.kill();
+            scene.borrow().settle();
+            let mut scene = scene.borrow_mut();
+            scene.pass_time(ms);
+            scene.settle();
+            scene.pass_time(ms);
+            scene.settle();
+        }
         Run(ms) => {
             let until = scene.borrow().elapsed_ms + ms;
             history.go_on(until)?;

@@ -333,6 +333,7 @@ async fn the_command_line_finds_the_daemon_and_prints_for_people_and_programs() 
     assert_eq!(desk.cli(&["apply", "-f", spec]).0, 0);
     assert_eq!(desk.cli(&["plan", "-f", spec]).0, 0);
     desk.wait_logs("web", "hello").await;
+    desk.wait_phase("web", "Running").await;
     let (code, out, _) = desk.cli(&["get"]);
     assert!(code == 0 && out.contains("NAME") && out.contains("Running"), "{out}");
     let (_, out, _) = desk.cli(&["get", "web", "-o", "json"]);

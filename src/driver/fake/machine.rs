@@ -70,6 +70,8 @@ pub struct Truth {
     pub told: BTreeMap<Iid, ExitKind>,
     /// How its first process ended, whether or not anybody knows.
     pub ended: BTreeMap<Iid, ExitKind>,
+    /// Instances that a shim ended because their time was over.
+    pub timed_out: BTreeSet<Iid>,
     pub starts: u64,
     /// Signals that hit somebody they were not meant for.
     pub strays: Vec<String>,
@@ -209,7 +211,8 @@ impl Machine {
     pub fn next_deadline(&self) -> Option<u64> {
         let of = |process: &Process| {
             let What::Shim(shim) = &process.what else { return None };
-            shim.kill_at.filter(|_| !process.stopped)
+            let running = shim.end_at.filter(|_| shim.stage == Stage::Running);
+            [shim.kill_at, running].into_iter().flatten().min().filter(|_| !process.stopped)
         };
         self.processes.values().filter_map(of).min()
     }

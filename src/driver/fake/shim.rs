@@ -5,6 +5,9 @@ use crate::driver::fake::machine::{Machine, Saved, What, killed};
 use crate::fault::{self, Bug};
 use crate::model::{ExitKind, ExitRecord, Iid, Time};
 
+/// How long what ran out of time may take to end.
+const TIMEOUT_GRACE_MS: u64 = 10_000;
+
 /// The process beside an instance.
 #[derive(Debug)]
 pub struct Shim {
@@ -18,6 +21,10 @@ pub struct Shim {
     pub reason: Option<String>,
     /// When the grace is over.
     pub kill_at: Option<u64>,
+    /// How long the workload may run, and until when that is.
+    pub timeout_ms: u64,
+    pub end_at: Option<u64>,
+    pub timed_out: bool,
 }
 
 /// How far it has come.
@@ -37,7 +44,7 @@ pub enum Stage {
 }
 
 impl Shim {
-    pub fn new(uid: uuid::Uuid, command: Vec<String>, epoch: u64) -> Self {
+    pub fn new(uid: uuid::Uuid, command: Vec<String>, epoch: u64, timeout_ms: u64) -> Self {
         Self {
             uid,
             command,
@@ -47,6 +54,9 @@ impl Shim {
             status: None,
             reason: None,
             kill_at: None,
+            timeout_ms,
+            end_at: None,
+            timed_out: false,
         }
     }
 
@@ -65,10 +75,16 @@ impl Shim {
             }
             Stage::Launching => {
                 shim.started_at = Some(now);
+                shim.end_at = (shim.timeout_ms > 0).then_some(up_ms + shim.timeout_ms);
                 Stage::Running
             }
             Stage::Running | Stage::Stopping if shim.status.is_some() => {
                 Stage::Clearing(shim.status.take().unwrap_or_else(killed))
+            }
+            Stage::Running if shim.end_at.is_some_and(|at| at <= up_ms) => {
+                (shim.end_at, shim.timed_out) = (None, true);
+                Self::stop(machine, iid, Some(TIMEOUT_GRACE_MS), "timeout");
+                return true;
             }
             Stage::Stopping if shim.kill_at.is_some_and(|at| at <= up_ms) => {
                 shim.kill_at = None;
@@ -77,7 +93,12 @@ impl Shim {
             }
             Stage::Running | Stage::Stopping | Stage::Exited(_) => return false,
             Stage::Clearing(kind) => {
-                shim.kill_at = None;
+                (shim.kill_at, shim.end_at) = (None, None);
+                let kind = if shim.timed_out { out_of_time(kind) } else { kind };
+                if shim.timed_out {
+                    machine.truth.timed_out.insert(iid.clone());
+                }
+                let Some(shim) = machine.shim(iid) else { return false };
                 let record = shim.record(iid, kind, now);
                 machine.kill_group(iid);
                 Stage::Writing(record)
@@ -148,6 +169,18 @@ impl Shim {
     }
 }
 
+/// The same end, for want of time.
+fn out_of_time(kind: ExitKind) -> ExitKind {
+    match kind {
+        ExitKind::Exited { code } => ExitKind::Timeout { code: Some(code), signal: None },
+        ExitKind::Signaled { signal } => ExitKind::Timeout { code: None, signal: Some(signal) },
+        ExitKind::Oom { .. }
+        | ExitKind::Timeout { .. }
+        | ExitKind::StartFailed { .. }
+        | ExitKind::Lost { .. } => kind,
+    }
+}
+
 /// Runs the few commands that a fake knows.
 fn launch(machine: &mut Machine, iid: &Iid, uid: uuid::Uuid, command: &[String]) -> Stage {
     machine.noted.insert(iid.clone());
@@ -159,7 +192,7 @@ fn launch(machine: &mut Machine, iid: &Iid, uid: uuid::Uuid, command: &[String])
         ["sh", "-c", script] if script.starts_with("exit ") => {
             (true, code(script[5..].parse().unwrap_or(2)), false)
         }
-        ["sleep", ..] => (true, None, false),
+        ["sleep" | "timed", ..] => (true, None, false),
         ["trap", ..] => (false, None, false),
         ["fork", ..] => (true, None, true),
         _ => {
