@@ -25,6 +25,8 @@ class Judge:
         self.found = None
         self.looks = 0
         self.lines = 0
+        self.watched = 0
+        self.readers = []
         self.known_uids = {}
         self.touched = {}
         # The revisions that an API sandbox may have: the last acknowledged, and those asked for since.
@@ -36,6 +38,8 @@ class Judge:
         self.watch.start()
 
     def close(self):
+        for reader in self.readers:
+            reader.close()
         self.stop.set()
         self.watch.join()
         for stranger in self.strangers:
@@ -73,6 +77,8 @@ class Judge:
         """Everything that must hold at any time."""
         if self.found:
             raise Violation(self.found)
+        if wrong := [reader.found for reader in self.readers if reader.found]:
+            raise Violation(wrong[0])
         if any(stranger.poll() is not None for stranger in self.strangers):
             raise Violation("a process was killed that has nothing to do with the daemon")
         for name in self.known():
@@ -141,6 +147,16 @@ class Judge:
 
     # Consoles and remains.
 
+    def watch_consoles(self, readers):
+        self.readers = readers
+
+    def close_consoles(self):
+        self.look()
+        for reader in self.readers:
+            reader.close()
+            self.watched += reader.lines
+        self.readers = []
+
     def console(self, name):
         """Each start's lines are all there, in order, from its first on."""
         answer = self.daemon.ask("GET", f"/v1/sandboxes/{name}/logs")
@@ -182,4 +198,4 @@ class Judge:
             time.sleep(0.1)
 
     def summary(self):
-        return f"{self.looks} looks at the cgroups, {self.lines} lines of consoles"
+        return f"{self.looks} looks at the cgroups, {self.lines} lines of consoles, {self.watched} as they came"

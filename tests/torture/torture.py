@@ -15,7 +15,8 @@ import time
 
 import mistakes
 from judge import Judge, Violation
-from machine import Daemon, Gone, Target, cgroup_leaves, processes_of
+from machine import Daemon, Gone, Target, cgroup_leaves, is_populated, processes_of
+from reader import Reader
 
 NAMES = [
     "process-file", "bubblewrap-file", "gvisor-file",
@@ -100,6 +101,42 @@ class Torture:
         time.sleep(self.dice.random() / 2)
         self.expect(self.daemon.ask("DELETE", f"/v1/sandboxes/{name}"), f"delete {name}")
 
+    def pause(self):
+        """One stands still for a while."""
+        name = self.dice.choice(NAMES)
+        self.judge.touch(name)
+        self.expect(self.daemon.ask("POST", f"/v1/sandboxes/{name}/pause"), f"pause {name}")
+        time.sleep(self.dice.choice([0.1, 1]))
+        self.judge.touch(name)
+        self.expect(self.daemon.ask("POST", f"/v1/sandboxes/{name}/resume"), f"resume {name}")
+
+    def exec(self):
+        """Something is run inside what runs, if it runs."""
+        name = self.dice.choice(NAMES)
+        answer = self.daemon.ask("POST", f"/v1/sandboxes/{name}/exec", {"command": ["cat", "/proc/self/status"]})
+        if answer.status == 200 and answer.body["code"] == 0 and "Name:" not in answer.body["stdout"]:
+            raise Violation(f"exec in {name} says it is well and has no output: {answer.body}")
+
+    def hang_up(self):
+        """The configuration is read again."""
+        Target(self.daemon.pid).send(signal.SIGHUP)
+
+    def drain(self):
+        """The host is emptied: nothing runs, whatever is declared, until it may again."""
+        for name in NAMES:
+            self.judge.touch(name)
+        answer = self.daemon.ask("POST", "/v1/drain?wait=20s")
+        # A shim that stands still keeps its sandbox for longer.
+        if answer.status == 200 and (left := [leaf.name for leaf in cgroup_leaves(self.daemon.group) if is_populated(leaf)]):
+            raise Violation(f"the host is drained, and {left} run")
+        if self.dice.random() < 0.5:
+            self.kill_daemon()
+            if answer.status == 200 and any(is_populated(leaf) for leaf in cgroup_leaves(self.daemon.group)):
+                raise Violation("the host is drained, and after a restart of the daemon something runs")
+        for name in NAMES:
+            self.judge.touch(name)
+        self.expect(self.daemon.ask("DELETE", "/v1/drain"), "undrain")
+
     def expect(self, answer, what):
         # Not found, in the way of a deletion, or a start that the last one has not ended.
         if answer.status >= 500 or answer.status in (400, 401, 422):
@@ -177,11 +214,13 @@ class Torture:
         for name in NAMES:
             (self.write if name.endswith("file") else self.put)(name)
         self.converge()
+        self.judge.watch_consoles([Reader(self.daemon, name) for name in NAMES])
 
     def disturb(self, seconds):
         acts = [
             (self.edit, 5), (self.spoil, 1), (self.power, 4), (self.churn, 3),
             (self.kill_daemon, 4), (self.end_daemon, 2), (self.stop_daemon, 1),
+            (self.pause, 2), (self.exec, 3), (self.hang_up, 1), (self.drain, 1),
             (self.kill_shim, 3), (self.stop_shim, 2), (self.kill_inside, 5), (self.stop_inside, 2),
         ]
         doings, weights = zip(*acts)
@@ -204,6 +243,7 @@ class Torture:
         self.judge.note("converge")
         self.go_on(all_of_them=True)
         deadline = time.monotonic() + CONVERGE_SECONDS
+        self.expect(self.daemon.ask("DELETE", "/v1/drain"), "undrain")
         self.settle(lambda name: self.daemon.ask("POST", f"/v1/sandboxes/{name}/start").status < 300, deadline)
         self.settle(self.as_declared, deadline)
         runs = self.judge.runs()
@@ -231,6 +271,7 @@ class Torture:
         return last is not None and last.revision == shown and shown in allowed
 
     def end(self):
+        self.judge.close_consoles()
         for name in [*NAMES, "process-churn", "bubblewrap-churn"]:
             if name.endswith("file"):
                 self.daemon.remove_file(name)
