@@ -35,9 +35,11 @@ test: tools $(RUNSC)
 	$(CARGO) test --locked --quiet
 	$(MAKE) --no-print-directory torture MINUTES=3
 
-# Every pair of deaths too, and as many histories as asked for.
+# Every pair of deaths too, and as many histories as asked for; and each order of things with a fault more.
 simulate: tools
 	SEEDS=$(or $(SEEDS),100000) ALL_PAIRS=1 $(CARGO) test --profile simulate --locked --quiet --lib simulation
+	FAULTS=$(or $(FAULTS),3) WISHES=$(or $(WISHES),2) \
+		$(CARGO) test --profile simulate --locked --quiet --lib protocol_model
 
 # First that its judge finds what is wrong, then whether anything is. SEED=… for one again.
 TORTURE := python3 -B tests/torture/torture.py --program target/debug/sodiumd --runsc target/runsc/bookworm-backports

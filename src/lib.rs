@@ -20,7 +20,7 @@
 //! - [`driver`]: ways to run one. [`reconcile`]: the loop that carries plans out.
 //! - [`api`], [`cli`], [`daemon`]: the ways in, and the whole put together.
 //! - [`live`]: what a reload of the configuration may change while it is used.
-//! - [`fault`], `simulation`: how all of it is made to fail, and what must hold then.
+//! - [`fault`], `simulation`, `protocol_model`: how all of it is made to fail, and what must hold then.
 //!
 //! # Invariants, as absences
 //!
@@ -55,5 +55,7 @@ pub mod daemon;
 pub mod reconcile;
 pub mod telemetry;
 
+#[cfg(test)]
+mod protocol_model;
 #[cfg(test)]
 mod simulation;

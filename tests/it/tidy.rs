@@ -36,6 +36,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("cli", &["config", "daemon", "desired", "model", "store", "sys", "telemetry"]),
     ("telemetry", &[]),
+    ("protocol_model", &["model", "plan"]),
     ("simulation", &["desired", "driver", "model", "reconcile", "store"]),
 ];
 
@@ -55,6 +56,7 @@ const ADAPTERS: &[(&str, &[&str])] = &[
     ("rusqlite", &["store"]),
     ("notify", &["desired"]),
     ("serde_yaml", &["desired"]),
+    ("stateright", &["protocol_model"]),
     ("nix", &["sys"]),
     ("libc", &["sys"]),
     ("sd_notify", &["sys"]),
