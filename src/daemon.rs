@@ -84,7 +84,8 @@ pub fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
     let done = runtime.block_on(serve(config, path, kept));
     // Requests that go on, such as log followers, end with the runtime.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
-    drop(locks);
+    // Work that was not waited for goes on until the process ends, and so long nobody else may begin.
+    std::mem::forget(locks);
     done
 }
 

@@ -53,8 +53,8 @@ enum Mistake {
     EndlessPatience,
     /// A stop that was confirmed is recorded as an end.
     DeadWithoutProof,
-    /// Somebody stops a shim before it has noted itself in its lock, and never continues it.
-    StoppedAtBirth,
+    /// A shim that stopped before it noted itself in its lock is not looked for.
+    NewbornUnseen,
 }
 
 /// How much may happen in one history.
@@ -240,8 +240,7 @@ fn every_mistake_is_found() {
     finds(Mistake::EndlessPatience, "L1", (1, 0));
 }
 
-/// What is not covered: no daemon finds out whom to kill, and the lock stays held.
 #[test]
-fn a_shim_that_is_stopped_at_its_birth_is_waited_for_until_it_is_continued() {
-    finds(Mistake::StoppedAtBirth, "L1", (1, 0));
+fn a_shim_that_stopped_before_it_noted_itself_would_be_waited_for_without_end() {
+    finds(Mistake::NewbornUnseen, "L1", (1, 0));
 }

@@ -23,6 +23,7 @@ use crate::shim::exit;
 use crate::shim::launch::{Confinement, FILE, LOCK, Launch};
 use crate::shim::protocol::{Phase, Request, State};
 use crate::sys::cgroup::{self, Usage};
+use crate::sys::lock::Lock;
 use crate::sys::{self, SysError, clock, lock};
 
 pub(super) mod checkpoint;
@@ -225,8 +226,8 @@ impl Shimmed {
         [bundle].into_iter().chain(memory.map(|text| (runsc::MEMORY_INFO, text))).collect()
     }
 
-    /// Made under a temporary name: a run directory that is there is whole.
-    fn make_run_dir(&self, order: &Order<'_>, launch: &Launch) -> Result<(), SysError> {
+    /// Made under a temporary name: a run directory that is there is whole, and its lock is held.
+    fn make_run_dir(&self, order: &Order<'_>, launch: &Launch) -> Result<Lock, SysError> {
         let (dir, unfinished) = (self.host.run_dir(order.iid), self.host.unfinished(order.iid));
         let failed = |source| SysError::io("make", &dir, source);
         let _ = fs::remove_dir_all(&unfinished);
@@ -236,15 +237,16 @@ impl Shimmed {
         for (name, text) in files {
             fs::write(unfinished.join(name), text).map_err(failed)?;
         }
-        fs::rename(&unfinished, &dir).map_err(failed)
+        // Nobody looks there yet, so nobody can be in the way.
+        let taken = lock::try_take(&unfinished.join(LOCK))?;
+        let lock = taken.ok_or_else(|| failed(io::ErrorKind::WouldBlock.into()))?;
+        fs::rename(&unfinished, &dir).map_err(failed)?;
+        Ok(lock)
     }
 
     /// Orders a shim for the instance and hands it the lock: it holds it from its first moment.
-    fn order_shim(&self, iid: &Iid) -> Result<UnixStream, DriverError> {
+    fn order_shim(&self, iid: &Iid, held: Lock) -> Result<UnixStream, DriverError> {
         let dir = self.host.run_dir(iid);
-        let held = lock::try_take(&dir.join(LOCK))
-            .map_err(|source| DriverError::Host { stage: "start shim", source })?;
-        let held = held.ok_or_else(|| DriverError::Refused(format!("{iid} has a shim already")))?;
         let ordered = self.host.forks.order(&dir, lock::hand_over(held).as_fd());
         let program = self.host.paths.shim.clone();
         let control = ordered.map_err(|source| DriverError::Spawn { program, source })?;
@@ -252,7 +254,7 @@ impl Shimmed {
         Ok(control)
     }
 
-    fn prepare(&self, order: &Order<'_>) -> Result<Vec<LimitStatus>, DriverError> {
+    fn prepare(&self, order: &Order<'_>) -> Result<(Vec<LimitStatus>, Lock), DriverError> {
         let host = |stage| move |source| DriverError::Host { stage, source };
         let image = self.wake(order)?;
         let workspace = self.workspace(order)?;
@@ -260,8 +262,8 @@ impl Shimmed {
         let group = self.host.group(order.iid);
         group.create().map_err(host("make cgroup"))?;
         let applied = group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;
-        self.make_run_dir(order, &launch).map_err(host("make run directory"))?;
-        Ok(ledger::statuses(&order.spec.limits, &applied, self.counting()))
+        let lock = self.make_run_dir(order, &launch).map_err(host("make run directory"))?;
+        Ok((ledger::statuses(&order.spec.limits, &applied, self.counting()), lock))
     }
 
     /// The sandbox's own files, with those that are to be in there.
@@ -412,8 +414,8 @@ impl Driver for Shimmed {
         if let Some(claimed) = self.claim(order) {
             return Ok(claimed);
         }
-        let limits = self.prepare(order)?;
-        let link = self.order_shim(order.iid)?;
+        let (limits, lock) = self.prepare(order)?;
+        let link = self.order_shim(order.iid, lock)?;
         Ok(Started { link: Some(link), limits })
     }
 

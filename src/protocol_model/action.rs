@@ -70,11 +70,6 @@ impl Protocol {
             if machine::can_go(host) {
                 out.push(Action::ShimGoesOn(host.id));
             }
-            let newborn = host.shim.is_some_and(|shim| shim.silent && shim.stage == Stage::Born);
-            if newborn && self.mistake != Some(Mistake::StoppedAtBirth) {
-                // It has noted itself nowhere, so no daemon can kill it: somebody has to continue it.
-                out.push(Action::ShimIsBack(host.id));
-            }
             if machine::may_obey(host) {
                 out.push(Action::WorkloadObeys(host.id));
             }

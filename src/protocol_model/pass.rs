@@ -267,11 +267,14 @@ impl Act<'_> {
 
     fn kill_holder(&mut self) -> Then {
         let epoch = self.epoch();
+        let blind = self.has(Mistake::NewbornUnseen);
         self.system.on_host(self.id(), |host| {
             let took_over = |shim: &mut Shim| host.noted && shim.stage >= Stage::TookOver;
+            // One that has noted itself nowhere is found by having the lock open.
+            let newborn = |shim: &mut Shim| !blind && !host.noted && shim.stage == Stage::Born;
             // Without a holder, it is the order that has the lock: ours can be abandoned.
             let ours = |shim: &mut Shim| shim.stage == Stage::Ordered && shim.ordered_by == epoch;
-            let _ = host.shim.take_if(|shim| took_over(shim) || ours(shim));
+            let _ = host.shim.take_if(|shim| took_over(shim) || newborn(shim) || ours(shim));
         });
         Then::Next(Deed::KillGroup)
     }

@@ -155,6 +155,18 @@ pub fn arguments(pid: u32) -> Vec<String> {
     line.split_terminator('\0').map(str::to_owned).collect()
 }
 
+/// Every process that there is now.
+pub fn all() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// What the kernel calls a process. `None` when it is gone.
+pub fn name(pid: u32) -> Option<String> {
+    let name = read_small(Path::new(&format!("/proc/{pid}/comm"))).ok()?;
+    Some(name.trim_end().to_owned())
+}
+
 /// What a process has open, by the names that the kernel knows.
 pub fn open_files(pid: u32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();

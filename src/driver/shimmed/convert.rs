@@ -7,6 +7,9 @@ use crate::model::{ExitKind, ExitRecord, Iid, Time};
 use crate::shim::exit::{Cause, Exit};
 use crate::sys::{SysError, lock, process};
 
+/// What the kernel calls shims, and the server that they are forked from.
+const SHIM: &str = "sodium-shim";
+
 pub(super) fn exit(exit: Exit, iid: &Iid) -> ExitRecord {
     let name = |signal: Option<i32>| signal.map(process::signal_name);
     let kind = match exit.cause {
@@ -35,15 +38,78 @@ pub(super) fn signal_number(name: &str) -> i32 {
     process::signal_number(name).unwrap_or(15)
 }
 
-/// Kills the process that noted itself in the lock, if it is the shim: nothing else has the run
-/// directory as its working directory. The pid is only where to look; the kill goes through a handle
-/// that was opened before the look. Returns whether there was one.
+/// Kills the shim that holds the lock. Returns whether there was one.
+///
+/// It has noted itself in the lock, or, if it stopped before it could, is found by having it open: nobody
+/// else but the fork server can, and that is no loss. A pid is only where to look; the kill goes through a
+/// handle that was opened before the look.
 pub(super) fn kill_holder(lock: &Path, run_dir: &Path) -> Result<bool, SysError> {
-    let Ok(pid) = lock::holder(lock).parse::<u32>() else { return Ok(false) };
+    let works_there =
+        |pid: u32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|dir| dir == run_dir);
+    if let Ok(pid) = lock::holder(lock).parse::<u32>() {
+        return kill_if(pid, works_there);
+    }
+    let real = std::fs::canonicalize(lock).unwrap_or_else(|_| lock.to_owned());
+    let has_it = |pid: u32| {
+        let ours = process::name(pid).is_some_and(|name| name == SHIM);
+        ours && process::open_files(pid).iter().any(|file| Path::new(file) == real)
+    };
+    let mut killed = false;
+    for pid in process::all() {
+        if has_it(pid) {
+            killed |= kill_if(pid, has_it)?;
+        }
+    }
+    Ok(killed)
+}
+
+fn kill_if(pid: u32, is_it: impl Fn(u32) -> bool) -> Result<bool, SysError> {
     let Ok(pidfd) = process::open_pidfd(pid) else { return Ok(false) };
-    let there = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|dir| dir == run_dir);
-    if there {
+    let found = is_it(pid);
+    if found {
         process::signal(pidfd.as_fd(), 9)?;
     }
-    Ok(there)
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    /// A program of this name that has the file open.
+    fn with_open(dir: &Path, name: &str, file: &Path) -> Child {
+        let program = dir.join(name);
+        if !program.exists() {
+            std::fs::copy("/bin/sleep", &program).unwrap();
+        }
+        let lock = File::open(file).unwrap();
+        Command::new(program).arg("1000").stdin(lock).spawn().unwrap()
+    }
+
+    #[test]
+    fn a_shim_that_has_not_noted_itself_is_found_by_its_lock_and_nobody_else_is_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lock, other) = (dir.path().join("lock"), dir.path().join("other"));
+        for file in [&lock, &other] {
+            File::create(file).unwrap();
+        }
+        let mut stranger = with_open(dir.path(), "somebody", &lock);
+        let mut another = with_open(dir.path(), SHIM, &other);
+        assert!(!kill_holder(&lock, dir.path()).unwrap());
+        let mut newborn = with_open(dir.path(), "sodium-shim", &lock);
+        // It becomes the program a moment after it was made.
+        while process::name(newborn.id()).as_deref() != Some(SHIM) {
+            std::thread::yield_now();
+        }
+        assert!(kill_holder(&lock, dir.path()).unwrap());
+        assert!(!newborn.wait().unwrap().success());
+        for bystander in [&mut stranger, &mut another] {
+            assert!(bystander.try_wait().unwrap().is_none());
+            bystander.kill().unwrap();
+            bystander.wait().unwrap();
+        }
+    }
 }

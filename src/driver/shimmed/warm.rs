@@ -88,9 +88,9 @@ impl Shimmed {
         let group = self.host.group(order.iid);
         group.create().map_err(host("make cgroup"))?;
         group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;
-        self.make_run_dir(order, &launch).map_err(host("make run directory"))?;
+        let lock = self.make_run_dir(order, &launch).map_err(host("make run directory"))?;
         // Nobody follows it before it is somebody's.
-        self.order_shim(order.iid).map(drop)
+        self.order_shim(order.iid, lock).map(drop)
     }
 
     fn wait_ready(&self, iid: &Iid) -> Result<(), DriverError> {
