@@ -3,6 +3,7 @@
 
 mod check;
 mod client;
+mod doctor;
 mod exec;
 mod show;
 mod store;
@@ -50,6 +51,8 @@ enum Command {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Try on this host everything that sandboxes need; exit 1 if something is degraded, 2 if broken
+    Doctor,
     /// Say what would be done and why; exit 2 when something would change
     Plan {
         /// What these files would change, if they were applied
@@ -171,6 +174,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Check { files } = &cli.command {
         return check::check(files, &load_config(&cli)?);
     }
+    if let Command::Doctor = &cli.command {
+        return doctor::doctor(&load_config(&cli)?, cli.output);
+    }
     if let Command::Store(verb) = &cli.command {
         store::run(verb, &load_config(&cli)?)?;
         return Ok(ExitCode::SUCCESS);
@@ -206,19 +212,10 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
     let client = client(&cli)?;
     let output = cli.output;
     match cli.command {
-        Command::Run | Command::Check { .. } | Command::Store(_) => Ok(ExitCode::SUCCESS),
-        Command::Plan { files } if files.is_empty() => {
-            let plan = client.get("/v1/plan").await?;
-            show::plan(&plan, output)?;
-            let quiet = plan["steps"].as_array().is_none_or(Vec::is_empty);
-            Ok(ExitCode::from(if quiet { 0 } else { 2 }))
+        Command::Run | Command::Check { .. } | Command::Doctor | Command::Store(_) => {
+            Ok(ExitCode::SUCCESS)
         }
-        Command::Plan { files } => {
-            let results = apply(&client, &files, true).await?;
-            show::applied(&results, output)?;
-            let changes = results.iter().any(|result| result["action"] != "unchanged");
-            Ok(ExitCode::from(if changes { 2 } else { 0 }))
-        }
+        Command::Plan { files } => plan(&client, &files, output).await,
         Command::Apply { files, dry_run } => {
             show::applied(&apply(&client, &files, dry_run).await?, output)?;
             Ok(ExitCode::SUCCESS)
@@ -271,6 +268,20 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// What the loop would do next; with files, what they would change.
+async fn plan(client: &Client, files: &[PathBuf], output: Output) -> anyhow::Result<ExitCode> {
+    let changes = if files.is_empty() {
+        let plan = client.get("/v1/plan").await?;
+        show::plan(&plan, output)?;
+        plan["steps"].as_array().is_some_and(|steps| !steps.is_empty())
+    } else {
+        let results = apply(client, files, true).await?;
+        show::applied(&results, output)?;
+        results.iter().any(|result| result["action"] != "unchanged")
+    };
+    Ok(ExitCode::from(if changes { 2 } else { 0 }))
 }
 
 async fn apply(client: &Client, files: &[PathBuf], dry: bool) -> anyhow::Result<Vec<Value>> {

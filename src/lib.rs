@@ -18,7 +18,7 @@
 //! - [`sys`]: the kernel made safe. [`shim`]: the small process beside each instance.
 //! - [`config`], [`desired`], [`image`], [`store`]: where wishes come from and what is remembered.
 //! - [`driver`]: ways to run one. [`reconcile`]: the loop that carries plans out.
-//! - [`api`], [`cli`], [`daemon`]: the ways in, and the whole put together.
+//! - [`api`], [`cli`], [`daemon`]: the ways in, and the whole put together. [`doctor`]: whether it can work here.
 //! - [`live`]: what a reload of the configuration may change while it is used.
 //! - [`fault`], `simulation`, `protocol_model`: how all of it is made to fail, and what must hold then.
 //!
@@ -52,6 +52,7 @@ pub mod sys;
 pub mod api;
 pub mod cli;
 pub mod daemon;
+pub mod doctor;
 pub mod reconcile;
 pub mod telemetry;
 

@@ -173,6 +173,23 @@ impl Root {
         self.unified_controllers.contains(&controller) || self.v1.contains_key(&controller)
     }
 
+    /// What kind it is, in a few words.
+    pub fn kind(&self) -> String {
+        let names = |controllers: &mut dyn Iterator<Item = Controller>| {
+            controllers.map(Controller::v1_name).collect::<Vec<_>>().join(", ")
+        };
+        let second = names(&mut self.unified_controllers.iter().copied());
+        let first = names(&mut self.v1.keys().copied());
+        match (self.unified.is_some(), first.is_empty()) {
+            (true, true) => format!("version 2: {second}"),
+            (true, false) if second.is_empty() => {
+                format!("hybrid: version 2 for births, kills and freezing, version 1 for {first}")
+            }
+            (true, false) => format!("hybrid: version 2 for {second}, version 1 for {first}"),
+            (false, _) => format!("version 1: {first}"),
+        }
+    }
+
     /// Whether groups can be frozen: by version 2 alone.
     pub fn can_freeze(&self) -> bool {
         self.unified.is_some()

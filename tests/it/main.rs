@@ -11,6 +11,7 @@ mod checkpoint;
 mod daemon;
 mod desk;
 mod disk;
+mod doctor;
 mod driver_contract;
 mod exec;
 mod freeze;
