@@ -12,11 +12,12 @@ export RUST_BACKTRACE ?= 1
 # gVisor as Debian has it: the version of its stable release, and the one that is recommended.
 RUNSC := target/runsc/bookworm target/runsc/bookworm-backports
 
-.PHONY: help run test simulate torture bench audit build tools runsc clean
+.PHONY: help run test fuzz simulate torture bench audit build tools runsc clean
 
 help:
 	@echo "make run     build, start the daemon on $(CONFIG) with the sandboxes of desired/"
 	@echo "make test    every check"
+	@echo "make fuzz MINUTES=1 TARGET=http   bad input for each way in, or for one"
 	@echo "make simulate SEEDS=100000   many more histories on a machine where everything goes wrong"
 	@echo "make torture MINUTES=10      the real daemon, while everything about it is killed, stopped and changed"
 	@echo "make bench   sodiumd beside its references, with ratios"
@@ -40,6 +41,22 @@ simulate: tools
 	SEEDS=$(or $(SEEDS),100000) ALL_PAIRS=1 $(CARGO) test --profile simulate --locked --quiet --lib simulation
 	FAULTS=$(or $(FAULTS),3) WISHES=$(or $(WISHES),2) \
 		$(CARGO) test --profile simulate --locked --quiet --lib protocol_model
+
+# Each target for so long, on a copy of its corpus; ends at the first finding. RUST_BACKTRACE off: a
+# finding is replayed with one, and the panics that are no finding cost nothing.
+FUZZ := $(CARGO) $(if $(shell rustup toolchain list 2>/dev/null | grep nightly),+nightly) fuzz
+FUZZ_TARGETS := $(or $(TARGET),$(basename $(notdir $(wildcard tests/fuzz/bin/*.rs))))
+fuzz: tools
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked --quiet
+	@export RUSTC_BOOTSTRAP=1; for target in $(FUZZ_TARGETS); do \
+		echo "== $$target"; mkdir -p target/fuzz/$$target; \
+		$(FUZZ) run --fuzz-dir tests/fuzz $$target target/fuzz/$$target tests/fuzz/corpus/$$target -- \
+			-max_total_time=$$(( $(or $(MINUTES),1) * 60 )) -max_len=4096 -timeout=20 -rss_limit_mb=4096 \
+			-dict=tests/fuzz/words.dict -print_final_stats=1 -verbosity=0 || { \
+		echo "Found something in $$target. Again, on the file named above:"; \
+		echo "  $(FUZZ) run --fuzz-dir tests/fuzz $$target tests/fuzz/artifacts/$$target/FILE"; \
+		echo "Mended, it stays so if the file lies in tests/fuzz/corpus/$$target."; exit 1; }; \
+	done
 
 # First that its judge finds what is wrong, then whether anything is. SEED=… for one again.
 TORTURE := python3 -B tests/torture/torture.py --program target/debug/sodiumd --runsc target/runsc/bookworm-backports

@@ -51,8 +51,10 @@ use listen::Peers;
 use rate::{Place, Places, Rate};
 
 pub use auth::{Auth, Tickets, secret};
+pub use console::{ClientFrame, read_frame};
 pub use declare::Declare;
 pub use error::ApiError;
+pub use exec::first_frame;
 pub use listen::{Doorway, serve};
 
 /// Largest body accepted: a spec of the largest size allowed, as JSON with everything escaped.

@@ -141,6 +141,37 @@ async fn listen(
 }
 
 async fn obey(api: &Shared, sandbox: &Arc<Sandbox>, text: &str) -> Result<(), ApiError> {
+    match read_frame(text)? {
+        ClientFrame::Input(line) => Ok(api.handle.input(sandbox, line.into_bytes()).await?),
+        ClientFrame::Start(command) => {
+            let current = find(api, sandbox.name.as_str())?;
+            seed::run(api, &current, command).await
+        }
+        ClientFrame::Stop => seed::end(api, sandbox, Verb::Stop).await,
+        ClientFrame::Kill => seed::end(api, sandbox, Verb::Kill).await,
+        ClientFrame::Resize { cols, rows } => {
+            Ok(api.handle.command(sandbox, Command::Resize { cols, rows })?)
+        }
+    }
+}
+
+/// What a client may say. Everything but what it says to the program is checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientFrame {
+    /// A line for the program, with its end.
+    Input(String),
+    /// Run; with another command from now on, if there is one.
+    Start(Option<Vec<String>>),
+    Stop,
+    Kill,
+    Resize {
+        cols: u16,
+        rows: u16,
+    },
+}
+
+/// Understands a frame of text, or says what is wrong with it.
+pub fn read_frame(text: &str) -> Result<ClientFrame, ApiError> {
     let json: Value = serde_json::from_str(text)
         .map_err(|error| ApiError::BadRequest(format!("the frame is not JSON: {error}")))?;
     let kind = json.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -154,7 +185,7 @@ async fn obey(api: &Shared, sandbox: &Arc<Sandbox>, text: &str) -> Result<(), Ap
                 }
             })?;
             content.push('\n');
-            Ok(api.handle.input(sandbox, content.into_bytes()).await?)
+            Ok(ClientFrame::Input(content))
         }
         "start" => {
             let (mut command, mut args) = (None, Vec::new());
@@ -168,11 +199,10 @@ async fn obey(api: &Shared, sandbox: &Arc<Sandbox>, text: &str) -> Result<(), Ap
                 },
             )?;
             let command = command.filter(|command| !command.is_empty());
-            let current = find(api, sandbox.name.as_str())?;
-            seed::run(api, &current, command.map(|command| [vec![command], args].concat())).await
+            Ok(ClientFrame::Start(command.map(|command| [vec![command], args].concat())))
         }
-        "stop" => seed::end(api, sandbox, Verb::Stop).await,
-        "kill" => seed::end(api, sandbox, Verb::Kill).await,
+        "stop" => Ok(ClientFrame::Stop),
+        "kill" => Ok(ClientFrame::Kill),
         "resize" => {
             let mut size = [80, 24];
             request::read(&node, &["type", "cols", "rows"], |faults, key, path, value| {
@@ -182,7 +212,7 @@ async fn obey(api: &Shared, sandbox: &Arc<Sandbox>, text: &str) -> Result<(), Ap
                 }
             })?;
             let [cols, rows] = size;
-            Ok(api.handle.command(sandbox, Command::Resize { cols, rows })?)
+            Ok(ClientFrame::Resize { cols, rows })
         }
         other => Err(ApiError::BadRequest(format!("no frame of type {other:?} is known"))),
     }

@@ -173,10 +173,14 @@ async fn begin(
     let Ok(Some(Ok(Message::Text(text)))) = asked else {
         return Err(ApiError::BadRequest("the first frame says what to run, as JSON".to_owned()));
     };
-    let json: Value = serde_json::from_str(text.as_str())
+    Ok(api.handle.exec(sandbox, first_frame(text.as_str())?).await?)
+}
+
+/// Understands the first frame, which says what to run, or says what is wrong with it.
+pub fn first_frame(text: &str) -> Result<Program, ApiError> {
+    let json: Value = serde_json::from_str(text)
         .map_err(|error| ApiError::BadRequest(format!("the frame is not JSON: {error}")))?;
-    let asked = read(&json.into(), FIELDS)?;
-    Ok(api.handle.exec(sandbox, asked.program).await?)
+    Ok(read(&json.into(), FIELDS)?.program)
 }
 
 /// Carries bytes both ways until one side is through. Returns the last word, if anybody is there to

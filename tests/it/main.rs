@@ -8,6 +8,7 @@ mod api_seed;
 mod api_v1;
 mod bounds;
 mod checkpoint;
+mod corpora;
 mod daemon;
 mod desk;
 mod disk;
