@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::desired::yaml;
 use crate::model::admission::{self, Rules};
 use crate::model::draft::{self, Document};
-use crate::model::{SandboxName, Spec, Violation};
+use crate::model::{Position, SandboxName, Spec, Violation};
 
 /// One sandbox that a text declares.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,8 +18,11 @@ pub struct Parsed {
 /// Reads and admits every document. One bad document refuses the whole text.
 pub fn parse(bytes: &[u8], rules: &Rules) -> Result<Vec<Parsed>, Vec<Violation>> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
-        let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
-        vec![Violation::new("", format!("line {line} is not UTF-8; save the file as UTF-8"))]
+        let before = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+        let line = before.matches('\n').count() as u64 + 1;
+        let column = before.rsplit('\n').next().map_or(0, |rest| rest.chars().count()) as u64 + 1;
+        let fault = Violation::new("", "is not UTF-8; save the file as UTF-8");
+        vec![fault.at(Some(Position { line, column }))]
     })?;
     let nodes = yaml::parse(text).map_err(|fault| vec![fault])?;
     let mut parsed: Vec<Parsed> = Vec::new();
