@@ -195,6 +195,10 @@ enum Fault {
 
 fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    // serde would take a list for the values in the order of the keys.
+    if text.trim_start().starts_with('[') {
+        return Err(Fault::Syntax("expected an object, found a list at line 1".to_owned()));
+    }
     let raw: Raw = serde_json::from_str(text).map_err(|error| Fault::Syntax(hinted(&error)))?;
     let mut faults = Vec::new();
     let mut bounded = |name: &str, value: u64, max: u64| {

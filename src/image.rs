@@ -48,6 +48,10 @@ fn read(path: &Path) -> Result<Image, String> {
         return Err(format!("{len} bytes, the limit is {FILE_BYTES_MAX}"));
     }
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    // serde would take a list for the values in the order of the fields.
+    if text.trim_start().starts_with('[') {
+        return Err("expected an object, found a list".to_owned());
+    }
     let image: Image = serde_json::from_str(&text).map_err(|error| error.to_string())?;
     let faults = image.faults();
     if faults.is_empty() { Ok(image) } else { Err(faults.join("; ")) }

@@ -88,6 +88,10 @@ pub fn config_json(bytes: &[u8]) {
     }
     assert!(config.token.as_ref().is_none_or(|token| !token.is_empty()));
     let text = fs::read_to_string(&path).unwrap();
+    assert!(
+        text.trim_start_matches('\u{feff}').trim_start().starts_with('{'),
+        "keys without names"
+    );
     let raw: Raw = serde_json::from_str(text.trim_start_matches('\u{feff}')).unwrap();
     let again = load_config(&path, &serde_json::to_vec(&raw).unwrap());
     assert_eq!(again.expect("it loaded before"), config);
@@ -122,6 +126,7 @@ pub fn image_json(bytes: &[u8]) {
         assert!(!one.message.is_empty());
     }
     let Some(image) = images.into_values().next() else { return };
+    assert!(bytes.trim_ascii_start().starts_with(b"{"), "fields without their names");
     let (again, _) = load(&serde_json::to_vec(&image).unwrap());
     assert_eq!(again.get(&image.id), Some(&image));
     let required = image.variables.iter().filter(|variable| variable.required);
