@@ -14,8 +14,11 @@ pub const API_VERSION: &str = "sodium.dev/v1";
 /// The only kind there is.
 pub const KIND: &str = "Sandbox";
 
-/// Longest path of a file laid into a workspace.
+/// Longest path of a file laid into a workspace, and longest name in it that a file system takes.
 const FILE_PATH_BYTES_MAX: usize = 512;
+const FILE_NAME_BYTES_MAX: usize = 255;
+/// What a file is called while it is written into a workspace.
+const FILE_UNFINISHED: &str = ".sodium-new";
 /// Most labels of a sandbox.
 const LABEL_COUNT_MAX: usize = 64;
 
@@ -266,11 +269,17 @@ pub fn read_limits(faults: &mut Faults, path: &str, node: &Node) -> BTreeMap<&'s
 fn read_files(faults: &mut Faults, path: &str, node: &Node) -> BTreeMap<String, String> {
     let files = read_texts(faults, path, node);
     for name in files.keys() {
-        if let Some(fault) = file_path_fault(name) {
+        if let Some(fault) = file_fault(name, &files) {
             faults.add(&join(path, name), node, fault);
         }
     }
     files
+}
+
+/// Why a file may not be laid into a workspace together with the others.
+pub fn file_fault(path: &str, files: &BTreeMap<String, String>) -> Option<&'static str> {
+    let below = path.match_indices('/').any(|(at, _)| files.contains_key(&path[..at]));
+    file_path_fault(path).or_else(|| below.then_some("lies below another file"))
 }
 
 /// Why a path may not be laid into a workspace.
@@ -280,6 +289,12 @@ pub fn file_path_fault(path: &str) -> Option<&'static str> {
     }
     if path.starts_with('/') {
         return Some("is absolute; files are relative to the workspace");
+    }
+    if path.split('/').any(|part| part.len() > FILE_NAME_BYTES_MAX) {
+        return Some("has a part that is longer than 255 bytes");
+    }
+    if path.split('/').any(|part| part == FILE_UNFINISHED) {
+        return Some("has a part that is used while files are written");
     }
     let odd = |part: &str| part.is_empty() || part == "." || part == "..";
     path.split('/').any(odd).then_some("has an empty, \".\" or \"..\" part")

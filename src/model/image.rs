@@ -78,7 +78,7 @@ impl Image {
             faults.push(format!("limits.{name} is not a limit"));
         }
         for path in self.files.keys() {
-            if let Some(fault) = crate::model::draft::file_path_fault(path) {
+            if let Some(fault) = crate::model::draft::file_fault(path, &self.files) {
                 faults.push(format!("files.{path} {fault}"));
             }
         }

@@ -18,6 +18,10 @@ use crate::sys::SysError;
 /// For `OpenOptions::custom_flags`: refuse to open a symlink.
 pub const NO_FOLLOW: i32 = libc::O_NOFOLLOW;
 
+/// What a file is called while it is written: no longer than what any file system takes, and of no use
+/// as the name of a file.
+const UNFINISHED: &str = ".sodium-new";
+
 /// An opened directory and the identity under which it is used.
 #[derive(Debug)]
 pub struct Tree {
@@ -54,24 +58,19 @@ impl Tree {
         };
         self.make_dirs(parent)?;
         let dir = self.openat(parent, OFlag::O_DIRECTORY, Mode::empty())?;
-        let temporary = format!(".{name}.sodium-new");
+        let temporary = UNFINISHED;
         let failed = |verb: &str, errno| {
             SysError::nix(format!("{verb} {}", self.at.join(path).display()), errno)
         };
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let _ = nix::unistd::unlinkat(
-            &dir,
-            temporary.as_str(),
-            nix::unistd::UnlinkatFlags::NoRemoveDir,
-        );
-        let file =
-            nix::fcntl::openat(&dir, temporary.as_str(), flags, Mode::from_bits_truncate(0o644))
-                .map_err(|errno| failed("create", errno))?;
+        let _ = nix::unistd::unlinkat(&dir, temporary, nix::unistd::UnlinkatFlags::NoRemoveDir);
+        let file = nix::fcntl::openat(&dir, temporary, flags, Mode::from_bits_truncate(0o644))
+            .map_err(|errno| failed("create", errno))?;
         File::from(file)
             .write_all(bytes)
             .map_err(|source| SysError::io("write", &self.at.join(path), source))?;
-        nix::fcntl::renameat(&dir, temporary.as_str(), &dir, name)
+        nix::fcntl::renameat(&dir, temporary, &dir, name)
             .map_err(|errno| failed("rename", errno))?;
         Ok(true)
     }
