@@ -193,7 +193,7 @@ pub fn read_frame(text: &str) -> Result<ClientFrame, ApiError> {
                 &node,
                 &["type", "command", "args"],
                 |faults, key, path, value| match key {
-                    "command" => command = faults.text(path, value),
+                    "command" => command = draft::read_word(faults, path, value),
                     "args" => args = draft::read_command(faults, path, value),
                     _ => (),
                 },

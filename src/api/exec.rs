@@ -19,7 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::api::auth::Trusted;
 use crate::api::sandboxes::find;
 use crate::api::{ApiError, Shared, console, request};
-use crate::model::draft::{read_command, read_env};
+use crate::model::draft::{read_command, read_env, read_word};
 use crate::model::instance::signal_name;
 use crate::model::tree::{Faults, Node};
 use crate::model::{Sandbox, Violation};
@@ -57,7 +57,7 @@ fn read(node: &Node, known: &[&str]) -> Result<Asked, ApiError> {
         "command" => asked.program.command = read_command(faults, path, value),
         "env" => asked.program.env = read_env(faults, path, value),
         "work_dir" => {
-            asked.program.work_dir = faults.text(path, value);
+            asked.program.work_dir = read_word(faults, path, value);
             if asked.program.work_dir.as_ref().is_some_and(|dir| !dir.starts_with('/')) {
                 faults.add(path, value, "is not an absolute path");
             }

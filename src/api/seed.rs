@@ -102,7 +102,7 @@ pub(super) async fn create(State(api): State<Shared>, body: request::Given) -> A
         "name" => name = draft::read_name(faults, path, value),
         "isolation" => draft.isolation = faults.choice(path, value, Isolation::WORDS),
         "env" => draft.env = draft::read_env(faults, path, value),
-        "startup" => draft.command = faults.text(path, value).map(|text| split_words(&text)),
+        "startup" => draft.command = read_startup(faults, path, value),
         limit => read_limit(faults, limit, path, value, &mut draft),
     })?;
     if draft.image.is_none() {
@@ -154,6 +154,14 @@ fn read_runtime(
     found
 }
 
+fn read_startup(faults: &mut Faults, path: &str, node: &Node) -> Option<Vec<String>> {
+    let words = split_words(&draft::read_word(faults, path, node)?);
+    if words.first().is_some_and(String::is_empty) {
+        faults.add(path, node, "names an empty program");
+    }
+    Some(words)
+}
+
 fn read_limit(faults: &mut Faults, key: &str, path: &str, node: &Node, draft: &mut Draft) {
     let name = Limits::NAMES.iter().find(|name| **name == key);
     if let (Some(name), Some(count)) = (name, faults.count(path, node, Limits::max_of(key))) {
@@ -171,7 +179,7 @@ pub(super) async fn start(
     let (mut command, mut args) = (None, Vec::new());
     request::read(&node, &["command", "args"], |faults, key, path, value| {
         if key == "command" {
-            command = faults.text(path, value);
+            command = draft::read_word(faults, path, value);
         } else {
             args = draft::read_command(faults, path, value);
         }

@@ -176,16 +176,20 @@ fn read_texts(faults: &mut Faults, path: &str, node: &Node) -> BTreeMap<String, 
     texts
 }
 
+/// A text that the kernel takes as an argument or a path.
+pub fn read_word(faults: &mut Faults, path: &str, node: &Node) -> Option<String> {
+    let text = faults.text(path, node)?;
+    if text.contains('\0') {
+        faults.add(path, node, "contains a NUL byte");
+    }
+    Some(text)
+}
+
 pub fn read_command(faults: &mut Faults, path: &str, node: &Node) -> Vec<String> {
     let mut words = Vec::new();
     for (index, word) in faults.list(path, node).iter().enumerate() {
         let path = format!("{path}[{index}]");
-        if let Some(text) = faults.text(&path, word) {
-            if text.contains('\0') {
-                faults.add(&path, word, "contains a NUL byte");
-            }
-            words.push(text);
-        }
+        words.extend(read_word(faults, &path, word));
     }
     if words.first().is_some_and(String::is_empty) {
         faults.add(path, node, "names an empty program");
