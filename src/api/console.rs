@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::api::auth::{Trusted, query};
+use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::text::Decoder;
 use crate::api::{ApiError, Kind, Shared, logs, request, seed, wire};
@@ -41,12 +42,15 @@ const SEND_WITHIN: Duration = Duration::from_secs(60);
 /// Answers waiting for a client that does not read; then its errors are dropped.
 const NOTICE_COUNT_MAX: usize = 16;
 
-pub(super) async fn without_id(upgrade: WebSocketUpgrade) -> Response {
-    upgrade.on_upgrade(|mut socket| async move {
+pub(super) async fn without_id(
+    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let upgrade = upgrade.map_err(|error| ApiError::BadRequest(error.body_text()))?;
+    Ok(upgrade.on_upgrade(|mut socket| async move {
         let close = CloseFrame { code: NO_ID, reason: "no sandbox id".into() };
         // A peer that is gone needs no goodbye.
         let _ = socket.send(Message::Close(Some(close))).await;
-    })
+    }))
 }
 
 pub(super) async fn console(

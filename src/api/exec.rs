@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::api::auth::Trusted;
+use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::{ApiError, Shared, console, request};
 use crate::model::draft::{read_command, read_env, read_word};

@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::api::rate::Place;
+use crate::api::request::Path as UrlPath;
 use crate::api::sandboxes::{Pairs, find, flag};
 use crate::api::text::Decoder;
 use crate::api::{ApiError, Kind, Shared};

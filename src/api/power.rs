@@ -1,11 +1,12 @@
 //! Power verbs and tickets.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::api::auth::{TICKET_MS, Ticket};
+use crate::api::request::Path;
 use crate::api::sandboxes::{Pairs, find, flag, shown};
 use crate::api::{ApiError, Shared, checkpoint, request, wait};
 use crate::model::{Span, Violation};

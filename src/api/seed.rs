@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::{ApiError, Declare, Shared, declare, request, wait, wire};
 use crate::model::draft::{self, Draft};
