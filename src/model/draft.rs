@@ -200,11 +200,16 @@ pub fn read_command(faults: &mut Faults, path: &str, node: &Node) -> Vec<String>
 pub fn read_env(faults: &mut Faults, path: &str, node: &Node) -> BTreeMap<String, String> {
     let env = read_texts(faults, path, node);
     for (name, value) in &env {
-        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+        if !is_variable(name, value) {
             faults.add(&join(path, name), node, "is not a possible environment variable");
         }
     }
     env
+}
+
+/// Whether an environment can hold it.
+pub fn is_variable(name: &str, value: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
 }
 
 fn read_restart(faults: &mut Faults, path: &str, node: &Node, draft: &mut Draft) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::draft::{file_fault, is_variable};
 use crate::model::spec::Limits;
 
 /// Started ahead for one image, at most.
@@ -74,19 +75,32 @@ impl Image {
     /// Faults of the file, apart from its syntax.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        for name in self.limits.keys().filter(|name| !Limits::NAMES.contains(&name.as_str())) {
-            faults.push(format!("limits.{name} is not a limit"));
+        for (name, value) in &self.limits {
+            let max = Limits::max_of(name);
+            if !Limits::NAMES.contains(&name.as_str()) {
+                faults.push(format!("limits.{name} is not a limit"));
+            } else if *value > max {
+                faults.push(format!("limits.{name} is {value}, the most is {max}"));
+            }
+        }
+        for Variable { env, default, .. } in &self.variables {
+            if !is_variable(env, default) {
+                faults.push(format!("variables.{env} is not a possible environment variable"));
+            }
         }
         for path in self.files.keys() {
-            if let Some(fault) = crate::model::draft::file_fault(path, &self.files) {
+            if let Some(fault) = file_fault(path, &self.files) {
                 faults.push(format!("files.{path} {fault}"));
             }
         }
         if self.warm > WARM_COUNT_MAX {
             faults.push(format!("warm is {}, the most is {WARM_COUNT_MAX}", self.warm));
         }
-        if self.command().is_empty() {
-            faults.push("startup is empty".to_owned());
+        if self.command().first().is_none_or(String::is_empty) {
+            faults.push("startup names no program".to_owned());
+        }
+        if self.startup.contains('\0') {
+            faults.push("startup contains a NUL byte".to_owned());
         }
         faults
     }
