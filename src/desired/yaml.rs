@@ -136,8 +136,9 @@ impl<'de> Visitor<'de> for WildVisitor {
         Ok(Wild::Int(value))
     }
 
-    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Wild, E> {
-        i64::try_from(value).map(Wild::Int).map_err(|_| E::custom("number is too large"))
+    fn visit_u64<E>(self, value: u64) -> Result<Wild, E> {
+        // As in JSON: whoever wants a count refuses it, and knows where it stands.
+        Ok(i64::try_from(value).map_or(Wild::Float(value as f64), Wild::Int))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Wild, E> {
