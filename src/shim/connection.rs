@@ -64,7 +64,12 @@ impl Connection {
     pub(super) fn next_frame(&mut self) -> Option<Frame> {
         match take_frame(&mut self.input) {
             Ok(frame) => frame,
-            Err(FrameError::TooLong(_) | FrameError::TooShort(_) | FrameError::Kind(_)) => {
+            Err(
+                FrameError::TooLong(_)
+                | FrameError::TooShort(_)
+                | FrameError::Kind(_)
+                | FrameError::Stream(_),
+            ) => {
                 self.gone = true;
                 None
             }

@@ -158,6 +158,8 @@ pub enum FrameError {
     TooShort(usize),
     #[error("frame of unknown kind {0}")]
     Kind(u8),
+    #[error("output of unknown stream {0}")]
+    Stream(u8),
 }
 
 /// A daemon's first words.
@@ -225,7 +227,12 @@ pub fn take_frame(buffer: &mut Vec<u8>) -> Result<Option<Frame>, FrameError> {
         }
         KIND_OUTPUT => {
             let (which, bytes) = payload.split_first().ok_or(FrameError::TooShort(length))?;
-            Ok(Some(Frame::Output { is_stderr: *which == 1, bytes: bytes.to_vec() }))
+            let is_stderr = match which {
+                0 => false,
+                1 => true,
+                other => return Err(FrameError::Stream(*other)),
+            };
+            Ok(Some(Frame::Output { is_stderr, bytes: bytes.to_vec() }))
         }
         other => Err(FrameError::Kind(other)),
     }
