@@ -51,7 +51,7 @@ fuzz: tools
 	@export RUSTC_BOOTSTRAP=1; for target in $(FUZZ_TARGETS); do \
 		echo "== $$target"; mkdir -p target/fuzz/$$target; \
 		$(FUZZ) run --fuzz-dir tests/fuzz $$target target/fuzz/$$target tests/fuzz/corpus/$$target -- \
-			-max_total_time=$$(( $(or $(MINUTES),1) * 60 )) -max_len=4096 -timeout=20 -rss_limit_mb=4096 \
+			-max_total_time=$$(( $(or $(MINUTES),1) * 60 )) -max_len=4096 -timeout=20 -rss_limit_mb=4096 -detect_leaks=0 \
 			-dict=tests/fuzz/words.dict -print_final_stats=1 -verbosity=0 || { \
 		echo "Found something in $$target. Again, on the file named above:"; \
 		echo "  $(FUZZ) run --fuzz-dir tests/fuzz $$target tests/fuzz/artifacts/$$target/FILE"; \

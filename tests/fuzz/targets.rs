@@ -374,7 +374,9 @@ fn declares_itself(
         .unwrap_or_else(|faults| panic!("sent back: {faults:?}"));
     assert_eq!((&read.name, &read.labels), (name, labels));
     assert_eq!(&admit(&read.draft, rules).expect("it was admitted before"), spec);
-    for text in [document.to_string(), yaml::write(&document)] {
+    // A JSON text may hold DEL as it is, a YAML text may not.
+    let json = document.to_string().replace('\u{7f}', "\\u007f");
+    for text in [yaml::write(&document), json] {
         let again = parse(text.as_bytes(), rules)
             .unwrap_or_else(|faults| panic!("written as {text:?}: {faults:?}"));
         assert_eq!(again.len(), 1, "{text:?}");
