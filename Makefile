@@ -42,13 +42,13 @@ simulate: tools
 	FAULTS=$(or $(FAULTS),3) WISHES=$(or $(WISHES),2) \
 		$(CARGO) test --profile simulate --locked --quiet --lib protocol_model
 
-# Each target for so long, on a copy of its corpus; ends at the first finding. RUST_BACKTRACE off: a
-# finding is replayed with one, and the panics that are no finding cost nothing.
-FUZZ := $(CARGO) $(if $(shell rustup toolchain list 2>/dev/null | grep nightly),+nightly) fuzz
+# Each target for so long, beside its corpus; ends at the first finding. It needs the compiler's unstable flags.
+NIGHTLY := $(shell rustup toolchain list 2>/dev/null | grep -q nightly && echo +nightly)
+FUZZ := $(if $(NIGHTLY),$(CARGO) $(NIGHTLY),RUSTC_BOOTSTRAP=1 $(CARGO)) fuzz
 FUZZ_TARGETS := $(or $(TARGET),$(basename $(notdir $(wildcard tests/fuzz/bin/*.rs))))
 fuzz: tools
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked --quiet
-	@export RUSTC_BOOTSTRAP=1; for target in $(FUZZ_TARGETS); do \
+	@for target in $(FUZZ_TARGETS); do \
 		echo "== $$target"; mkdir -p target/fuzz/$$target; \
 		$(FUZZ) run --fuzz-dir tests/fuzz $$target target/fuzz/$$target tests/fuzz/corpus/$$target -- \
 			-max_total_time=$$(( $(or $(MINUTES),1) * 60 )) -max_len=4096 -timeout=20 -rss_limit_mb=4096 -detect_leaks=0 \

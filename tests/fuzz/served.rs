@@ -71,7 +71,8 @@ struct Served {
     store: Store,
     rules: Arc<Rules>,
     router: Router,
-    watch: (Watch, std::thread::JoinHandle<()>),
+    watch: Watch,
+    watching: std::thread::JoinHandle<()>,
     looping: tokio::task::JoinHandle<()>,
     shutdown: CancellationToken,
 }
@@ -93,13 +94,17 @@ impl Served {
         let world = Arc::new(world(&store, &queue, &rules));
         let handle = Handle::new(Arc::clone(&world), Arc::clone(&queue));
         let looked_at = handle.clone();
-        let watch = Watch::start(Source {
+        let (watch, watching) = Watch::start(Source {
             root: desired.clone(),
             store: store.clone(),
             rules: Arc::clone(&rules),
             clock: clock::wall_ms,
             changed: Box::new(move |name| looked_at.look_at(name)),
         });
+        if !in_files {
+            // Nothing is there, and looking for it would cost as much as all else.
+            watch.stop();
+        }
         let shutdown = CancellationToken::new();
         let looping = tokio::spawn(reconcile::run(world, queue, shutdown.clone(), now_ms));
         let about = api::About { version: "0", started_at_ms: 0, boot_ms: now_ms };
@@ -114,13 +119,13 @@ impl Served {
                     true => Declare::Files { dir: desired },
                     false => Declare::Sqlite,
                 },
-                watch: watch.0.clone(),
+                watch: watch.clone(),
                 about,
                 clock: now_ms,
             }),
             true,
         );
-        Self { dir, store, rules, router, watch, looping, shutdown }
+        Self { dir, store, rules, router, watch, watching, looping, shutdown }
     }
 
     /// Sends a request and looks at what comes of it. What is none is left out.
@@ -187,8 +192,8 @@ impl Served {
     async fn end(self) {
         self.shutdown.cancel();
         self.looping.await.expect("the loop does not panic");
-        self.watch.0.stop();
-        self.watch.1.join().expect("nor does who looks at the directory");
+        self.watch.stop();
+        self.watching.join().expect("nor does who looks at the directory");
         for sandbox in self.store.snapshot().sandboxes.values() {
             super::declares_itself(&sandbox.name, &sandbox.labels, &sandbox.spec, &self.rules);
         }

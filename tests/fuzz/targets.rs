@@ -374,8 +374,11 @@ fn declares_itself(
         .unwrap_or_else(|faults| panic!("sent back: {faults:?}"));
     assert_eq!((&read.name, &read.labels), (name, labels));
     assert_eq!(&admit(&read.draft, rules).expect("it was admitted before"), spec);
-    // A JSON text may hold DEL as it is, a YAML text may not.
-    let json = document.to_string().replace('\u{7f}', "\\u007f");
+    // A JSON text may hold these as they are, a YAML text may not.
+    let mut json = document.to_string();
+    for odd in ('\u{7f}'..='\u{9f}').chain(['\u{fffe}', '\u{ffff}']) {
+        json = json.replace(odd, &format!("\\u{:04x}", u32::from(odd)));
+    }
     for text in [yaml::write(&document), json] {
         let again = parse(text.as_bytes(), rules)
             .unwrap_or_else(|faults| panic!("written as {text:?}: {faults:?}"));
