@@ -25,6 +25,7 @@ use sodiumd::api::{self, Api, Declare};
 use sodiumd::desired::watch::{Source, Watch};
 use sodiumd::driver::Driver;
 use sodiumd::driver::fake::FakeDriver;
+use sodiumd::live::Live;
 use sodiumd::model::admission::{Rules, admit};
 use sodiumd::model::draft::read_document;
 use sodiumd::model::{Isolation, Spec};
@@ -91,13 +92,14 @@ impl Served {
         let store = Store::open(&database_path(dir.path())).unwrap();
         let queue = Arc::new(Queue::default());
         let rules = Arc::new(super::rules());
-        let world = Arc::new(world(&store, &queue, &rules));
+        let live = Arc::new(Live::new(super::rules()));
+        let world = Arc::new(world(&store, &queue, &live));
         let handle = Handle::new(Arc::clone(&world), Arc::clone(&queue));
         let looked_at = handle.clone();
         let (watch, watching) = Watch::start(Source {
             root: desired.clone(),
             store: store.clone(),
-            rules: Arc::clone(&rules),
+            rules: Arc::clone(&live),
             clock: clock::wall_ms,
             changed: Box::new(move |name| looked_at.look_at(name)),
         });
@@ -112,7 +114,7 @@ impl Served {
             Arc::new(Api {
                 store: store.clone(),
                 handle,
-                rules: Arc::clone(&rules),
+                rules: live,
                 auth: api::Auth::new("token".to_owned()),
                 tickets: api::Tickets::default(),
                 declare: match in_files {
@@ -120,6 +122,8 @@ impl Served {
                     false => Declare::Sqlite,
                 },
                 watch: watch.clone(),
+                bounds: Live::default(),
+                load: api::Load::default(),
                 about,
                 clock: now_ms,
             }),
@@ -201,7 +205,7 @@ impl Served {
     }
 }
 
-fn world(store: &Store, queue: &Arc<Queue>, rules: &Rules) -> World {
+fn world(store: &Store, queue: &Arc<Queue>, rules: &Arc<Live<Rules>>) -> World {
     let fake: Arc<dyn Driver> = Arc::new(FakeDriver::default());
     let runtime = tokio::runtime::Handle::current();
     World {
@@ -209,12 +213,12 @@ fn world(store: &Store, queue: &Arc<Queue>, rules: &Rules) -> World {
         drivers: [(Isolation::Bubblewrap, Arc::clone(&fake)), (Isolation::Gvisor, fake)].into(),
         unavailable: [(Isolation::Process, "not here".to_owned())].into(),
         host: None,
-        images: Arc::new(rules.images.clone()),
+        rules: Arc::clone(rules),
         boot_id: "boot".to_owned(),
         consoles: Arc::new(Consoles::new(Arc::clone(queue), runtime, store.epoch(), None)),
         sessions: Arc::default(),
         activity: Activity::default(),
-        idle_freeze: None,
+        idle_freeze: Live::default(),
     }
 }
 
