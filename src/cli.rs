@@ -38,8 +38,16 @@ struct Cli {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     Table,
+    /// A table with more columns
+    Wide,
     Json,
     Yaml,
+}
+
+impl Output {
+    fn is_for_people(self) -> bool {
+        matches!(self, Self::Table | Self::Wide)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -308,7 +316,12 @@ async fn get(client: &Client, name: Option<&str>, output: Output) -> anyhow::Res
         Some("files") => show::files(&client.get("/v1/files").await?, output)?,
         Some("images") => show::images(&client.get("/v1/images").await?, output)?,
         Some(name) => {
-            let sandbox = client.get(&format!("/v1/sandboxes/{}", client::part(name))).await?;
+            let path = format!("/v1/sandboxes/{}", client::part(name));
+            let mut sandbox = client.get(&path).await?;
+            if output.is_for_people() {
+                sandbox["status"]["limits"] =
+                    client.get(&format!("{path}/limits")).await?["items"].take();
+            }
             show::sandbox(&sandbox, output)?;
         }
     }
@@ -324,7 +337,7 @@ async fn power(
     let and = if verb.contains('?') { '&' } else { '?' };
     let path = format!("/v1/sandboxes/{}/{verb}{and}wait=60s", client::part(name));
     let sandbox = client.post(&path, "").await?;
-    if output == Output::Table {
+    if output.is_for_people() {
         let name = sandbox["metadata"]["name"].as_str().unwrap_or(name);
         show::complain(&format!("{name}: {}", sandbox["status"]["phase"].as_str().unwrap_or("?")));
     } else {

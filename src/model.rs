@@ -36,6 +36,6 @@ pub use platform::Platform;
 pub use record::Record;
 pub use sandbox::{Deletion, History, Hold, Owner, Power, Sandbox};
 pub use spec::{Isolation, Limits, Network, Restart, RestartPolicy, Spec, State, Stop};
-pub use status::{LimitStatus, Phase, Status};
+pub use status::{Breaches, LimitStatus, Phase, Status, Verdict};
 pub use time::{Span, Time};
 pub use violation::{Position, Violation};

@@ -287,6 +287,8 @@ fn lost(view: &View<'_>, instance: &Instance, began: bool) -> ExitRecord {
         memory_peak_bytes: 0,
         cpu_usec: 0,
         throttled_usec: 0,
+        processes_peak: 0,
+        processes_refused: 0,
         hint: None,
     }
 }

@@ -12,7 +12,7 @@ use crate::doctor::{self, Finding, Severity};
 pub(super) fn doctor(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
     let findings = doctor::examine(config);
     let worst = doctor::worst(&findings);
-    if output == Output::Table {
+    if output.is_for_people() {
         for finding in &findings {
             describe(finding)?;
         }

@@ -29,7 +29,7 @@ pub(super) fn complain(text: &str) {
 pub(super) fn value(value: &Value, output: Output) -> anyhow::Result<()> {
     match output {
         Output::Json => line(&serde_json::to_string_pretty(value)?),
-        Output::Yaml | Output::Table => raw(yaml::write(value).as_bytes()),
+        Output::Yaml | Output::Table | Output::Wide => raw(yaml::write(value).as_bytes()),
     }
 }
 
@@ -55,7 +55,7 @@ fn items(list: &Value) -> Vec<Value> {
 
 fn listed(list: &Value, output: Output, columns: Columns) -> anyhow::Result<()> {
     match output {
-        Output::Table => table(&items(list), columns),
+        Output::Table | Output::Wide => table(&items(list), columns),
         Output::Json | Output::Yaml => value(list, output),
     }
 }
@@ -84,23 +84,52 @@ fn about(sandbox: &Value) -> String {
 }
 
 pub(super) fn sandboxes(list: &Value, output: Output) -> anyhow::Result<()> {
-    listed(
-        list,
-        output,
-        &[
-            ("NAME", |row| text(&row["metadata"]["name"])),
-            ("PHASE", |row| text(&row["status"]["phase"])),
-            ("READY", ready),
-            ("RESTARTS", |row| text(&row["status"]["restarts"])),
-            ("PID", |row| text(&row["status"]["instance"]["pid"])),
-            ("OWNER", |row| text(&row["metadata"]["owner"])),
-            ("ABOUT", about),
-        ],
-    )
+    let wide: Columns = &[
+        ("NAME", |row| text(&row["metadata"]["name"])),
+        ("PHASE", |row| text(&row["status"]["phase"])),
+        ("READY", ready),
+        ("RESTARTS", |row| text(&row["status"]["restarts"])),
+        ("PID", |row| text(&row["status"]["instance"]["pid"])),
+        ("OWNER", |row| text(&row["metadata"]["owner"])),
+        ("ISOLATION", |row| text(&row["spec"]["isolation"])),
+        ("LIMITS", kept_limits),
+        ("MET", met_limits),
+        ("ABOUT", about),
+    ];
+    let narrow: Columns = &[
+        ("NAME", |row| text(&row["metadata"]["name"])),
+        ("PHASE", |row| text(&row["status"]["phase"])),
+        ("READY", ready),
+        ("RESTARTS", |row| text(&row["status"]["restarts"])),
+        ("PID", |row| text(&row["status"]["instance"]["pid"])),
+        ("OWNER", |row| text(&row["metadata"]["owner"])),
+        ("ABOUT", about),
+    ];
+    listed(list, output, if output == Output::Wide { wide } else { narrow })
+}
+
+/// How many limits are kept, and which are not.
+fn kept_limits(sandbox: &Value) -> String {
+    let limits = sandbox["status"]["limits"].as_array().cloned().unwrap_or_default();
+    let (kept, rest): (Vec<_>, Vec<_>) =
+        limits.iter().partition(|limit| limit["verdict"] == "enforced");
+    let mut words = vec![format!("{} enforced", kept.len())];
+    words.extend(
+        rest.iter().map(|one| format!("{} {}", text(&one["limit"]), text(&one["verdict"]))),
+    );
+    words.join(", ")
+}
+
+/// Which limits were met, and how often.
+fn met_limits(sandbox: &Value) -> String {
+    let met = sandbox["status"]["breaches"].as_object().cloned().unwrap_or_default();
+    let words = met.iter().map(|(limit, met)| format!("{limit} {}", text(&met["count"])));
+    let words = words.collect::<Vec<_>>().join(", ");
+    if words.is_empty() { "-".to_owned() } else { words }
 }
 
 pub(super) fn sandbox(sandbox: &Value, output: Output) -> anyhow::Result<()> {
-    if output != Output::Table {
+    if !output.is_for_people() {
         return value(sandbox, output);
     }
     let status = &sandbox["status"];
@@ -137,10 +166,13 @@ pub(super) fn sandbox(sandbox: &Value, output: Output) -> anyhow::Result<()> {
             ("LIMIT", |row| text(&row["limit"])),
             ("REQUESTED", |row| text(&row["requested"])),
             ("READ BACK", |row| text(&row["read_back"])),
-            ("ENFORCED", |row| text(&row["enforced"])),
+            ("VERDICT", |row| text(&row["verdict"])),
+            ("USED", |row| text(&row["usage"])),
+            ("PEAK", |row| text(&row["peak"])),
+            ("MET", |row| text(&row["breaches"]["count"])),
             ("BY", |row| {
-                let why = text(&row["reason"]);
-                if row["reason"].is_null() { text(&row["mechanism"]) } else { why }
+                let why = row["reason"].as_str().filter(|why| !why.is_empty());
+                why.map_or_else(|| text(&row["mechanism"]), str::to_owned)
             }),
         ],
     )
@@ -219,7 +251,7 @@ pub(super) fn event_line(json: &[u8], output: Output) -> anyhow::Result<()> {
     match output {
         Output::Json => line(&event.to_string()),
         Output::Yaml => raw(format!("---\n{}", yaml::write(&event)).as_bytes()),
-        Output::Table => {
+        Output::Table | Output::Wide => {
             let fields =
                 ["time", "level", "name", "reason", "message"].map(|key| text(&event[key]));
             line(&fields.join("  "))
@@ -228,7 +260,7 @@ pub(super) fn event_line(json: &[u8], output: Output) -> anyhow::Result<()> {
 }
 
 pub(super) fn applied(results: &[Value], output: Output) -> anyhow::Result<()> {
-    if output != Output::Table {
+    if !output.is_for_people() {
         return value(&Value::Array(results.to_vec()), output);
     }
     table(
@@ -247,7 +279,7 @@ pub(super) fn applied(results: &[Value], output: Output) -> anyhow::Result<()> {
 }
 
 pub(super) fn plan(plan: &Value, output: Output) -> anyhow::Result<()> {
-    if output != Output::Table {
+    if !output.is_for_people() {
         return value(plan, output);
     }
     let steps = plan["steps"].as_array().cloned().unwrap_or_default();

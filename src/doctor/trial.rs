@@ -289,7 +289,7 @@ fn limits(statuses: &[LimitStatus]) -> Vec<Finding> {
                 status.read_back.map_or_else(|| "nothing".to_owned(), |value| value.to_string());
             let found =
                 format!("asked for {}, {} says {read_back}", status.requested, status.mechanism);
-            if status.enforced {
+            if status.is_enforced() {
                 return Some(Finding::fine(name, found));
             }
             let means = ("the limit is not kept, and `strict: true` refuses to run", CGROUP_FIX);

@@ -17,7 +17,9 @@ use crate::driver::host::Host;
 use crate::driver::runsc::{self, Guest, Runsc};
 use crate::driver::shown::HOME;
 use crate::driver::{Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder, process};
-use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, Platform, SandboxName, Time};
+use crate::model::{
+    ExitRecord, Iid, Isolation, LimitStatus, Limits, Observed, Platform, SandboxName, Time,
+};
 use crate::shim::client::{Client, ClientError};
 use crate::shim::exit;
 use crate::shim::launch::{Confinement, FILE, LOCK, Launch};
@@ -282,6 +284,14 @@ impl Shimmed {
         ledger::to_cgroup(limits, self.counting())
     }
 
+    fn exit(&self, exit: exit::Exit, iid: &Iid) -> ExitRecord {
+        let own = match self.counting() {
+            Counting::Host { own } => own,
+            Counting::Guest => 0,
+        };
+        convert::exit(exit, iid, own)
+    }
+
     fn counting(&self) -> Counting {
         match self.bundle {
             Bundle::Bubblewrap(_) => Counting::Host { own: bwrap::OWN_PROCESSES },
@@ -303,7 +313,7 @@ impl Shimmed {
     fn observed(&self, state: State, iid: &Iid) -> Observed {
         let started_at = state.started_at_ms.map(Time);
         match (state.phase, state.exit) {
-            (Phase::Exited, Some(exit)) => Observed::Exited { exit: convert::exit(exit, iid) },
+            (Phase::Exited, Some(exit)) => Observed::Exited { exit: self.exit(exit, iid) },
             (Phase::Launching, _) => Observed::Launching,
             (Phase::Running, _) => Observed::Running {
                 pid: state.pid,
@@ -330,7 +340,7 @@ impl Shimmed {
         if group.is_populated() {
             return Ok(Observed::Orphan);
         }
-        let exit = exit::load(&self.host.exit_path(iid)).map(|exit| convert::exit(exit, iid));
+        let exit = exit::load(&self.host.exit_path(iid)).map(|exit| self.exit(exit, iid));
         let took_over = lock::is_noted(&self.host.run_dir(iid).join(LOCK)).map_err(host)?;
         let began = took_over || exit.is_some();
         Ok(Observed::Gone { exit, began })
@@ -545,7 +555,12 @@ impl Driver for Shimmed {
     }
 
     fn usage(&self, iid: &Iid) -> Usage {
-        self.host.group(iid).usage()
+        let mut usage = self.host.group(iid).usage();
+        if let Counting::Host { own } = self.counting() {
+            usage.pids = usage.pids.saturating_sub(own);
+            usage.pids_peak = usage.pids_peak.saturating_sub(own);
+        }
+        usage
     }
 
     fn workload_cpu_usec(&self, iid: &Iid) -> u64 {

@@ -199,6 +199,11 @@ pub struct ExitRecord {
     pub memory_peak_bytes: u64,
     pub cpu_usec: u64,
     pub throttled_usec: u64,
+    /// How many there were at most, and how often one more was refused.
+    #[serde(default)]
+    pub processes_peak: u64,
+    #[serde(default)]
+    pub processes_refused: u64,
     /// What may have been the matter, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
@@ -220,6 +225,16 @@ impl ExitRecord {
     /// Whether somebody asked for the end; running out of time is nobody's wish.
     pub fn was_asked(&self) -> bool {
         self.reason.as_deref().is_some_and(|reason| reason != StopReason::Timeout.as_str())
+    }
+
+    /// How often each limit was met, as the kernel counted it.
+    pub fn breaches(&self) -> [(&'static str, u64); 3] {
+        let timed_out = matches!(self.kind, ExitKind::Timeout { .. });
+        [
+            ("memory_mb", self.oom_kills),
+            ("max_processes", self.processes_refused),
+            ("timeout_seconds", u64::from(timed_out)),
+        ]
     }
 
     /// One line for people: `exited with code 3`.

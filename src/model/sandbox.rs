@@ -11,7 +11,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::instance::{ExitRecord, Instance, InstancePhase};
 use crate::model::name::SandboxName;
 use crate::model::spec::{Spec, State};
-use crate::model::status::Status;
+use crate::model::status::{Breaches, Status};
 use crate::model::time::Time;
 
 /// Who may edit the spec.
@@ -104,6 +104,9 @@ pub struct History {
     /// What an operator asked to keep.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub saved: Option<Arc<Checkpoint>>,
+    /// How often each limit was met, by its name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub breaches: BTreeMap<String, Breaches>,
     /// The newest request for a checkpoint that was answered, and why not, if it was refused.
     pub checkpointed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]

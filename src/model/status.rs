@@ -35,8 +35,21 @@ impl fmt::Display for Phase {
     }
 }
 
+/// Whether a limit is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it was asked for.
+    Enforced,
+    /// Something keeps it, and not as it was asked for.
+    Degraded,
+    /// Nothing on this host does.
+    Unsupported,
+}
+
 /// One limit and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredLimit")]
 pub struct LimitStatus {
     pub limit: String,
     pub requested: u64,
@@ -44,9 +57,59 @@ pub struct LimitStatus {
     pub mechanism: String,
     /// What the kernel says it is, in the unit of the request.
     pub read_back: Option<u64>,
-    pub enforced: bool,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub verdict: Verdict,
+    /// Why it is not enforced.
     pub reason: String,
+}
+
+impl LimitStatus {
+    pub fn is_enforced(&self) -> bool {
+        self.verdict == Verdict::Enforced
+    }
+}
+
+/// The same as it may lie in a store: releases before the verdict knew only yes and no.
+#[derive(Deserialize)]
+struct StoredLimit {
+    limit: String,
+    requested: u64,
+    mechanism: String,
+    read_back: Option<u64>,
+    verdict: Option<Verdict>,
+    enforced: Option<bool>,
+    #[serde(default)]
+    reason: String,
+}
+
+impl From<StoredLimit> for LimitStatus {
+    fn from(stored: StoredLimit) -> Self {
+        let StoredLimit { limit, requested, mechanism, read_back, verdict, enforced, reason } =
+            stored;
+        let was = match enforced {
+            Some(false) if mechanism.is_empty() => Verdict::Unsupported,
+            Some(false) => Verdict::Degraded,
+            Some(true) | None => Verdict::Enforced,
+        };
+        let verdict = verdict.unwrap_or(was);
+        Self { limit, requested, mechanism, read_back, verdict, reason }
+    }
+}
+
+/// How often a limit was met, over all instances.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Breaches {
+    pub count: u64,
+    /// When the last was recorded.
+    pub last: Option<Time>,
+}
+
+impl Breaches {
+    pub fn add(&mut self, count: u64, at: Time) {
+        if count > 0 {
+            self.count += count;
+            self.last = Some(at);
+        }
+    }
 }
 
 /// The status of one sandbox.

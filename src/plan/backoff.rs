@@ -10,7 +10,12 @@ const HEALTHY_AFTER_MAX: Span = Span::seconds(600);
 
 /// What to remember after an end.
 pub fn after_exit(sandbox: &Sandbox, exit: &ExitRecord) -> History {
-    let history = sandbox.history.clone();
+    let mut history = sandbox.history.clone();
+    for (limit, count) in exit.breaches() {
+        if count > 0 {
+            history.breaches.entry(limit.to_owned()).or_default().add(count, exit.ended_at);
+        }
+    }
     if exit.is_innocent() {
         return History { not_before: None, ..history };
     }

@@ -3,7 +3,7 @@
 use crate::model::condition::{self, Condition};
 use crate::model::{
     ConditionType, ExitKind, InstancePhase, LimitStatus, Observed, Phase, Sandbox, Spec, Status,
-    Time, Truth,
+    Time, Truth, Verdict,
 };
 use crate::plan::{Next, Policy, Step, View};
 
@@ -79,7 +79,7 @@ pub fn report(view: &View<'_>, next: &Next, why: &str) -> Status {
 
 /// `disk_mb: not enforced (reason), …`.
 fn unkept(limits: &[LimitStatus]) -> String {
-    let broken = limits.iter().filter(|limit| limit.requested > 0 && !limit.enforced);
+    let broken = limits.iter().filter(|limit| limit.requested > 0 && !limit.is_enforced());
     let texts: Vec<String> =
         broken.map(|limit| format!("{}: not enforced ({})", limit.limit, limit.reason)).collect();
     texts.join("; ")
@@ -93,7 +93,7 @@ fn predicted_limits(spec: &Spec, policy: &Policy) -> Vec<LimitStatus> {
         requested: spec.limits.get(name).unwrap_or(0),
         mechanism: String::new(),
         read_back: None,
-        enforced: false,
+        verdict: Verdict::Unsupported,
         reason: reason.to_owned(),
     };
     broken.into_iter().map(predict).collect()

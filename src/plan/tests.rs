@@ -87,6 +87,8 @@ fn exit(kind: ExitKind) -> ExitRecord {
         memory_peak_bytes: 0,
         cpu_usec: 0,
         throttled_usec: 0,
+        processes_peak: 0,
+        processes_refused: 0,
         hint: None,
     }
 }

@@ -330,6 +330,8 @@ fn exit_record(row: &Row, n: u8, exit: Exit) -> ExitRecord {
         memory_peak_bytes: 0,
         cpu_usec: 0,
         throttled_usec: 0,
+        processes_peak: 0,
+        processes_refused: 0,
         hint: None,
     }
 }

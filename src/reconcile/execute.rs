@@ -441,6 +441,8 @@ fn not_started(iid: &Iid, error: &DriverError, now: Time) -> ExitRecord {
         memory_peak_bytes: 0,
         cpu_usec: 0,
         throttled_usec: 0,
+        processes_peak: 0,
+        processes_refused: 0,
         hint: None,
     }
 }

@@ -109,6 +109,9 @@ pub struct Usage {
     pub cpu_usec: u64,
     pub throttled_usec: u64,
     pub pids: u64,
+    pub pids_peak: u64,
+    /// How often one more process was refused.
+    pub pids_refused: u64,
     pub read_bytes: u64,
     pub write_bytes: u64,
 }
@@ -382,6 +385,14 @@ fn keyed(text: &str, key: &str) -> u64 {
         .find(|(found, _)| *found == key)
         .and_then(|(_, value)| value.trim().parse().ok())
         .unwrap_or(0)
+}
+
+/// Both versions have the same files for processes.
+fn add_pids(dir: &Path, usage: &mut Usage) {
+    usage.pids = number(&read(dir, "pids.current"));
+    // Older kernels keep no peak.
+    usage.pids_peak = number(&read(dir, "pids.peak")).max(usage.pids);
+    usage.pids_refused = keyed(&read(dir, "pids.events"), "max");
 }
 
 fn number(text: &str) -> u64 {

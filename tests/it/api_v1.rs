@@ -31,7 +31,7 @@ async fn a_put_declares_and_the_loop_does_the_rest() {
     assert_eq!(running["status"]["observed_generation"], 1);
     let limits = running["status"]["limits"].as_array().unwrap();
     let memory = limits.iter().find(|limit| limit["limit"] == "memory_mb").unwrap();
-    assert_eq!((&memory["read_back"], &memory["enforced"]), (&json!(512), &json!(true)));
+    assert_eq!((&memory["read_back"], &memory["verdict"]), (&json!(512), &json!("enforced")));
     let same = put(&desk, "web", &sleeper()).await;
     assert_eq!((same.status, &same.json["metadata"]["generation"]), (200, &json!(1)));
     let deleted = desk.ask("DELETE", "/v1/sandboxes/web?wait=30s&force=true", "").await;

@@ -17,6 +17,7 @@ mod driver_contract;
 mod exec;
 mod freeze;
 mod gvisor;
+mod limits;
 mod power;
 mod store;
 mod tidy;

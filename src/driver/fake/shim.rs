@@ -140,6 +140,8 @@ impl Shim {
             memory_peak_bytes: 0,
             cpu_usec: 0,
             throttled_usec: 0,
+            processes_peak: 0,
+            processes_refused: 0,
             hint: None,
         }
     }

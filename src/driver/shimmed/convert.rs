@@ -10,7 +10,8 @@ use crate::sys::{SysError, lock, process};
 /// What the kernel calls shims, and the server that they are forked from.
 const SHIM: &str = "sodium-shim";
 
-pub(super) fn exit(exit: Exit, iid: &Iid) -> ExitRecord {
+/// The runtime's `own` processes are none of the sandbox's.
+pub(super) fn exit(exit: Exit, iid: &Iid, own: u64) -> ExitRecord {
     let name = |signal: Option<i32>| signal.map(process::signal_name);
     let kind = match exit.cause {
         Cause::Exited { code } => ExitKind::Exited { code },
@@ -29,6 +30,8 @@ pub(super) fn exit(exit: Exit, iid: &Iid) -> ExitRecord {
         memory_peak_bytes: exit.usage.memory_peak_bytes,
         cpu_usec: exit.usage.cpu_usec,
         throttled_usec: exit.usage.throttled_usec,
+        processes_peak: exit.usage.pids_peak.saturating_sub(own),
+        processes_refused: exit.usage.pids_refused,
         hint: exit.hint,
     }
 }

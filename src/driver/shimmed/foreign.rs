@@ -25,7 +25,7 @@ impl Shimmed {
         }
         // Written once everything has ended; until then it is at that.
         match exit::load(&self.host.exit_path(iid)) {
-            Some(exit) => Observed::Exited { exit: convert::exit(exit, iid) },
+            Some(exit) => Observed::Exited { exit: self.exit(exit, iid) },
             None => Observed::Stopping { pid: None, started_at: None },
         }
     }

@@ -1,7 +1,7 @@
 //! Limits, one by one: what was asked, what keeps it, what the kernel says it is.
 
 use crate::driver::runsc;
-use crate::model::{LimitStatus, Limits};
+use crate::model::{LimitStatus, Limits, Verdict};
 use crate::sys::cgroup::{self, Applied, Controller};
 use crate::sys::spawn;
 
@@ -45,21 +45,26 @@ pub(super) fn statuses(
     Limits::NAMES.into_iter().map(|name| status(name, limits, applied, counting)).collect()
 }
 
+/// What keeps a limit, what the kernel says of it, how well that is, and why not better.
+type Kept = (String, Option<u64>, Verdict, String);
+
 fn status(name: &str, limits: &Limits, applied: &[Applied], counting: Counting) -> LimitStatus {
     let requested = limits.get(name).unwrap_or(0);
     let from_cgroup = |controller, to_unit: &dyn Fn(u64) -> u64| {
         let found = applied.iter().find(|applied| applied.controller == controller);
         let read_back = found.and_then(|applied| applied.read_back).map(to_unit);
-        let enforced = requested == 0 || read_back == Some(requested);
-        let reason = match (found, enforced) {
-            (_, true) => String::new(),
-            (None, false) => format!("no cgroup controller for {name} on this host"),
-            (Some(_), false) => "the kernel set another value".to_owned(),
+        let kept = requested == 0 || read_back == Some(requested);
+        let (verdict, reason) = match (found, kept) {
+            (_, true) => (Verdict::Enforced, String::new()),
+            (None, false) => {
+                (Verdict::Unsupported, format!("no cgroup controller for {name} on this host"))
+            }
+            (Some(_), false) => (Verdict::Degraded, "the kernel set another value".to_owned()),
         };
         let mechanism = found.map(|applied| applied.mechanism.clone()).unwrap_or_default();
-        (mechanism, read_back, enforced, reason)
+        (mechanism, read_back, verdict, reason)
     };
-    let (mechanism, read_back, enforced, reason) = match name {
+    let (mechanism, read_back, verdict, reason): Kept = match name {
         "memory_mb" => from_cgroup(Controller::Memory, &|bytes| bytes >> 20),
         "cpu_percent" => from_cgroup(Controller::Cpu, &|percent| percent),
         "max_processes" => match counting {
@@ -70,30 +75,31 @@ fn status(name: &str, limits: &Limits, applied: &[Applied], counting: Counting) 
         },
         "max_files" if counting == Counting::Guest => in_guest("RLIMIT_NOFILE", requested),
         "max_files" => match open_files(limits) {
-            Some((value, as_asked)) => {
-                let reason = if as_asked { String::new() } else { above_own(value) };
-                ("RLIMIT_NOFILE".to_owned(), Some(value), as_asked, reason)
+            Some((value, true)) => kept("RLIMIT_NOFILE", Some(value)),
+            Some((value, false)) => {
+                let why = above_own(value);
+                ("RLIMIT_NOFILE".to_owned(), Some(value), Verdict::Degraded, why)
             }
-            None => (String::new(), None, true, String::new()),
+            None => kept("", None),
         },
-        "timeout_seconds" => (
-            "timer in the shim".to_owned(),
-            (requested > 0).then_some(requested),
-            true,
-            String::new(),
-        ),
-        _ => (String::new(), None, requested == 0, NO_DISK.to_owned()),
+        "timeout_seconds" => kept("timer in the shim", (requested > 0).then_some(requested)),
+        _ if requested == 0 => kept("", None),
+        _ => (String::new(), None, Verdict::Unsupported, NO_DISK.to_owned()),
     };
-    LimitStatus { limit: name.to_owned(), requested, mechanism, read_back, enforced, reason }
+    LimitStatus { limit: name.to_owned(), requested, mechanism, read_back, verdict, reason }
+}
+
+fn kept(mechanism: &str, read_back: Option<u64>) -> Kept {
+    (mechanism.to_owned(), read_back, Verdict::Enforced, String::new())
 }
 
 /// Kept by gVisor's kernel, which takes every value and is not asked for it again.
-fn in_guest(what: &str, requested: u64) -> (String, Option<u64>, bool, String) {
+fn in_guest(what: &str, requested: u64) -> Kept {
     if requested == 0 {
-        return (String::new(), None, true, String::new());
+        return kept("", None);
     }
     let reason = "in the bundle; not read back from gVisor's kernel".to_owned();
-    (format!("{what} in the guest"), None, true, reason)
+    (format!("{what} in the guest"), None, Verdict::Enforced, reason)
 }
 
 fn above_own(most: u64) -> String {

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::model::{SandboxName, Spec};
+use crate::model::{SandboxName, Spec, Verdict};
 
 /// An order for `sh -c id`, for tests of command lines.
 pub(crate) fn order(check: impl FnOnce(&Order<'_>)) {
@@ -47,7 +47,8 @@ fn a_limit_beyond_the_daemons_own_says_so() {
     let limits = Limits { max_files: 1 << 30, ..Limits::DEFAULT };
     let statuses = ledger::statuses(&limits, &[], Counting::Host { own: 0 });
     let files = statuses.iter().find(|status| status.limit == "max_files").unwrap();
-    assert!(!files.enforced && files.reason.contains("cannot give more"), "{files:?}");
+    assert_eq!(files.verdict, Verdict::Degraded);
+    assert!(files.reason.contains("cannot give more"), "{files:?}");
     let disk = statuses.iter().find(|status| status.limit == "disk_mb").unwrap();
-    assert!(!disk.enforced && disk.mechanism.is_empty());
+    assert!(disk.verdict == Verdict::Unsupported && disk.mechanism.is_empty());
 }

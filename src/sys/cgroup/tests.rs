@@ -71,6 +71,8 @@ fn usage_is_read_from_either_version() {
     put("memory.peak", "8192\n");
     put("memory.events", "low 0\noom 2\noom_kill 1\n");
     put("pids.current", "3\n");
+    put("pids.peak", "5\n");
+    put("pids.events", "max 7\n");
     put("io.stat", "8:0 rbytes=10 wbytes=20 rios=1\n7:0 rbytes=1 wbytes=2\n");
     let all = [Controller::Memory, Controller::Cpu, Controller::Pids, Controller::Blkio];
     let group = Group {
@@ -85,6 +87,8 @@ fn usage_is_read_from_either_version() {
         cpu_usec: 1500,
         throttled_usec: 70,
         pids: 3,
+        pids_peak: 5,
+        pids_refused: 7,
         read_bytes: 11,
         write_bytes: 22,
     };

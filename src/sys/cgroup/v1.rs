@@ -74,7 +74,7 @@ pub(super) fn add_usage(dir: &Path, controller: Controller, usage: &mut Usage) {
             usage.throttled_usec = keyed(&read(dir, "cpu.stat"), "throttled_time") / 1000;
         }
         Controller::Cpuacct => usage.cpu_usec = number(&read(dir, "cpuacct.usage")) / 1000,
-        Controller::Pids => usage.pids = number(&read(dir, "pids.current")),
+        Controller::Pids => super::add_pids(dir, usage),
         Controller::Blkio => {
             for line in read(dir, "blkio.throttle.io_service_bytes").lines() {
                 let mut words = line.split(' ');

@@ -84,7 +84,7 @@ pub(super) fn add_usage(dir: &Path, controllers: &[Controller], usage: &mut Usag
                 usage.oom_kills = keyed(&read(dir, "memory.events"), "oom_kill");
             }
             Controller::Cpu => usage.throttled_usec = keyed(&cpu, "throttled_usec"),
-            Controller::Pids => usage.pids = number(&read(dir, "pids.current")),
+            Controller::Pids => super::add_pids(dir, usage),
             Controller::Blkio => {
                 for word in read(dir, "io.stat").split_whitespace() {
                     match word.split_once('=') {

@@ -1,0 +1,77 @@
+//! `/v1/sandboxes/NAME/limits`: the ledger. For each limit what was asked for, what keeps it, what the kernel
+//! says it is, how often it was met, and how much of it is used.
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use crate::api::request::Path;
+use crate::api::sandboxes::find;
+use crate::api::{ApiError, Shared};
+use crate::model::{Instance, Isolation, Limits, Sandbox, Time};
+use crate::reconcile::Usage;
+
+pub(super) async fn limits(
+    State(api): State<Shared>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let sandbox = find(&api, &id)?;
+    let usage = api.handle.usage(&sandbox).await;
+    let now = api.now();
+    let items: Vec<Value> =
+        Limits::NAMES.into_iter().map(|name| entry(name, &sandbox, &usage, now)).collect();
+    Ok(Json(json!({"name": sandbox.name, "strict": sandbox.spec.strict, "items": items})))
+}
+
+fn entry(name: &str, sandbox: &Sandbox, usage: &Usage, now: Time) -> Value {
+    let live = sandbox.live();
+    let (used, peak) = live.map_or((None, None), |live| used(name, live, usage, now));
+    let peak = peak.or_else(|| peak_before(name, sandbox));
+    let mut breaches = sandbox.history.breaches.get(name).copied().unwrap_or_default();
+    // What the kernel has counted for the instance that runs is recorded when that ends.
+    let counted = match name {
+        "memory_mb" => usage.oom_kills,
+        "max_processes" => usage.pids_refused,
+        _ => 0,
+    };
+    breaches.add(counted, now);
+    let known = sandbox.status.limits.iter().find(|limit| limit.limit == name);
+    let mut entry = known.map_or_else(|| not_set(name, sandbox), |limit| json!(limit));
+    entry["usage"] = json!(used);
+    entry["peak"] = json!(peak);
+    entry["breaches"] = json!(breaches);
+    entry
+}
+
+/// Nothing runs, and nothing is known that would keep it from being kept.
+fn not_set(name: &str, sandbox: &Sandbox) -> Value {
+    json!({"limit": name, "requested": sandbox.spec.limits.get(name), "mechanism": "", "read_back": null,
+        "verdict": null, "reason": "it is set and read back when the sandbox starts"})
+}
+
+/// What is used now, and was at most, in the unit of the limit.
+fn used(limit: &str, live: &Instance, usage: &Usage, now: Time) -> (Option<u64>, Option<u64>) {
+    let ran_ms = live.started_at.map_or(0, |started| started.until(now).0);
+    let mib = |bytes: u64| Some(bytes.div_ceil(1 << 20));
+    match limit {
+        "memory_mb" => (mib(usage.memory_bytes), mib(usage.memory_peak_bytes)),
+        // On the average since it was started.
+        "cpu_percent" => ((usage.cpu_usec / 10).checked_div(ran_ms), None),
+        // gVisor's guests have processes that the host does not see.
+        "max_processes" if live.spec.isolation != Isolation::Gvisor => {
+            (Some(usage.pids), Some(usage.pids_peak))
+        }
+        "timeout_seconds" => (Some(ran_ms / 1_000), None),
+        _ => (None, None),
+    }
+}
+
+/// What the last instance had come to when it ended.
+fn peak_before(limit: &str, sandbox: &Sandbox) -> Option<u64> {
+    let exit = sandbox.last_exit()?;
+    match limit {
+        "memory_mb" => Some(exit.memory_peak_bytes.div_ceil(1 << 20)),
+        "max_processes" => Some(exit.processes_peak),
+        _ => None,
+    }
+}
