@@ -6,6 +6,7 @@
 //!   console.rs   its WebSocket                                  /console/ID
 //!   listen.rs    connections, and how many; rate.rs: requests, and how often
 //!   v1: sandboxes.rs apply.rs exec.rs limits.rs power.rs checkpoint.rs watch.rs logs.rs events.rs files.rs openapi.rs
+//!   list.rs      long answers, piece by piece
 //! ```
 
 mod apply;
@@ -19,6 +20,7 @@ mod events;
 mod exec;
 mod files;
 mod limits;
+mod list;
 mod listen;
 mod logs;
 mod openapi;

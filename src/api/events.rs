@@ -3,16 +3,15 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::api::sandboxes::{Pairs, flag};
-use crate::api::{ApiError, Kind, Shared};
+use crate::api::{ApiError, Kind, Shared, list};
 use crate::model::Event;
 use crate::store::Snapshot;
 
@@ -27,9 +26,8 @@ pub(super) async fn list(State(api): State<Shared>, pairs: Pairs) -> Result<Resp
     if !flag(&pairs, "follow") {
         let snapshot = api.store.snapshot();
         let wanted = |event: &&Arc<Event>| event.seq > since && concerns(event, about.as_deref());
-        let events: Vec<Value> =
-            snapshot.events.iter().filter(wanted).map(|event| json!(**event)).collect();
-        return Ok(Json(json!({"items": events})).into_response());
+        let events: Vec<Arc<Event>> = snapshot.events.iter().filter(wanted).cloned().collect();
+        return Ok(list::answer("items", events.into_iter().map(|event| json!(*event)), ""));
     }
     let (place, commits) = (api.place(Kind::Follower)?, api.store.watch());
     let lines = stream::unfold(

@@ -3,16 +3,15 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use serde_json::{Value, json};
 
-use crate::api::{ApiError, Shared, wire};
+use crate::api::{ApiError, Shared, list, wire};
 use crate::store::files;
 
-pub(super) async fn list(State(api): State<Shared>) -> Json<Value> {
-    let snapshot = api.store.snapshot();
-    let items: Vec<Value> =
-        snapshot.files.iter().map(|(path, record)| wire::file(path, record)).collect();
-    Json(json!({"items": items}))
+pub(super) async fn list(State(api): State<Shared>) -> Response {
+    let files = api.store.snapshot().files.clone();
+    list::answer("items", files.into_iter().map(|(path, record)| wire::file(&path, &record)), "")
 }
 
 /// Lets held removals go ahead.

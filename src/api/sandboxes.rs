@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::api::request::{Path, Query};
-use crate::api::{ApiError, Shared, declare, request, wait, watch, wire};
+use crate::api::{ApiError, Shared, declare, list, request, wait, watch, wire};
 use crate::model::tree::{Faults, Node};
 use crate::model::{Owner, Sandbox, Violation, admission, draft};
 use crate::store::edit::{self, Delete, Edited, Precondition, Put};
@@ -38,14 +38,11 @@ pub(super) async fn list(
     let fits = |sandbox: &&Arc<Sandbox>| {
         label.is_none_or(|(key, value)| sandbox.labels.get(key).is_some_and(|found| found == value))
     };
-    let items: Vec<Value> = snapshot
-        .sandboxes
-        .values()
-        .filter(fits)
-        .map(|sandbox| wire::full(&snapshot.epoch, sandbox))
-        .collect();
-    Ok(Json(json!({"resource_version": snapshot.resource_version(), "items": items}))
-        .into_response())
+    let items: Vec<Arc<Sandbox>> = snapshot.sandboxes.values().filter(fits).cloned().collect();
+    let rest = format!(r#","resource_version":{}"#, json!(snapshot.resource_version()));
+    let epoch = Arc::clone(&snapshot.epoch);
+    let items = items.into_iter().map(move |sandbox| wire::full(&epoch, &sandbox));
+    Ok(list::answer("items", items, &rest))
 }
 
 pub(super) async fn show(

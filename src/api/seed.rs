@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
-use crate::api::{ApiError, Declare, Shared, declare, request, wait, wire};
+use crate::api::{ApiError, Declare, Shared, declare, list, request, wait, wire};
 use crate::model::draft::{self, Draft};
 use crate::model::image::{Image, split_words};
 use crate::model::tree::{Faults, Node};
@@ -60,10 +61,9 @@ fn store_verdict(api: &Shared) -> String {
     fault.or_else(rescued).unwrap_or_else(|| "ok".to_owned())
 }
 
-pub(super) async fn list(State(api): State<Shared>) -> Json<Value> {
-    let snapshot = api.store.snapshot();
-    let all: Vec<Value> = snapshot.sandboxes.values().map(|one| wire::seed(&api, one)).collect();
-    Json(json!({"data": all}))
+pub(super) async fn list(State(api): State<Shared>) -> Response {
+    let all: Vec<Arc<Sandbox>> = api.store.snapshot().sandboxes.values().cloned().collect();
+    list::answer("data", all.into_iter().map(move |one| wire::seed(&api, &one)), "")
 }
 
 pub(super) async fn show(State(api): State<Shared>, Path(id): Path<String>) -> Answer {
