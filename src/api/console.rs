@@ -4,6 +4,7 @@
 //! never reads holds up nobody, not even its own `stop`. The writer holds nothing but an offset.
 //! With `format=binary`, output comes as binary frames, as it is; all else stays JSON.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ const CHUNK_BYTES: usize = 256 * 1024;
 const FRAME_BYTES_MAX: usize = 256 * 1024;
 /// A peer that takes nothing for this long is gone.
 const SEND_WITHIN: Duration = Duration::from_secs(60);
+/// For our goodbye, all else having been sent, and then for the client's.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// Answers waiting for a client that does not read; then its errors are dropped.
 const NOTICE_COUNT_MAX: usize = 16;
 
@@ -82,9 +85,14 @@ pub(super) async fn console(
             buffer: vec![0; CHUNK_BYTES],
             text: String::new(),
         };
-        let writing = tokio::spawn(writer.run(inbox));
-        listen(&api, &sandbox, stream, (notices, read_only)).await;
-        writing.abort();
+        let mut writing = tokio::spawn(writer.run(inbox));
+        let mut listening = pin!(listen(&api, &sandbox, stream, (notices, read_only)));
+        // Both arms only wait.
+        tokio::select! {
+            () = &mut listening => writing.abort(),
+            // Deleted, or the client takes nothing, and then it does not take its leave either.
+            _ = &mut writing => drop(timeout(LEAVE_WITHIN, listening).await),
+        }
         drop(place);
     }))
 }
@@ -244,7 +252,7 @@ impl Writer {
     async fn run(mut self, mut notices: mpsc::Receiver<Value>) {
         // The client left, the sandbox was deleted: either way there is nobody to tell.
         let _ = self.serve(&mut notices).await;
-        let _ = timeout(SEND_WITHIN, self.sink.close()).await;
+        let _ = timeout(LEAVE_WITHIN, self.sink.close()).await;
     }
 
     async fn serve(&mut self, notices: &mut mpsc::Receiver<Value>) -> Result<(), Left> {

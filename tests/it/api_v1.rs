@@ -3,6 +3,7 @@
 use futures_util::StreamExt;
 use reqwest::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::connect_async;
 
 use crate::desk::{Desk, PATIENCE, TOKEN};
@@ -355,4 +356,27 @@ async fn the_command_line_finds_the_daemon_and_prints_for_people_and_programs() 
     assert_eq!(code, 2);
     let want = "web.yaml:6:3: spec.comand: unknown field; did you mean \"command\"?\n  6 |   comand: [bash";
     assert!(out.contains(want), "{out}");
+}
+
+#[tokio::test]
+async fn a_console_ends_with_its_sandbox_though_its_client_says_nothing() {
+    let desk = Desk::new().await;
+    put(&desk, "gone", &json!({"command": ["true"], "state": "stopped"})).await;
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", desk.port)).await.unwrap();
+    let request = format!(
+        "GET /console/gone?token={TOKEN} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    desk.ask("DELETE", "/v1/sandboxes/gone?wait=30s&force=true", "").await;
+    // It is told goodbye, does not answer, and does not hang up: as one that is stuck, or is gone.
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+    ended.expect("the daemon hangs up").unwrap();
 }
