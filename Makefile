@@ -12,7 +12,7 @@ export RUST_BACKTRACE ?= 1
 # gVisor as Debian has it: the version of its stable release, and the one that is recommended.
 RUNSC := target/runsc/bookworm target/runsc/bookworm-backports
 
-.PHONY: help run test fuzz simulate torture bench audit build tools runsc clean
+.PHONY: help run test fuzz simulate torture bench soak audit build tools runsc clean
 
 help:
 	@echo "make run     build, start the daemon on $(CONFIG) with the sandboxes of desired/"
@@ -21,6 +21,7 @@ help:
 	@echo "make simulate SEEDS=100000   many more histories on a machine where everything goes wrong"
 	@echo "make torture MINUTES=10      the real daemon, while everything about it is killed, stopped and changed"
 	@echo "make bench   sodiumd beside its references, with ratios"
+	@echo "make soak MINUTES=10         an hour's work in ten minutes, and whether the daemon is then what it was"
 	@echo "make audit   licences, sources and duplicate crates (needs cargo-deny)"
 
 run: build runsc
@@ -67,6 +68,10 @@ torture: tools $(RUNSC)
 
 bench: tools $(RUNSC)
 	$(CARGO) bench --locked --quiet --bench bars
+
+# SEED=… for other luck, ISOLATION=process where there is no bubblewrap.
+soak: tools
+	MINUTES=$(or $(MINUTES),10) SEED=$(SEED) ISOLATION=$(ISOLATION) $(CARGO) bench --locked --quiet --bench soak
 
 audit:
 	$(CARGO) deny check bans licenses sources

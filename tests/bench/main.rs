@@ -10,30 +10,23 @@
 
 mod desk;
 mod raw;
+mod report;
+mod timing;
 
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
 use desk::{Desk, median, p99, pss_kib};
+use report::Bar;
 
 const STARTS: usize = 60;
 const CROWD: usize = 200;
 const CROWD_ROUNDS: usize = 5;
 const DECLARED: usize = 10_000;
 const CONSOLE_BYTES: usize = 1 << 30;
-
-/// One line of the table.
-struct Bar {
-    what: &'static str,
-    ours: String,
-    reference: String,
-    bar: &'static str,
-    met: bool,
-    figures: Value,
-}
 
 #[tokio::main]
 async fn main() {
@@ -59,18 +52,7 @@ async fn main() {
     if wanted("console") {
         bars.extend(console().await);
     }
-    println!("\n{:<52} {:>22} {:>22} {:>18}  met", "what", "sodiumd", "reference", "bar");
-    for bar in &bars {
-        let met = if bar.met { "yes" } else { "NO" };
-        println!("{:<52} {:>22} {:>22} {:>18}  {met}", bar.what, bar.ours, bar.reference, bar.bar);
-    }
-    let all: Vec<Value> = bars
-        .iter()
-        .map(
-            |bar| json!({"what": bar.what, "bar": bar.bar, "met": bar.met, "figures": bar.figures}),
-        )
-        .collect();
-    println!("\n{}", serde_json::to_string(&all).unwrap());
+    report::print(&bars);
 }
 
 fn ms(duration: Duration) -> f64 {
@@ -165,7 +147,7 @@ async fn first_bytes(
 /// Two hundred at once: time, memory, and adoption after `kill -9`.
 async fn crowd() -> Vec<Bar> {
     let mut desk = Desk::new(json!({})).await;
-    let empty = pss_kib(desk.pid());
+    let empty = pss_kib(desk.pid()).unwrap();
     let script = "echo up; sleep 1000";
     for index in 0..CROWD {
         let spec = json!({"command": ["bash", "-c", script], "state": "stopped",
@@ -188,8 +170,9 @@ async fn crowd() -> Vec<Bar> {
     }
     tokio::time::sleep(Duration::from_secs(12)).await;
     let shims = desk.shim_pids();
-    let shim_kib: f64 = shims.iter().map(|pid| pss_kib(*pid)).sum::<f64>() / shims.len() as f64;
-    let daemon_kib = (pss_kib(desk.pid()) - empty).max(0.0) / CROWD as f64;
+    let shim_kib: f64 =
+        shims.iter().map(|pid| pss_kib(*pid).unwrap()).sum::<f64>() / shims.len() as f64;
+    let daemon_kib = (pss_kib(desk.pid()).unwrap() - empty).max(0.0) / CROWD as f64;
     let (answered, adopted) = desk.adoption(CROWD).await;
     desk.delete_all(CROWD).await;
     desk.stop().await;
@@ -250,7 +233,7 @@ async fn declared() -> Vec<Bar> {
     desk.wait_declared(DECLARED).await;
     let ours = desk.edits(20).await;
     tokio::time::sleep(Duration::from_secs(35)).await;
-    let memory = pss_kib(desk.pid()) / 1024.0;
+    let memory = pss_kib(desk.pid()).unwrap() / 1024.0;
     let before = desk.cpu_ticks();
     tokio::time::sleep(Duration::from_secs(20)).await;
     let cpu = (desk.cpu_ticks() - before) as f64 / 20.0;
