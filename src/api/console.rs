@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
@@ -16,7 +17,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::api::auth::{Trusted, query};
 use crate::api::request::Path;
@@ -36,6 +37,10 @@ const NO_ID: u16 = 4001;
 const TAIL_BYTES: u64 = 64 * 1024;
 /// Read at once, and sent as one frame.
 const CHUNK_BYTES: usize = 256 * 1024;
+/// Read at once from a console that says little,
+const SMALL_BYTES: usize = 8 * 1024;
+/// as one does that has said nothing for so long.
+const QUIET: Duration = Duration::from_millis(500);
 /// Largest frame taken from a client.
 const FRAME_BYTES_MAX: usize = 256 * 1024;
 /// A peer that takes nothing for this long is gone.
@@ -82,7 +87,7 @@ pub(super) async fn console(
             sink,
             binary,
             decoder: Decoder::default(),
-            buffer: vec![0; CHUNK_BYTES],
+            buffer: vec![0; SMALL_BYTES],
             text: String::new(),
         };
         let mut writing = tokio::spawn(writer.run(inbox));
@@ -274,6 +279,10 @@ impl Writer {
                 changed = self.head.changed() => changed.map_err(|_| Left)?,
                 changed = commits.changed() => changed.map_err(|_| Left)?,
                 Some(notice) = notices.recv() => self.send_json(&notice).await?,
+                // Most consoles say a line now and then, and there may be thousands.
+                () = sleep(QUIET), if self.buffer.len() > SMALL_BYTES => {
+                    (self.buffer, self.text) = (vec![0; SMALL_BYTES], String::new());
+                }
                 _ = ticks.tick(), if running => {
                     let sandbox = find(&self.api, self.sandbox.name.as_str()).map_err(|_| Left)?;
                     let mut stats = wire::stats(&self.api.handle.usage(&sandbox).await);
@@ -306,10 +315,16 @@ impl Writer {
     async fn send_chunk(&mut self) -> Result<bool, Left> {
         // From the page cache, mostly; a read that waits for the disk holds up only this client's
         // worker for a moment, which costs less than a trip to another thread for each chunk.
-        match self.reader.read(&mut self.buffer).map_err(|_| Left)? {
+        let chunk = self.reader.read(&mut self.buffer).map_err(|_| Left)?;
+        match chunk {
             Chunk::End => Ok(false),
             Chunk::Gap { from, to } => {
                 self.send_json(&json!({"type": "gap", "from": from, "to": to})).await?;
+                Ok(true)
+            }
+            Chunk::Bytes { count, .. } if self.binary && count < SMALL_BYTES => {
+                let bytes = Bytes::copy_from_slice(&self.buffer[..count]);
+                self.send(Message::Binary(bytes)).await?;
                 Ok(true)
             }
             Chunk::Bytes { count, .. } if self.binary => {
@@ -321,6 +336,9 @@ impl Writer {
             }
             Chunk::Bytes { offset, count } => {
                 let frame = self.text_frame(offset, count).map_err(|_| Left)?;
+                if count == self.buffer.len() && count < CHUNK_BYTES {
+                    self.buffer = vec![0; CHUNK_BYTES];
+                }
                 self.send(Message::Text(frame.into())).await?;
                 Ok(true)
             }

@@ -15,8 +15,8 @@ use crate::store::StoreError;
 
 /// Pause before trying again what may cure itself.
 const RETRY: Span = Span::seconds(1);
-/// One of which nothing exists, this often.
-const RESYNC_IDLE: Span = Span::seconds(600);
+/// One of which nothing exists, this often: there is nothing about it that could change unseen.
+const RESYNC_IDLE: Span = Span::seconds(3_600);
 
 /// One pass. Blocks; the simulation calls it directly.
 pub fn pass_blocking(world: &World, name: &SandboxName, now: Time) -> Again {
@@ -94,8 +94,11 @@ fn published(world: &World, sandbox: &Arc<Sandbox>, plan: &Plan) -> Option<Again
 }
 
 fn resync(sandbox: &Sandbox) -> Span {
-    let base = if sandbox.live().is_some() { RESYNC } else { RESYNC_IDLE };
-    // Spread, so that ten thousand that started together are not looked at together.
-    let spread = u64::from(sandbox.host_uid).wrapping_mul(2_654_435_761) % (base.0 / 4);
-    Span(base.0 + spread)
+    // Spread, so that ten thousand that started together are not looked at together: those that cost nothing
+    // in between over as long again.
+    let (base, spread) = match sandbox.live() {
+        Some(_) => (RESYNC, RESYNC.0 / 4),
+        None => (RESYNC_IDLE, RESYNC_IDLE.0),
+    };
+    Span(base.0 + u64::from(sandbox.host_uid).wrapping_mul(2_654_435_761) % spread)
 }
