@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 CONFIG ?= config.json
-PACKAGES := bubblewrap build-essential ca-certificates nodejs procps python3 util-linux
+PACKAGES := bubblewrap build-essential ca-certificates e2fsprogs nodejs procps python3 util-linux
 PROGRAMS := bwrap cc node ps python3 setpriv
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
@@ -22,7 +22,7 @@ help:
 	@echo "make torture MINUTES=10      the real daemon, while everything about it is killed, stopped and changed"
 	@echo "make bench   sodiumd beside its references, with ratios"
 	@echo "make soak MINUTES=10         an hour's work in ten minutes, and whether the daemon is then what it was"
-	@echo "make audit   licences, sources and duplicate crates (needs cargo-deny)"
+	@echo "make audit   licences, sources and duplicate crates "
 
 run: build runsc
 	exec ./target/release/sodiumd run --config $(CONFIG)
@@ -74,6 +74,7 @@ soak: tools
 	MINUTES=$(or $(MINUTES),10) SEED=$(SEED) ISOLATION=$(ISOLATION) $(CARGO) bench --locked --quiet --bench soak
 
 audit:
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny --locked --quiet
 	$(CARGO) deny check bans licenses sources
 
 # Installs only what is not there, so that a second run needs no network.

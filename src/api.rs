@@ -160,7 +160,11 @@ pub fn router(api: Shared, trusted: bool) -> Router {
         .route("/sandboxes/{id}/stop", post(seed::stop))
         .route("/sandboxes/{id}/kill", post(seed::kill))
         .route("/sandboxes/{id}/input", post(seed::input));
-    let mut guarded = Router::new().nest("/v1", v1).merge(seed);
+    // What is sent along is only read of those who were let in.
+    let mut guarded = Router::new()
+        .nest("/v1", v1)
+        .merge(seed)
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), request::gather));
     if !trusted {
         guarded = guarded.layer(middleware::from_fn_with_state(Arc::clone(&api), auth::guard));
     }
@@ -180,7 +184,6 @@ pub fn router(api: Shared, trusted: bool) -> Router {
         .merge(open)
         .layer(axum::Extension(auth::Trusted(trusted)))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(Arc::clone(&api), request::gather))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), request::pace))
         .fallback(|| async { ApiError::NotFound })
         .method_not_allowed_fallback(|| async {

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::driver::fake::machine::Machine;
 use crate::model::instance::LostCause;
-use crate::model::{ExitKind, Iid, Instance, InstancePhase, Sandbox, SandboxName, Time};
+use crate::model::{ExitKind, Iid, Instance, InstancePhase, Owner, Sandbox, SandboxName, Time};
 use crate::simulation::scene::Scene;
 use crate::store::{ChangeKind, Snapshot, Store};
 
@@ -90,6 +90,9 @@ impl Checks {
             }
             if before.deletion.is_some() && sandbox.deletion.is_none() {
                 return Err(format!("{name}: its deletion was taken back"));
+            }
+            if matches!(before.owner, Owner::Api) != matches!(sandbox.owner, Owner::Api) {
+                return Err(format!("{name} changed hands, and nobody transferred it"));
             }
             started_in_time(scene, &before, sandbox)?;
             let n = |one: &Sandbox| one.instance.as_ref().map_or(0, |instance| instance.n);

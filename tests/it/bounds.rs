@@ -112,6 +112,10 @@ async fn a_head_or_a_body_that_does_not_come_is_not_waited_for() {
     let put = head("PUT", "/v1/sandboxes/a", "Content-Length: 100\r\n");
     let answer = exchange(&desk, &format!("{put}{{\"api"));
     assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("too_slow"), "{answer}");
+    // Of those who may not ask, no body is waited for.
+    let stranger = put.replace(TOKEN, "another");
+    let answer = exchange(&desk, &format!("{stranger}{{\"api"));
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
     assert!(began.elapsed() < Duration::from_secs(15));
     assert_eq!(desk.get("/v1/sandboxes").await.status, 200);
 }
