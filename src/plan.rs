@@ -278,18 +278,9 @@ fn lost(view: &View<'_>, instance: &Instance, began: bool) -> ExitRecord {
         LostCause::ShimGone
     };
     ExitRecord {
-        iid: instance.iid.clone(),
-        kind: ExitKind::Lost { cause },
         started_at: instance.started_at,
-        ended_at: view.now,
         reason: instance.stop_reason.map(|reason| reason.as_str().to_owned()),
-        oom_kills: 0,
-        memory_peak_bytes: 0,
-        cpu_usec: 0,
-        throttled_usec: 0,
-        processes_peak: 0,
-        processes_refused: 0,
-        hint: None,
+        ..ExitRecord::unmeasured(instance.iid.clone(), ExitKind::Lost { cause }, view.now)
     }
 }
 

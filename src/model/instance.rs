@@ -210,6 +210,24 @@ pub struct ExitRecord {
 }
 
 impl ExitRecord {
+    /// An end of which nothing was measured.
+    pub fn unmeasured(iid: Iid, kind: ExitKind, ended_at: Time) -> Self {
+        Self {
+            iid,
+            kind,
+            started_at: None,
+            ended_at,
+            reason: None,
+            oom_kills: 0,
+            memory_peak_bytes: 0,
+            cpu_usec: 0,
+            throttled_usec: 0,
+            processes_peak: 0,
+            processes_refused: 0,
+            hint: None,
+        }
+    }
+
     /// Whether the workload ended well, by itself.
     pub fn is_success(&self) -> bool {
         matches!(self.kind, ExitKind::Exited { code: 0 })

@@ -77,20 +77,8 @@ fn with(phase: InstancePhase) -> Sandbox {
 }
 
 fn exit(kind: ExitKind) -> ExitRecord {
-    ExitRecord {
-        iid: Iid::new(uuid::Uuid::nil(), 1),
-        kind,
-        started_at: Some(NOW),
-        ended_at: NOW,
-        reason: None,
-        oom_kills: 0,
-        memory_peak_bytes: 0,
-        cpu_usec: 0,
-        throttled_usec: 0,
-        processes_peak: 0,
-        processes_refused: 0,
-        hint: None,
-    }
+    let iid = Iid::new(uuid::Uuid::nil(), 1);
+    ExitRecord { started_at: Some(NOW), ..ExitRecord::unmeasured(iid, kind, NOW) }
 }
 
 /// It has run, ended like this, and nothing of it is left.

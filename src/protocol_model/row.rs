@@ -320,19 +320,10 @@ fn kinds() -> [(End, ExitKind); 7] {
 
 fn exit_record(row: &Row, n: u8, exit: Exit) -> ExitRecord {
     let kind = kinds().into_iter().find(|(end, _)| *end == exit.end).map(|(_, kind)| kind);
+    let kind = kind.expect("all are listed");
     ExitRecord {
-        iid: Iid::new(uid(row), n.into()),
-        kind: kind.expect("all are listed"),
-        started_at: None,
-        ended_at: NOW,
         reason: exit.asked.then(|| StopReason::Stopped.as_str().to_owned()),
-        oom_kills: 0,
-        memory_peak_bytes: 0,
-        cpu_usec: 0,
-        throttled_usec: 0,
-        processes_peak: 0,
-        processes_refused: 0,
-        hint: None,
+        ..ExitRecord::unmeasured(Iid::new(uid(row), n.into()), kind, NOW)
     }
 }
 

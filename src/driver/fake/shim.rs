@@ -131,18 +131,9 @@ impl Shim {
 
     fn record(&self, iid: &Iid, kind: ExitKind, now: Time) -> ExitRecord {
         ExitRecord {
-            iid: iid.clone(),
-            kind,
             started_at: self.started_at,
-            ended_at: now,
             reason: self.reason.clone(),
-            oom_kills: 0,
-            memory_peak_bytes: 0,
-            cpu_usec: 0,
-            throttled_usec: 0,
-            processes_peak: 0,
-            processes_refused: 0,
-            hint: None,
+            ..ExitRecord::unmeasured(iid.clone(), kind, now)
         }
     }
 
