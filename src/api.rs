@@ -5,7 +5,7 @@
 //!   seed.rs      the paths of the first daemon, unchanged       /health /sandboxes ...
 //!   console.rs   its WebSocket                                  /console/ID
 //!   listen.rs    connections, and how many; rate.rs: requests, and how often
-//!   v1: sandboxes.rs apply.rs exec.rs limits.rs power.rs checkpoint.rs watch.rs logs.rs events.rs files.rs openapi.rs
+//!   v1: sandboxes.rs apply.rs exec.rs explain.rs limits.rs power.rs checkpoint.rs watch.rs logs.rs events.rs files.rs openapi.rs
 //!   list.rs      long answers, piece by piece
 //! ```
 
@@ -18,6 +18,7 @@ mod drain;
 mod error;
 mod events;
 mod exec;
+mod explain;
 mod files;
 mod limits;
 mod list;
@@ -140,6 +141,7 @@ pub fn router(api: Shared, trusted: bool) -> Router {
             "/sandboxes/{name}",
             get(sandboxes::show).put(sandboxes::put).delete(sandboxes::delete),
         )
+        .route("/sandboxes/{name}/explain", get(explain::explain))
         .route("/sandboxes/{name}/limits", get(limits::limits))
         .route("/sandboxes/{name}/logs", get(logs::logs))
         .route("/sandboxes/{name}/transfer", post(sandboxes::transfer))

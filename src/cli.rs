@@ -77,6 +77,8 @@ enum Command {
     },
     /// List sandboxes, or show one; `get files` and `get images` list those
     Get { name: Option<String> },
+    /// Say why a sandbox is as it is: who set what, what was seen, what was decided, what is next
+    Explain(Named),
     /// Print a sandbox's console
     Logs {
         name: String,
@@ -234,6 +236,11 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
             let follow = u8::from(follow);
             let path = format!("/v1/sandboxes/{}/logs?follow={follow}{tail}", client::part(&name));
             client.stream(&path, show::raw).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Explain(named) => {
+            let path = format!("/v1/sandboxes/{}/explain", client::part(&named.name));
+            show::explained(&client.get(&path).await?, output)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Exec(exec) => exec::exec(&client, exec).await,

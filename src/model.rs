@@ -34,7 +34,7 @@ pub use name::{NameError, SandboxName};
 pub use observed::Observed;
 pub use platform::Platform;
 pub use record::Record;
-pub use sandbox::{Deletion, History, Hold, Owner, Power, Sandbox};
+pub use sandbox::{Deletion, Edit, History, Hold, Owner, Power, Sandbox};
 pub use spec::{Isolation, Limits, Network, Restart, RestartPolicy, Spec, State, Stop};
 pub use status::{Breaches, LimitStatus, Phase, Status, Verdict};
 pub use time::{Span, Time};

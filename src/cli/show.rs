@@ -33,9 +33,9 @@ pub(super) fn value(value: &Value, output: Output) -> anyhow::Result<()> {
     }
 }
 
-type Columns = &'static [(&'static str, fn(&Value) -> String)];
+type Column = (&'static str, fn(&Value) -> String);
 
-fn table(rows: &[Value], columns: Columns) -> anyhow::Result<()> {
+fn table(rows: &[Value], columns: &[Column]) -> anyhow::Result<()> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(columns.iter().map(|(head, _)| *head));
@@ -53,7 +53,7 @@ fn items(list: &Value) -> Vec<Value> {
     list["items"].as_array().cloned().unwrap_or_default()
 }
 
-fn listed(list: &Value, output: Output, columns: Columns) -> anyhow::Result<()> {
+fn listed(list: &Value, output: Output, columns: &[Column]) -> anyhow::Result<()> {
     match output {
         Output::Table | Output::Wide => table(&items(list), columns),
         Output::Json | Output::Yaml => value(list, output),
@@ -84,28 +84,23 @@ fn about(sandbox: &Value) -> String {
 }
 
 pub(super) fn sandboxes(list: &Value, output: Output) -> anyhow::Result<()> {
-    let wide: Columns = &[
+    const FIRST: [Column; 6] = [
         ("NAME", |row| text(&row["metadata"]["name"])),
         ("PHASE", |row| text(&row["status"]["phase"])),
         ("READY", ready),
         ("RESTARTS", |row| text(&row["status"]["restarts"])),
         ("PID", |row| text(&row["status"]["instance"]["pid"])),
         ("OWNER", |row| text(&row["metadata"]["owner"])),
+    ];
+    const WIDE: [Column; 3] = [
         ("ISOLATION", |row| text(&row["spec"]["isolation"])),
         ("LIMITS", kept_limits),
         ("MET", met_limits),
-        ("ABOUT", about),
     ];
-    let narrow: Columns = &[
-        ("NAME", |row| text(&row["metadata"]["name"])),
-        ("PHASE", |row| text(&row["status"]["phase"])),
-        ("READY", ready),
-        ("RESTARTS", |row| text(&row["status"]["restarts"])),
-        ("PID", |row| text(&row["status"]["instance"]["pid"])),
-        ("OWNER", |row| text(&row["metadata"]["owner"])),
-        ("ABOUT", about),
-    ];
-    listed(list, output, if output == Output::Wide { wide } else { narrow })
+    let more = WIDE.into_iter().filter(|_| output == Output::Wide);
+    let columns: Vec<Column> =
+        FIRST.into_iter().chain(more).chain([("ABOUT", about as _)]).collect();
+    listed(list, output, &columns)
 }
 
 /// How many limits are kept, and which are not.
@@ -176,6 +171,42 @@ pub(super) fn sandbox(sandbox: &Value, output: Output) -> anyhow::Result<()> {
             }),
         ],
     )
+}
+
+/// The chain from who wanted what to what comes next.
+pub(super) fn explained(said: &Value, output: Output) -> anyhow::Result<()> {
+    if !output.is_for_people() {
+        return value(said, output);
+    }
+    let observed = &said["observed"];
+    line(&format!("{} is {}", text(&said["name"]), text(&observed["phase"])))?;
+    let (owner, generation) = (text(&said["owner"]), text(&said["generation"]));
+    line(&format!("declared  by {owner}, generation {generation}"))?;
+    for edit in said["edits"].as_array().into_iter().flatten() {
+        let fields = edit["fields"].as_array().cloned().unwrap_or_default();
+        let fields = fields.iter().map(text).collect::<Vec<_>>().join(", ");
+        let (at, generation) = (text(&edit["at"]), text(&edit["generation"]));
+        line(&format!(
+            "set       {at}  generation {generation} by {}: {fields}",
+            text(&edit["by"])
+        ))?;
+    }
+    for event in said["events"].as_array().into_iter().flatten() {
+        let (at, reason) = (text(&event["time"]), text(&event["reason"]));
+        line(&format!("happened  {at}  {reason}: {}", text(&event["message"])))?;
+    }
+    for condition in observed["conditions"].as_array().into_iter().flatten() {
+        let (kind, status) = (text(&condition["type"]), text(&condition["status"]));
+        let (reason, message) = (text(&condition["reason"]), text(&condition["message"]));
+        let since = text(&condition["last_transition_time"]);
+        line(&format!("seen      {kind} {status} since {since}: {reason} {message}"))?;
+    }
+    let decided = &said["decided"];
+    line(&format!("decided   {}: {}", text(&decided["next"]), text(&decided["why"])))?;
+    if let Some(at) = decided["due_at"].as_str() {
+        line(&format!("due       {at}"))?;
+    }
+    Ok(())
 }
 
 pub(super) fn files(list: &Value, output: Output) -> anyhow::Result<()> {

@@ -85,6 +85,29 @@ pub struct Deletion {
     pub force: bool,
 }
 
+/// One change of the spec.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edit {
+    pub generation: u64,
+    pub at: Time,
+    pub by: Owner,
+    /// What it set, such as `limits.memory_mb`; no values, which may be secret.
+    pub fields: Vec<String>,
+}
+
+/// Edits remembered of each sandbox.
+const EDIT_COUNT_MAX: usize = 20;
+
+impl History {
+    /// Remembers an edit, and forgets the oldest.
+    pub fn note(&mut self, edit: Edit) {
+        self.edits.push(edit);
+        if self.edits.len() > EDIT_COUNT_MAX {
+            self.edits.remove(0);
+        }
+    }
+}
+
 /// What is remembered from one instance to the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -104,6 +127,9 @@ pub struct History {
     /// What an operator asked to keep.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub saved: Option<Arc<Checkpoint>>,
+    /// The last changes of the spec, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub edits: Vec<Edit>,
     /// How often each limit was met, by its name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub breaches: BTreeMap<String, Breaches>,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::model::time::Span;
 
@@ -180,6 +181,13 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// The fields in which another one differs, such as `command` and `limits.memory_mb`.
+    pub fn differing(&self, other: &Self) -> Vec<String> {
+        let (old, new) = (serde_json::json!(self), serde_json::json!(other));
+        let mut fields = Vec::new();
+        differing("", &old, &new, &mut fields);
+        fields
+    }
     /// The command with its variables replaced. Words are never split again, so that a value
     /// cannot become two arguments.
     pub fn resolved_command(&self) -> Vec<String> {
@@ -202,6 +210,28 @@ fn substitute(word: &str, env: &BTreeMap<String, String>) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// Objects field by field, to the second level; all else as a whole.
+fn differing(above: &str, old: &Value, new: &Value, fields: &mut Vec<String>) {
+    let nothing = serde_json::Map::new();
+    let object = |value: &'_ Value| value.as_object().cloned().unwrap_or_else(|| nothing.clone());
+    let (old, new) = (object(old), object(new));
+    let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    for name in names {
+        let (was, is) = (old.get(name), new.get(name));
+        if was == is {
+            continue;
+        }
+        let path = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+        let nested = was.or(is).is_some_and(Value::is_object);
+        if above.is_empty() && nested {
+            let none = Value::Null;
+            differing(&path, was.unwrap_or(&none), is.unwrap_or(&none), fields);
+        } else {
+            fields.push(path);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -431,18 +431,5 @@ fn set_limits(sandbox: &mut Sandbox, limits: Vec<LimitStatus>) {
 
 fn not_started(iid: &Iid, error: &DriverError, now: Time) -> ExitRecord {
     let (stage, message) = ("prepare".to_owned(), chain(error));
-    ExitRecord {
-        iid: iid.clone(),
-        kind: ExitKind::StartFailed { stage, message },
-        started_at: None,
-        ended_at: now,
-        reason: None,
-        oom_kills: 0,
-        memory_peak_bytes: 0,
-        cpu_usec: 0,
-        throttled_usec: 0,
-        processes_peak: 0,
-        processes_refused: 0,
-        hint: None,
-    }
+    ExitRecord::unmeasured(iid.clone(), ExitKind::StartFailed { stage, message }, now)
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::model::{
-    Deletion, History, Hold, Instance, InstancePhase, Level, Owner, Power, Sandbox, SandboxName,
-    Spec, State, Status, Time,
+    Deletion, Edit, History, Hold, Instance, InstancePhase, Level, Owner, Power, Sandbox,
+    SandboxName, Spec, State, Status, Time,
 };
 use crate::store::core::Core;
 use crate::store::{StoreError, snapshot};
@@ -165,8 +165,12 @@ pub fn change(
         if new.spec.state != spec.state && new.power.hold == Some(Hold::Started) {
             new.power.hold = None;
         }
+        let fields = old.spec.differing(&spec);
         new.spec = Arc::new(spec);
-        let message = format!("generation {} by {}", new.generation, new.owner);
+        let message =
+            format!("generation {} by {}: {}", new.generation, new.owner, fields.join(", "));
+        let (generation, by) = (new.generation, new.owner.clone());
+        new.history.note(Edit { generation, at: now, by, fields });
         core.event(Some(&new.name), Level::Normal, ("Changed", message), now)?;
     }
     let new = core.put(new)?;

@@ -380,3 +380,37 @@ async fn a_console_ends_with_its_sandbox_though_its_client_says_nothing() {
     let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
     ended.expect("the daemon hangs up").unwrap();
 }
+
+#[tokio::test]
+async fn a_sandbox_explains_who_set_what_what_was_seen_and_what_is_next() {
+    let desk = Desk::new().await;
+    let crash = |memory: u64, key: &str| {
+        json!({"command": ["bash", "-c", "exit 3"], "env": {key: "secret"},
+            "limits": {"memory_mb": memory}, "restart": {"policy": "always",
+            "backoff": {"initial": "1h", "max": "2h"}}})
+    };
+    put(&desk, "web", &crash(64, "A")).await;
+    desk.wait_phase("web", "BackingOff").await;
+    put(&desk, "web", &crash(96, "B")).await;
+    let changed = |one: &Value| {
+        one["status"]["phase"] == "BackingOff" && one["status"]["observed_generation"] == 2
+    };
+    desk.wait_for("web", "changed and backing off", changed).await;
+    let said = desk.get("/v1/sandboxes/web/explain").await.json;
+    let by = if crate::STORE == "files" { "file:web.yaml" } else { "api" };
+    for field in ["limits.memory_mb", "env.A", "env.B"] {
+        let set = &said["fields"][field];
+        assert_eq!((&set["generation"], &set["by"]), (&json!(2), &json!(by)), "{said:#}");
+    }
+    assert_eq!(said["fields"]["command"], Value::Null);
+    assert!(!said.to_string().contains("secret"), "{said:#}");
+    assert_eq!(said["observed"]["last_exit"]["code"], 3);
+    assert_eq!(said["decided"]["next"], "wait");
+    assert!(said["decided"]["due_at"].is_string() && said["decided"]["why"].is_string());
+    assert!(said["events"].as_array().unwrap().iter().any(|event| event["reason"] == "Ended"));
+    let (code, text, _) = desk.cli(&["explain", "web"]);
+    assert_eq!(code, 0);
+    for word in ["web is BackingOff", "generation 2", "limits.memory_mb", "decided   wait", "due "] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}

@@ -1,0 +1,76 @@
+//! `/v1/sandboxes/NAME/explain`: why a sandbox is as it is. Who set which field and when, what was seen, what was
+//! decided from that, and when the next thing is due.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use crate::api::request::Path;
+use crate::api::sandboxes::find;
+use crate::api::{ApiError, Shared};
+use crate::model::{Edit, Event, Sandbox};
+use crate::plan::Next;
+
+/// What happened last; the rest is in `/v1/events`.
+const EVENT_COUNT: usize = 20;
+
+pub(super) async fn explain(
+    State(api): State<Shared>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let sandbox = find(&api, &id)?;
+    let decided = match api.handle.explain(sandbox.name.clone(), api.now()).await {
+        Some(plan) => {
+            let (step, at) = match &plan.next {
+                Next::Do(step) => (step.word(), None),
+                Next::Wait(at) => ("wait", Some(*at)),
+                Next::Settled => ("nothing", None),
+            };
+            json!({"next": step, "due_at": at, "why": plan.why})
+        }
+        None => {
+            json!({"next": "look again", "due_at": null, "why": "it could not be seen just now"})
+        }
+    };
+    let snapshot = api.store.snapshot();
+    let about = |event: &&Arc<Event>| event.name.as_ref() == Some(&sandbox.name);
+    let mut events: Vec<&Arc<Event>> =
+        snapshot.events.iter().rev().filter(about).take(EVENT_COUNT).collect();
+    events.reverse();
+    let instance = sandbox.instance.as_ref();
+    Ok(Json(json!({
+        "name": sandbox.name,
+        "owner": sandbox.owner,
+        "generation": sandbox.generation,
+        "fields": fields(&sandbox),
+        "edits": sandbox.history.edits,
+        "power": sandbox.power,
+        "observed": {
+            "phase": sandbox.status.phase,
+            "conditions": sandbox.status.conditions,
+            "iid": instance.map(|one| &one.iid),
+            "runs_generation": sandbox.live().map(|one| one.generation),
+            "last_exit": sandbox.last_exit(),
+            "failures": sandbox.history.failures,
+        },
+        "decided": decided,
+        "events": events.iter().map(|event| json!(***event)).collect::<Vec<_>>(),
+    })))
+}
+
+/// For each field, the edit that set it to what it is. What none of those that are remembered has changed is as
+/// it was declared.
+fn fields(sandbox: &Sandbox) -> BTreeMap<&str, Value> {
+    let mut fields = BTreeMap::new();
+    for edit in &sandbox.history.edits {
+        let Edit { generation, at, by, fields: set } = edit;
+        for field in set {
+            let said = json!({"generation": generation, "at": at, "by": by});
+            fields.insert(field.as_str(), said);
+        }
+    }
+    fields
+}
