@@ -108,7 +108,11 @@ fn kept_limits(sandbox: &Value) -> String {
     let limits = sandbox["status"]["limits"].as_array().cloned().unwrap_or_default();
     let (kept, rest): (Vec<_>, Vec<_>) =
         limits.iter().partition(|limit| limit["verdict"] == "enforced");
-    let mut words = vec![format!("{} enforced", kept.len())];
+    let mut words = Vec::new();
+    // Of one that does not run, only what could not be kept is known.
+    if !kept.is_empty() {
+        words.push(format!("{} enforced", kept.len()));
+    }
     words.extend(
         rest.iter().map(|one| format!("{} {}", text(&one["limit"]), text(&one["verdict"]))),
     );

@@ -410,7 +410,8 @@ async fn a_sandbox_explains_who_set_what_what_was_seen_and_what_is_next() {
     assert!(said["events"].as_array().unwrap().iter().any(|event| event["reason"] == "Ended"));
     let (code, text, _) = desk.cli(&["explain", "web"]);
     assert_eq!(code, 0);
-    for word in ["web is BackingOff", "generation 2", "limits.memory_mb", "decided   wait", "due "] {
+    for word in ["web is BackingOff", "generation 2", "limits.memory_mb", "decided   wait", "due "]
+    {
         assert!(text.contains(word), "{word}: {text}");
     }
 }
