@@ -2,8 +2,8 @@
 
 CARGO ?= cargo
 CONFIG ?= config.json
-PACKAGES := bubblewrap build-essential ca-certificates e2fsprogs nodejs procps python3 util-linux
-PROGRAMS := bwrap cc node ps python3 setpriv
+PACKAGES := btrfs-progs bubblewrap build-essential ca-certificates e2fsprogs nodejs procps python3 util-linux
+PROGRAMS := btrfs bwrap cc mke2fs node ps python3 setpriv
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 # A test that needs a larger machine than this one says so; nothing is skipped.

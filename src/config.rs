@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::model::violation::suggestion;
-use crate::model::{Bounds, Isolation, Limits, Platform, Span};
+use crate::model::{Bounds, DiskRules, Isolation, Limits, Platform, Span};
 
 /// The file as it is written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub struct Raw {
     pub default_limits: RawLimits,
     pub network: RawNetwork,
     pub gvisor: RawGvisor,
+    /// How disks are limited.
+    pub disk: DiskRules,
     /// What the API serves at once, and how fast.
     pub api: Bounds,
     /// How much of its console each sandbox keeps.
@@ -102,8 +104,15 @@ impl PlatformChoice {
 
 impl Default for RawLimits {
     fn default() -> Self {
-        let Limits { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files } =
-            Limits::DEFAULT;
+        let Limits {
+            memory_mb,
+            cpu_percent,
+            disk_mb,
+            timeout_seconds,
+            max_processes,
+            max_files,
+            ..
+        } = Limits::DEFAULT;
         Self { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files }
     }
 }
@@ -126,6 +135,7 @@ impl Default for Raw {
             default_limits: RawLimits::default(),
             network: RawNetwork::default(),
             gvisor: RawGvisor::default(),
+            disk: DiskRules::default(),
             api: Bounds::default(),
             console_mb: 16,
             workspace_undo: Span::seconds(86_400),
@@ -154,6 +164,7 @@ pub struct Config {
     pub gvisor_platform: Option<Platform>,
     /// `None`: they are never frozen for being idle.
     pub gvisor_idle_freeze: Option<Span>,
+    pub disk: DiskRules,
     pub bounds: Bounds,
     pub console_bytes: u64,
     pub workspace_undo: Span,
@@ -208,8 +219,15 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
     };
     let RawLimits { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files } =
         raw.default_limits;
-    let default_limits =
-        Limits { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files };
+    let default_limits = Limits {
+        memory_mb,
+        cpu_percent,
+        disk_mb,
+        timeout_seconds,
+        max_processes,
+        max_files,
+        ..Limits::NONE
+    };
     for name in Limits::NAMES {
         let value = default_limits.get(name).unwrap_or(0);
         bounded(&format!("default_limits.{name}"), value, Limits::max_of(name));
@@ -246,6 +264,7 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
         gvisor_program: raw.gvisor.program.map(|path| at(&path)),
         gvisor_platform: raw.gvisor.platform.asked(),
         gvisor_idle_freeze: Some(raw.gvisor.idle_freeze).filter(|span| span.0 > 0),
+        disk: raw.disk,
         bounds: raw.api,
         console_bytes: raw.console_mb << 20,
         workspace_undo: raw.workspace_undo,

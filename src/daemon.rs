@@ -341,7 +341,7 @@ fn world(
         state: config.state_path.clone(),
         shim: shim_path()?,
     };
-    let workspaces = Workspaces::open(&config.sandboxes_path, crate::sys::is_root())?;
+    let workspaces = Workspaces::open(&config.sandboxes_path, crate::sys::is_root(), &config.disk)?;
     let host = Arc::new(Host::open(paths, workspaces, config.console_bytes, store.epoch())?);
     let mut drivers: BTreeMap<Isolation, Arc<dyn Driver>> = BTreeMap::new();
     let mut unavailable = BTreeMap::new();

@@ -16,9 +16,11 @@ pub mod process;
 pub mod runsc;
 pub mod shimmed;
 pub mod shown;
+pub mod volume;
 pub mod workspace;
 
 mod forks;
+mod tree;
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -53,7 +55,7 @@ pub trait Driver: Send + Sync {
     fn stop(&self, iid: &Iid, how: &StopOrder<'_>) -> Result<(), DriverError>;
 
     /// Applies new limits to a running instance, and says what the kernel made of them.
-    fn adjust(&self, iid: &Iid, limits: &Limits) -> Result<Vec<LimitStatus>, DriverError>;
+    fn adjust(&self, iid: &Iid, order: &Adjust<'_>) -> Result<Vec<LimitStatus>, DriverError>;
 
     /// Whether [`Driver::freeze`] works on this host.
     fn can_freeze(&self) -> bool;
@@ -160,6 +162,14 @@ pub struct ExecOrder<'a> {
     pub work_dir: Option<&'a str>,
     /// Columns and rows.
     pub tty: Option<(u16, u16)>,
+}
+
+/// Limits for what runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Adjust<'a> {
+    pub uid: Uuid,
+    pub host_uid: u32,
+    pub limits: &'a Limits,
 }
 
 /// What a start came to.

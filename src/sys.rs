@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod disk;
 pub mod graft;
 pub mod landlock;
 pub mod lock;

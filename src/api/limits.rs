@@ -19,7 +19,7 @@ pub(super) async fn limits(
     let usage = api.handle.usage(&sandbox).await;
     let now = api.now();
     let items: Vec<Value> =
-        Limits::NAMES.into_iter().map(|name| entry(name, &sandbox, &usage, now)).collect();
+        Limits::ALL.into_iter().map(|name| entry(name, &sandbox, &usage, now)).collect();
     Ok(Json(json!({"name": sandbox.name, "strict": sandbox.spec.strict, "items": items})))
 }
 

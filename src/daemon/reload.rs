@@ -74,6 +74,7 @@ fn waiting(old: &Config, new: &Config) -> Vec<&'static str> {
         gvisor_program,
         gvisor_platform,
         gvisor_idle_freeze: _,
+        disk,
         bounds: _,
         console_bytes: _,
         workspace_undo: _,
@@ -88,6 +89,7 @@ fn waiting(old: &Config, new: &Config) -> Vec<&'static str> {
         ("store", *store != new.store),
         ("gvisor.program", *gvisor_program != new.gvisor_program),
         ("gvisor.platform", *gvisor_platform != new.gvisor_platform),
+        ("disk", *disk != new.disk),
     ];
     changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
 }

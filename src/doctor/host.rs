@@ -106,16 +106,16 @@ pub(super) fn paths(config: &Config) -> Vec<Finding> {
             findings.push(Finding::bad(name, Severity::Degraded, found, means));
             continue;
         }
-        let room = sys::path::room(&there).unwrap_or_default();
+        let room = sys::disk::space(&there).unwrap_or_default();
         let found = format!(
             "{} on {}, {} MiB and {} files free",
             path.display(),
             about.kind,
             room.free_bytes >> 20,
-            room.free_files
+            room.free_inodes
         );
         // File systems without a table of inodes say that they have none.
-        let few_files = room.all_files > 0 && room.free_files < 10_000;
+        let few_files = room.total_inodes > 0 && room.free_inodes < 10_000;
         if room.free_bytes >> 20 < FREE_MB_MIN || few_files {
             let fix = format!("df -h {0}; df -i {0}", there.display());
             let means = ("soon nothing can be written there any more", fix.as_str());

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -15,6 +16,7 @@ use crate::config::Config;
 use crate::doctor::{Finding, Severity};
 use crate::driver::host::{Host, Paths};
 use crate::driver::shimmed::Shimmed;
+use crate::driver::volume::{self, Ask, Kind, MIB, Volumes};
 use crate::driver::workspace::Workspaces;
 use crate::driver::{Driver, DriverError, Order};
 use crate::error::chain;
@@ -28,6 +30,8 @@ const TRY_WITHIN: Duration = Duration::from_secs(30);
 /// Far above every sandbox's own.
 const HOST_UID: u32 = 1_199_999;
 const CONSOLE_BYTES: u64 = 1 << 20;
+/// Of the trial's volume.
+const VOLUME_BYTES: u64 = 4 * MIB;
 
 /// Why cgroups matter, and how to get them.
 const CGROUP_FIX: &str = "under systemd: systemctl edit sodiumd, add [Service] and Delegate=yes, then \
@@ -55,7 +59,7 @@ impl Ground {
             state: dir.join("state"),
             shim: own.with_file_name("sodium-shim"),
         };
-        let opened = Workspaces::open(&dir.join("sandboxes"), sys::is_root())
+        let opened = Workspaces::open(&dir.join("sandboxes"), sys::is_root(), &config.disk)
             .and_then(|workspaces| {
                 let _ = fs::create_dir(&paths.run);
                 let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
@@ -76,6 +80,7 @@ impl Ground {
 impl Drop for Ground {
     fn drop(&mut self) {
         self.host.cgroups.remove();
+        volume::unmount_all(&self.dir.join("sandboxes"));
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
@@ -97,6 +102,7 @@ pub(super) fn isolations(config: &Config) -> Vec<Finding> {
     let process = Shimmed::process(Arc::clone(host));
     let tried = run(&process, Isolation::Process);
     findings.extend(limits(tried.as_ref().map_or(&[], |trial| &trial.limits)));
+    findings.push(disk(config));
     let needed = |isolation| {
         let wanted = config.isolation == isolation || config.isolation_floor == isolation;
         if wanted { Severity::Broken } else { Severity::Degraded }
@@ -281,7 +287,7 @@ fn cgroups(host: &Host) -> Finding {
 /// The limits of a trial, each as the kernel has it.
 fn limits(statuses: &[LimitStatus]) -> Vec<Finding> {
     let known = ["memory_mb", "cpu_percent", "max_processes", "max_files"];
-    let mut findings: Vec<Finding> = known
+    known
         .into_iter()
         .filter_map(|name| {
             let status = statuses.iter().find(|status| status.limit == name)?;
@@ -295,18 +301,63 @@ fn limits(statuses: &[LimitStatus]) -> Vec<Finding> {
             let means = ("the limit is not kept, and `strict: true` refuses to run", CGROUP_FIX);
             Some(Finding::bad(name, Severity::Degraded, status.reason.clone(), means))
         })
-        .collect();
+        .collect()
+}
+
+/// Writes twice as much as may fit. Returns what did, and the refusal.
+fn fill(path: &Path) -> (u64, Option<io::Error>) {
+    static CHUNK: [u8; 64 << 10] = [0; 64 << 10];
+    let mut written = 0;
+    let refused = fs::File::create(path).and_then(|mut file| {
+        while written < 2 * VOLUME_BYTES {
+            file.write_all(&CHUNK).and_then(|()| file.sync_data())?;
+            written += CHUNK.len() as u64;
+        }
+        Ok(())
+    });
+    (written, refused.err())
+}
+
+/// Makes a small volume where sandboxes are to lie, and fills it.
+fn disk(config: &Config) -> Finding {
+    let there = config.sandboxes_path.ancestors().find(|path| path.is_dir());
+    let there = there.unwrap_or_else(|| Path::new("/"));
+    let dir = there.join(format!(".sodiumd-doctor-{}", std::process::id()));
+    let tried = fill_volume(&dir, config);
+    volume::unmount_all(&dir);
+    let _ = fs::remove_dir_all(&dir);
     let means = (
-        "a sandbox may fill the disk of sandboxes_path, and `strict: true` refuses to run",
-        "put sandboxes_path on a disk of its own",
+        "a sandbox is counted once a minute and may fill the disk meanwhile, and `strict: true` refuses to run",
+        "apt-get install e2fsprogs; as root, with /dev/loop-control; or put sandboxes_path on XFS or ext4 \
+         mounted with prjquota, or on btrfs",
     );
-    findings.push(Finding::bad(
-        "disk_mb",
-        Severity::Degraded,
-        "this release has no mechanism for disk limits",
-        means,
-    ));
-    findings
+    match tried {
+        Ok(found) => Finding::fine("disk_mb", found),
+        Err(why) => Finding::bad("disk_mb", Severity::Degraded, why, means),
+    }
+}
+
+fn fill_volume(dir: &Path, config: &Config) -> Result<String, String> {
+    let said = |error: sys::SysError| chain(&error);
+    let rules = &config.disk;
+    let volumes = Volumes::open(dir, sys::is_root(), rules.mechanism, 0).map_err(said)?;
+    let kind = volumes.kind()?;
+    let (uid, ask) = (Uuid::nil(), Ask { bytes: VOLUME_BYTES, owner: HOST_UID });
+    let trial = volumes.ensure(uid, &ask).map_err(said).and_then(|volume| {
+        let (read_back, what) = (volume.read_back(ask.owner), kind.mechanism());
+        if read_back != Some(VOLUME_BYTES) {
+            return Err(format!("{what}: the limit reads back as {read_back:?}"));
+        }
+        // ext4 lets root pass a quota, and nobody else.
+        if kind == Kind::Quota {
+            return Ok(format!("{what}: {VOLUME_BYTES} bytes, as the kernel has it"));
+        }
+        match fill(&volume.dir.join("file")) {
+            (written, Some(error)) => Ok(format!("{what}: full after {written} bytes ({error})")),
+            (written, None) => Err(format!("{what}: {written} bytes fit into {VOLUME_BYTES}")),
+        }
+    });
+    volumes.remove(uid).map_err(said).and(trial)
 }
 
 /// Why an ordinary user may have no user namespaces, and what allows them.

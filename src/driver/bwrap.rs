@@ -23,6 +23,7 @@ const FILTER_FD: i32 = 10;
 const WORKSPACE_FD: i32 = 12;
 const PASSWD_FD: i32 = 13;
 const GROUP_FD: i32 = 14;
+const TMP_FD: i32 = 15;
 
 /// The program, and what its sandboxes are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,17 +54,19 @@ impl Bubblewrap {
     }
 
     /// What bubblewrap is to find open, and at which number.
-    pub fn inherited(&self, workspace: &Path) -> Vec<(i32, PathBuf)> {
-        vec![
+    pub fn inherited(&self, workspace: &Path, tmp: Option<&Path>) -> Vec<(i32, PathBuf)> {
+        let tmp = tmp.map(|tmp| (TMP_FD, tmp.to_owned()));
+        let always = [
             (FILTER_FD, self.shown.made.join(FILTER)),
             (WORKSPACE_FD, workspace.to_owned()),
             (PASSWD_FD, self.shown.made.join(PASSWD)),
             (GROUP_FD, self.shown.made.join(GROUP)),
-        ]
+        ];
+        always.into_iter().chain(tmp).collect()
     }
 
     /// The arguments, the zeroth included. Pure: the tests read like `bwrap --help`.
-    pub fn args(&self, order: &Order<'_>) -> Vec<String> {
+    pub fn args(&self, order: &Order<'_>, has_tmp: bool) -> Vec<String> {
         let mut args: Vec<String> = vec!["bwrap".to_owned()];
         let mut add = |parts: &[&str]| args.extend(parts.iter().map(|part| (*part).to_owned()));
         let id = INSIDE_ID.to_string();
@@ -97,7 +100,12 @@ impl Bubblewrap {
         }
         add(&["--ro-bind-data", &PASSWD_FD.to_string(), "/etc/passwd"]);
         add(&["--ro-bind-data", &GROUP_FD.to_string(), "/etc/group"]);
-        add(&["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp"]);
+        add(&["--proc", "/proc", "--dev", "/dev"]);
+        if has_tmp {
+            add(&["--bind-fd", &TMP_FD.to_string(), "/tmp"]);
+        } else {
+            add(&["--perms", "1777", "--tmpfs", "/tmp"]);
+        }
         add(&["--dir", "/run", "--dir", "/var", "--symlink", "/tmp", "/var/tmp"]);
         add(&["--bind-fd", &WORKSPACE_FD.to_string(), HOME]);
         // After everything was mounted into it.
@@ -133,7 +141,7 @@ mod tests {
             },
         };
         order(|order| {
-            let line = bwrap.args(order).join(" ");
+            let line = bwrap.args(order, false).join(" ");
             let want = "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts \
                 --unshare-cgroup --unshare-net --disable-userns --uid 1000 --gid 1000 --cap-drop ALL \
                 --die-with-parent --hostname web --new-session --ro-bind /usr /usr \

@@ -17,9 +17,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::driver::fake::machine::{Machine, What};
 use crate::driver::fake::shim::{Shim, Stage};
 use crate::driver::shimmed::YOUNG_MS_MAX;
-use crate::driver::{Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder, Usage};
+use crate::driver::{
+    Adjust, Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder, Usage,
+};
 use crate::fault::{self, Bug};
-use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed};
+use crate::model::{Iid, Isolation, LimitStatus, Observed};
 use crate::sys::SysError;
 
 /// A driver of one daemon; the machine outlives it.
@@ -198,7 +200,7 @@ impl Driver for FakeDriver {
         })
     }
 
-    fn adjust(&self, iid: &Iid, _: &Limits) -> Result<Vec<LimitStatus>, DriverError> {
+    fn adjust(&self, iid: &Iid, _: &Adjust<'_>) -> Result<Vec<LimitStatus>, DriverError> {
         self.ask(iid, "set limits", |_| Ok(()))?;
         Ok(Vec::new())
     }

@@ -37,9 +37,9 @@ pub fn read_only() -> Vec<PathBuf> {
 }
 
 /// Trees the workload may write to.
-pub fn writable(workspace: &Path) -> Vec<PathBuf> {
+pub fn writable<'t>(trees: impl Iterator<Item = &'t Path>) -> Vec<PathBuf> {
     let devices = DEVICES.iter().map(PathBuf::from);
-    devices.chain([workspace.to_owned()]).collect()
+    devices.chain(trees.map(Path::to_owned)).collect()
 }
 
 /// The program on the host: a path as it stands, a name by the sandbox's PATH.

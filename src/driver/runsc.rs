@@ -14,7 +14,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::driver::shown::{ETC_NETWORK, HOME, HOME_NAME, HOMES, INSIDE_ID, Shown};
+use crate::driver::shown::{ETC_NETWORK, HOME, HOME_NAME, HOMES, INSIDE_ID, Shown, TMP, TMP_NAME};
 use crate::driver::{DriverError, Order};
 use crate::model::{Iid, Limits, Network, Platform};
 use crate::sys::{SysError, process};
@@ -61,6 +61,8 @@ pub struct Guest<'a> {
     pub limits: &'a Limits,
     /// Started ahead: nobody's yet, as the guest's root, who becomes somebody with what that takes.
     pub waits: bool,
+    /// Whether there is a directory to be its /tmp; else that is in memory.
+    pub has_tmp: bool,
 }
 
 impl Runsc {
@@ -79,7 +81,7 @@ impl Runsc {
         let shown = Shown::make(run).map_err(failed)?;
         let root = shown.root(shim).map_err(failed)?;
         let runsc = Self { program, version, shown, root };
-        for dir in [runsc.workspace(), runsc.whole_proc()] {
+        for dir in [runsc.workspace(), runsc.tmp(), runsc.whole_proc()] {
             fs::create_dir_all(&dir)
                 .map_err(|source| failed(SysError::io("mkdir", &dir, source)))?;
         }
@@ -91,7 +93,12 @@ impl Runsc {
         self.homes().join(HOME_NAME)
     }
 
-    /// What is mounted where homes are: a directory with nothing in it but that of the workspace.
+    /// And what is its /tmp, to which a link leads.
+    pub(super) fn tmp(&self) -> PathBuf {
+        self.homes().join(TMP_NAME)
+    }
+
+    /// What is mounted where homes are: a directory with nothing in it but these.
     fn homes(&self) -> PathBuf {
         self.shown.made.join("homes")
     }
@@ -170,19 +177,18 @@ impl Runsc {
                                  "permitted": held, "ambient": []},
                 "rlimits": limits,
             },
-            "mounts": self.mounts(guest.network),
+            "mounts": self.mounts(guest.network, guest.has_tmp),
             "linux": {"namespaces": namespaces, "uidMappings": ids, "gidMappings": ids},
         })
     }
 
-    fn mounts(&self, network: Network) -> Vec<Value> {
+    fn mounts(&self, network: Network, has_tmp: bool) -> Vec<Value> {
         let own = |to: &str, kind: &str, options: &[&str]| json!({"destination": to, "type": kind, "source": kind, "options": options});
         let bind = |from: &Path, to: &str, options: &[&str]| json!({"destination": to, "type": "bind", "source": from, "options": options});
         let read_only = ["rbind", "ro", "nosuid", "nodev"];
         let mut mounts = vec![
             own("/proc", "proc", &["nosuid", "noexec", "nodev"]),
             own("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-            own("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777"]),
             bind(Path::new("/usr"), "/usr", &read_only),
         ];
         for (name, target) in &self.shown.top_level {
@@ -197,6 +203,9 @@ impl Runsc {
         }
         // With what is mounted in it; for a guest that was started ahead, that comes later.
         mounts.push(bind(&self.homes(), HOMES, &["rbind", "rw", "nosuid", "nodev"]));
+        if !has_tmp {
+            mounts.push(own(TMP, "tmpfs", &["nosuid", "nodev", "mode=1777"]));
+        }
         mounts
     }
 }

@@ -1,37 +1,35 @@
 //! The drivers whose instances each have a shim: plain processes, bubblewrap and gVisor. They differ in
 //! what the shim is to run; cgroup, run directory, and how it is asked are the same.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use crate::driver::bwrap::{self, Bubblewrap};
 use crate::driver::host::Host;
-use crate::driver::runsc::{self, Guest, Runsc};
-use crate::driver::shown::HOME;
-use crate::driver::{Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder, process};
-use crate::model::{
-    ExitRecord, Iid, Isolation, LimitStatus, Limits, Observed, Platform, SandboxName, Time,
-};
+use crate::driver::runsc::{self, Runsc};
+use crate::driver::workspace::Kept;
+use crate::driver::{Adjust, Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder};
+use crate::model::{ExitRecord, Iid, Isolation, LimitStatus, Limits, Observed, Platform, Time};
 use crate::shim::client::{Client, ClientError};
 use crate::shim::exit;
-use crate::shim::launch::{Confinement, FILE, LOCK, Launch};
+use crate::shim::launch::{FILE, LOCK, Launch};
 use crate::shim::protocol::{Phase, Request, State};
-use crate::sys::cgroup::{self, Usage};
-use crate::sys::lock::Lock;
+use crate::sys::cgroup::{self, Applied, Usage};
 use crate::sys::{self, SysError, clock, lock};
 
+mod begin;
 pub(super) mod checkpoint;
 mod convert;
 mod exec;
 mod foreign;
+mod hints;
 mod ledger;
 mod warm;
 
@@ -108,180 +106,16 @@ impl Shimmed {
         Self { host, bundle: Bundle::Process }
     }
 
-    /// Everything the shim is told. Pure but for the search for a program. Without a workspace, it is of
-    /// something that waits for whom it will be.
-    fn launch(
-        &self,
-        order: &Order<'_>,
-        workspace: Option<&Path>,
-        image: Option<&Path>,
-    ) -> Result<Launch, DriverError> {
-        let host = &self.host;
-        let spec = order.spec;
-        let (program, args, confinement) = self.way(order, workspace, image)?;
-        let plain = matches!(self.bundle, Bundle::Process);
-        let gvisor = matches!(self.bundle, Bundle::Gvisor(_));
-        let work_dir = workspace.filter(|_| plain).map_or_else(|| "/".into(), Path::to_owned);
-        // gVisor's own processes are the ones to be started; its guest's user is in the bundle.
-        let user = (crate::sys::is_root() && !gvisor).then_some((order.host_uid, order.host_uid));
-        let env = if gvisor {
-            vec![("PATH".to_owned(), SEARCH_PATH.to_owned())]
-        } else {
-            {
-                let home = workspace.map_or_else(|| HOME.into(), |workspace| self.home(workspace));
-                environment(order.name, &order.spec.env, &home).into_iter().collect()
-            }
-        };
-        let open_files = ledger::open_files(&spec.limits).map(|(value, _)| value);
-        let open_files_max = open_files.filter(|_| !gvisor);
-        Ok(Launch {
-            iid: order.iid.to_string(),
-            name: order.name.to_string(),
-            uid: order.uid.to_string(),
-            generation: order.generation,
-            epoch: order.epoch,
-            program,
-            args,
-            env,
-            work_dir,
-            user,
-            group: host.group(order.iid),
-            open_files_max,
-            tty: spec.tty.then_some((80, 24)),
-            confinement,
-            warm: workspace.is_none(),
-            spool_dir: host.console(order.uid),
-            spool_bytes_max: host.console_bytes(),
-            timeout_ms: (spec.limits.timeout_seconds > 0)
-                .then_some(spec.limits.timeout_seconds * 1000),
-            stop_signal: convert::signal_number(&spec.stop.signal),
-            stop_grace_ms: spec.stop.grace.0,
-            exit_path: host.exit_path(order.iid),
-        })
+    /// `turn` spreads sandboxes over the cpus; `files` lie on the disk that is meant.
+    fn wanted(&self, limits: &Limits, turn: u32, files: Option<&Path>) -> cgroup::Limits {
+        let device = files.and_then(sys::disk::whole_device);
+        ledger::to_cgroup(limits, self.counting(), u64::from(turn), device)
     }
 
-    /// The program on the host, its arguments, and who confines what.
-    fn way(
-        &self,
-        order: &Order<'_>,
-        workspace: Option<&Path>,
-        image: Option<&Path>,
-    ) -> Result<(String, Vec<String>, Confinement), DriverError> {
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        Ok(match &self.bundle {
-            Bundle::Bubblewrap(bwrap) => (
-                text(&bwrap.program),
-                bwrap.args(order),
-                Confinement::Bubblewrap { inherited: bwrap.inherited(own_files(workspace)?) },
-            ),
-            Bundle::Gvisor(gvisor) => {
-                let (runsc, run_dir) = (&gvisor.runsc, self.host.run_dir(order.iid));
-                let platform = gvisor.platform().map_err(DriverError::Refused)?;
-                let home = workspace.map(|workspace| (workspace.to_owned(), runsc.workspace()));
-                let mut binds: Vec<_> = home.into_iter().collect();
-                if order.spec.limits.memory_mb > 0 {
-                    binds.push((run_dir.join(runsc::MEMORY_INFO), "/proc/meminfo".into()));
-                }
-                let confinement = Confinement::Gvisor {
-                    binds,
-                    whole_proc: runsc.whole_proc(),
-                    cpus: runsc::cpus(&order.spec.limits),
-                    pid_file: run_dir.join(runsc::PID),
-                    user_log: run_dir.join(runsc::USER_LOG),
-                    console: run_dir.join(runsc::CONSOLE),
-                };
-                (text(&runsc.program), runsc.args(order, &run_dir, platform, image), confinement)
-            }
-            Bundle::Process => (
-                process::program(order, SEARCH_PATH),
-                order.spec.resolved_command(),
-                Confinement::Itself {
-                    read_only: process::read_only(),
-                    writable: process::writable(own_files(workspace)?),
-                },
-            ),
-        })
-    }
-
-    fn home<'w>(&self, workspace: &'w Path) -> Cow<'w, str> {
-        match self.bundle {
-            Bundle::Bubblewrap(_) | Bundle::Gvisor(_) => HOME.into(),
-            Bundle::Process => workspace.to_string_lossy(),
-        }
-    }
-
-    /// What the runtime is to find in the run directory.
-    fn bundle_files(&self, order: &Order<'_>, waits: bool) -> Vec<(&'static str, String)> {
-        let Bundle::Gvisor(Gvisor { runsc, .. }) = &self.bundle else { return Vec::new() };
-        let guest = Guest {
-            hostname: order.name.as_str(),
-            command: &order.spec.resolved_command(),
-            env: &environment(order.name, &order.spec.env, HOME),
-            host_uid: order.host_uid,
-            tty: order.spec.tty,
-            network: order.spec.network,
-            limits: &order.spec.limits,
-            waits,
-        };
-        let memory = runsc::memory_info(&order.spec.limits);
-        let bundle = (runsc::CONFIG, runsc.bundle(&guest).to_string());
-        [bundle].into_iter().chain(memory.map(|text| (runsc::MEMORY_INFO, text))).collect()
-    }
-
-    /// Made under a temporary name: a run directory that is there is whole, and its lock is held.
-    fn make_run_dir(&self, order: &Order<'_>, launch: &Launch) -> Result<Lock, SysError> {
-        let (dir, unfinished) = (self.host.run_dir(order.iid), self.host.unfinished(order.iid));
-        let failed = |source| SysError::io("make", &dir, source);
-        let _ = fs::remove_dir_all(&unfinished);
-        let json = serde_json::to_string(launch).expect("a launch has string keys");
-        let files = [(FILE, json)].into_iter().chain(self.bundle_files(order, launch.warm));
-        fs::create_dir(&unfinished).map_err(failed)?;
-        for (name, text) in files {
-            fs::write(unfinished.join(name), text).map_err(failed)?;
-        }
-        // Nobody looks there yet, so nobody can be in the way.
-        let taken = lock::try_take(&unfinished.join(LOCK))?;
-        let lock = taken.ok_or_else(|| failed(io::ErrorKind::WouldBlock.into()))?;
-        fs::rename(&unfinished, &dir).map_err(failed)?;
-        Ok(lock)
-    }
-
-    /// Orders a shim for the instance and hands it the lock: it holds it from its first moment.
-    fn order_shim(&self, iid: &Iid, held: Lock) -> Result<UnixStream, DriverError> {
-        let dir = self.host.run_dir(iid);
-        let ordered = self.host.forks.order(&dir, lock::hand_over(held).as_fd());
-        let program = self.host.paths.shim.clone();
-        let control = ordered.map_err(|source| DriverError::Spawn { program, source })?;
-        self.host.ordered().insert(iid.clone(), clock::boot_ms());
-        Ok(control)
-    }
-
-    fn prepare(&self, order: &Order<'_>) -> Result<(Vec<LimitStatus>, Lock), DriverError> {
-        let host = |stage| move |source| DriverError::Host { stage, source };
-        let image = self.wake(order)?;
-        let workspace = self.workspace(order)?;
-        let launch = self.launch(order, Some(&workspace), image.as_deref())?;
-        let group = self.host.group(order.iid);
-        group.create().map_err(host("make cgroup"))?;
-        let applied = group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;
-        let lock = self.make_run_dir(order, &launch).map_err(host("make run directory"))?;
-        Ok((ledger::statuses(&order.spec.limits, &applied, self.counting()), lock))
-    }
-
-    /// The sandbox's own files, with those that are to be in there.
-    fn workspace(&self, order: &Order<'_>) -> Result<PathBuf, DriverError> {
-        let spaces = &self.host.workspaces;
-        let prepare = || {
-            if order.take_back {
-                spaces.take_back(order.uid, order.host_uid, order.name)?;
-            }
-            spaces.prepare(order.uid, order.host_uid, order.image_files, &order.spec.files)
-        };
-        prepare().map_err(|source| DriverError::Host { stage: "prepare workspace", source })
-    }
-
-    fn wanted(&self, limits: &Limits) -> cgroup::Limits {
-        ledger::to_cgroup(limits, self.counting())
+    /// What became of each limit.
+    fn statuses(&self, limits: &Limits, applied: &[Applied], kept: &Kept) -> Vec<LimitStatus> {
+        let disk = ledger::Disk { kept, console_bytes: self.shares(limits).1 };
+        ledger::statuses(limits, applied, self.counting(), &disk)
     }
 
     fn exit(&self, exit: exit::Exit, iid: &Iid) -> ExitRecord {
@@ -346,6 +180,12 @@ impl Shimmed {
         Ok(Observed::Gone { exit, began })
     }
 
+    /// The sandbox of an instance, by what its shim was told.
+    fn sandbox_of(&self, iid: &Iid) -> Option<Uuid> {
+        let text = fs::read(self.host.run_dir(iid).join(FILE)).ok()?;
+        serde_json::from_slice::<Launch>(&text).ok()?.uid.parse().ok()
+    }
+
     fn wait_released(&self, iid: &Iid) -> Result<(), DriverError> {
         let deadline = clock::boot_ms() + RELEASE_MS_MAX;
         let path = self.host.run_dir(iid).join(LOCK);
@@ -360,32 +200,6 @@ impl Shimmed {
         }
         Ok(())
     }
-}
-
-/// Only gVisor's guests can wait for theirs.
-fn own_files(workspace: Option<&Path>) -> Result<&Path, DriverError> {
-    workspace.ok_or_else(|| DriverError::Refused("it has no workspace".to_owned()))
-}
-
-/// Built from empty: nothing of the daemon's own environment is in it.
-fn environment(
-    name: &SandboxName,
-    own: &BTreeMap<String, String>,
-    home: &str,
-) -> BTreeMap<String, String> {
-    let mut env: BTreeMap<String, String> = [
-        ("HOME", home),
-        ("PATH", SEARCH_PATH),
-        ("TERM", "xterm-256color"),
-        ("LANG", "C.UTF-8"),
-        ("USER", "container"),
-        ("SODIUM_SANDBOX", name.as_str()),
-    ]
-    .into_iter()
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .collect();
-    env.extend(own.clone());
-    env
 }
 
 impl Driver for Shimmed {
@@ -409,7 +223,8 @@ impl Driver for Shimmed {
     }
 
     fn unenforced(&self) -> Vec<(&'static str, String)> {
-        ledger::unenforced(&self.host.cgroups, self.counting())
+        let disk = self.host.workspaces.volumes.kind();
+        ledger::unenforced(&self.host.cgroups, self.counting(), disk)
     }
 
     fn observe(&self, iid: &Iid) -> Result<Observed, DriverError> {
@@ -445,13 +260,17 @@ impl Driver for Shimmed {
         self.ask(iid, "stop", &request)
     }
 
-    fn adjust(&self, iid: &Iid, limits: &Limits) -> Result<Vec<LimitStatus>, DriverError> {
+    fn adjust(&self, iid: &Iid, order: &Adjust<'_>) -> Result<Vec<LimitStatus>, DriverError> {
         let host = |source| DriverError::Host { stage: "set limits", source };
-        let group = self.host.group(iid);
-        let applied = group.apply(&self.wanted(limits)).map_err(host)?;
+        let (group, limits) = (self.host.group(iid), order.limits);
+        let files = self.host.workspaces.path(order.uid);
+        let applied =
+            group.apply(&self.wanted(limits, order.host_uid, Some(&files))).map_err(host)?;
         let timeout_ms = (limits.timeout_seconds > 0).then_some(limits.timeout_seconds * 1000);
         self.ask(iid, "set time limit", &Request::Deadline { timeout_ms })?;
-        Ok(ledger::statuses(limits, &applied, self.counting()))
+        let bytes = self.shares(limits).0;
+        let kept = self.host.workspaces.adjust(order.uid, order.host_uid, bytes);
+        Ok(self.statuses(limits, &applied, &kept))
     }
 
     fn can_freeze(&self) -> bool {
@@ -513,6 +332,9 @@ impl Driver for Shimmed {
         }
         let own = self.host.known_as(iid);
         self.host.group(iid).remove().map_err(host)?;
+        if let Some(uid) = self.sandbox_of(&own) {
+            self.host.workspaces.volumes.drop_memory(uid).map_err(host)?;
+        }
         // The name it was started under first: it is found by the other one.
         let remains = [
             self.host.run_dir(&own),

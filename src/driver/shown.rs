@@ -13,6 +13,9 @@ pub(super) const HOME: &str = "/home/container";
 /// What HOME lies in, and its name there.
 pub(super) const HOMES: &str = "/home";
 pub(super) const HOME_NAME: &str = "container";
+/// What gVisor's /tmp is a link to, and its name among the homes.
+pub(super) const TMP: &str = "/home/.tmp";
+pub(super) const TMP_NAME: &str = ".tmp";
 /// Where a guest that was started ahead finds the program that becomes what it is claimed for.
 pub(super) const INIT: &str = "/sodium-init";
 /// Who the workload is inside.
@@ -75,7 +78,7 @@ impl Shown {
     /// for runtimes to which each mount is dear. Made once per boot and release, and never touched
     /// again: sandboxes that an earlier daemon started look at it.
     pub fn root(&self, shim: &Path) -> Result<PathBuf, SysError> {
-        let root = self.made.join(concat!("root-", env!("CARGO_PKG_VERSION")));
+        let root = self.made.join(concat!("root-", env!("CARGO_PKG_VERSION"), "-2"));
         if root.is_dir() {
             return Ok(root);
         }
@@ -90,10 +93,11 @@ impl Shown {
     fn fill(&self, root: &Path, shim: &Path) -> io::Result<()> {
         remove(root)?;
         let inside = |path: &str| root.join(path.trim_start_matches('/'));
-        for dir in ["usr", "etc", "proc", "dev", "sys", "tmp", "run", "var", HOME] {
+        for dir in ["usr", "etc", "proc", "dev", "sys", "run", "var", HOME, TMP] {
             fs::create_dir_all(inside(dir))?;
         }
         std::os::unix::fs::symlink("/tmp", inside("var/tmp"))?;
+        std::os::unix::fs::symlink(TMP, inside("tmp"))?;
         for (name, target) in &self.top_level {
             match target {
                 Some(target) => std::os::unix::fs::symlink(target, inside(name))?,

@@ -1,100 +1,253 @@
-//! Workspaces: a sandbox's own persistent files, in a directory named after its uid.
+//! Workspaces: a sandbox's own persistent files. In a volume of its own where the kernel can limit that, else in
+//! a directory named after its uid.
 //!
 //! The tenant may write anything into its workspace, so the daemon opens nothing in it by path: see
 //! [`crate::sys::path::Tree`].
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use crate::model::SandboxName;
+use crate::driver::tree;
+use crate::driver::volume::{self, Ask, Volume, Volumes};
+use crate::error::chain;
+use crate::model::{DiskRules, SandboxName, Verdict};
 use crate::sys::{SysError, path};
 
 /// Where the workspaces of removed files wait for their undo period to end.
 const ASIDE: &str = ".removed";
 
 /// All workspaces of this daemon.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Workspaces {
     root: PathBuf,
     /// Whether each gets an owner of its own.
     as_root: bool,
+    pub volumes: Volumes,
+}
+
+/// What is wanted of a workspace before a start.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    pub uid: Uuid,
+    pub host_uid: u32,
+    /// What it may take of the disk; `None`: as much as there is.
+    pub bytes: Option<u64>,
+    /// It begins empty each time, in memory.
+    pub ephemeral: bool,
+    /// Laid into one that is new,
+    pub image_files: &'a BTreeMap<String, String>,
+    /// and into every one.
+    pub files: &'a BTreeMap<String, String>,
+}
+
+/// Where a sandbox's files are, and what keeps them within their limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub files: PathBuf,
+    /// What is to be /tmp, if that is not to be in memory.
+    pub tmp: Option<PathBuf>,
+    pub kept: Kept,
+}
+
+impl Place {
+    /// The trees a workload writes to.
+    pub fn writable(&self) -> impl Iterator<Item = &Path> {
+        [Some(self.files.as_path()), self.tmp.as_deref()].into_iter().flatten()
+    }
+}
+
+/// What became of the limit on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    pub mechanism: String,
+    /// As the kernel has it.
+    pub read_back: Option<u64>,
+    pub verdict: Verdict,
+    pub reason: String,
+}
+
+impl Kept {
+    /// There is no limit to be kept.
+    pub fn unlimited() -> Self {
+        let (mechanism, reason) = (String::new(), String::new());
+        Self { mechanism, read_back: None, verdict: Verdict::Enforced, reason }
+    }
+
+    fn by(volume: &Volume, bytes: u64, owner: u32) -> Self {
+        let read_back = volume.read_back(owner);
+        let differs = read_back != Some(bytes);
+        let reason = if differs { "the kernel has another value" } else { "" };
+        Self {
+            mechanism: volume.kind.mechanism().to_owned(),
+            read_back,
+            verdict: if differs { Verdict::Degraded } else { Verdict::Enforced },
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn polled(why: &str) -> Self {
+        Self {
+            mechanism: "counted every minute".to_owned(),
+            read_back: None,
+            verdict: Verdict::Degraded,
+            reason: format!("the kernel keeps no limit: {why}"),
+        }
+    }
 }
 
 impl Workspaces {
     /// Makes the directory they lie in.
-    pub fn open(root: &Path, as_root: bool) -> Result<Self, SysError> {
+    pub fn open(root: &Path, as_root: bool, rules: &DiskRules) -> Result<Self, SysError> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(root);
         made.map_err(|source| SysError::io("mkdir", root, source))?;
-        Ok(Self { root: root.to_owned(), as_root })
+        let reserve_bytes = rules.reserve_mb * volume::MIB;
+        let volumes = Volumes::open(root, as_root, rules.mechanism, reserve_bytes)?;
+        Ok(Self { root: root.to_owned(), as_root, volumes })
     }
 
+    /// Where the workspace is now.
     pub fn path(&self, uid: Uuid) -> PathBuf {
+        self.volumes.find(uid).map_or_else(|| self.plain(uid), |volume| volume.files())
+    }
+
+    /// Where it is without a volume.
+    fn plain(&self, uid: Uuid) -> PathBuf {
         self.root.join(uid.to_string())
     }
 
-    /// Makes the workspace if it is not there, and lays the files into it: the image's only into a
-    /// new one, the spec's always.
-    pub fn prepare(
-        &self,
-        uid: Uuid,
-        host_uid: u32,
-        image_files: &BTreeMap<String, String>,
-        files: &BTreeMap<String, String>,
-    ) -> Result<PathBuf, SysError> {
-        let dir = self.path(uid);
-        let ids = self.as_root.then_some((host_uid, host_uid));
-        if fs::symlink_metadata(&dir).is_err() {
-            self.create(&dir, ids, image_files)?;
-        } else if let Some((owner, group)) = ids
-            && fs::symlink_metadata(&dir).is_ok_and(|meta| meta.uid() != owner)
-        {
-            path::give(&dir, owner, group)?;
-        }
-        if !files.is_empty() {
-            lay(&dir, ids, files)?;
-        }
-        Ok(dir)
+    fn ids(&self, host_uid: u32) -> Option<(u32, u32)> {
+        self.as_root.then_some((host_uid, host_uid))
     }
 
-    /// Made under another name first, so that a workspace is new exactly once.
-    fn create(
-        &self,
-        dir: &Path,
-        ids: Option<(u32, u32)>,
-        files: &BTreeMap<String, String>,
-    ) -> Result<(), SysError> {
-        let unfinished = dir.with_extension("new");
-        remove_tree(&unfinished)?;
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&unfinished)
-            .map_err(|source| SysError::io("mkdir", &unfinished, source))?;
-        if let Some((uid, gid)) = ids {
-            path::give(&unfinished, uid, gid)?;
+    /// Makes the workspace if it is not there, within its limit, and lays the files into it: the image's only
+    /// into a new one, the spec's always. Nothing runs in it.
+    pub fn prepare(&self, wanted: &Wanted<'_>) -> Result<Place, SysError> {
+        let (place, ids) = (self.place(wanted)?, self.ids(wanted.host_uid));
+        let dir = &place.files;
+        if fs::symlink_metadata(dir).is_err() {
+            create(dir, ids, wanted.image_files)?;
+        } else if let Some((owner, group)) = ids
+            && fs::symlink_metadata(dir).is_ok_and(|meta| meta.uid() != owner)
+        {
+            path::give(dir, owner, group)?;
         }
-        lay(&unfinished, ids, files)?;
-        fs::rename(&unfinished, dir).map_err(|source| SysError::io("rename", dir, source))
+        if !wanted.files.is_empty() {
+            lay(dir, ids, wanted.files)?;
+        }
+        Ok(place)
+    }
+
+    fn place(&self, wanted: &Wanted<'_>) -> Result<Place, SysError> {
+        let plain = self.plain(wanted.uid);
+        if wanted.ephemeral && self.as_root {
+            // Of tmpfs, 0 is no limit; the memory it takes is the sandbox's own.
+            let volume = self.volumes.fresh_memory(wanted.uid, wanted.bytes.unwrap_or(0))?;
+            let by = |bytes| Kept::by(&volume, bytes, wanted.host_uid);
+            let kept = wanted.bytes.map_or_else(Kept::unlimited, by);
+            return self.in_volume(&volume, wanted, kept);
+        }
+        if wanted.ephemeral {
+            tree::remove(&plain)?;
+        }
+        self.volumes.drop_memory(wanted.uid)?;
+        let Some(bytes) = wanted.bytes else {
+            self.leave_volume(wanted.uid)?;
+            return Ok(Place { files: plain, tmp: None, kept: Kept::unlimited() });
+        };
+        let ask = Ask { bytes, owner: wanted.host_uid };
+        let is_new = self.volumes.find(wanted.uid).is_none();
+        match self.volumes.ensure(wanted.uid, &ask) {
+            Ok(volume) => {
+                self.enter_volume(&plain, &volume)?;
+                self.in_volume(&volume, wanted, Kept::by(&volume, bytes, wanted.host_uid))
+            }
+            Err(error) if is_new => {
+                let kept = Kept::polled(&chain(&error));
+                Ok(Place { files: plain, tmp: None, kept })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives what runs another limit, and says what became of that.
+    pub fn adjust(&self, uid: Uuid, owner: u32, bytes: Option<u64>) -> Kept {
+        let Some(bytes) = bytes else { return Kept::unlimited() };
+        let Some(volume) = self.volumes.find(uid) else {
+            let why = self.volumes.kind().err();
+            return Kept::polled(
+                &why.unwrap_or_else(|| "it was started without; restart it".to_owned()),
+            );
+        };
+        let adjusted = if volume.read_back(owner) == Some(bytes) {
+            Ok(())
+        } else {
+            self.volumes.adjust(uid, &volume, &Ask { bytes, owner })
+        };
+        let kept = Kept::by(&volume, bytes, owner);
+        match adjusted {
+            Ok(()) => kept,
+            Err(error) => Kept { reason: chain(&error), ..kept },
+        }
+    }
+
+    fn in_volume(
+        &self,
+        volume: &Volume,
+        wanted: &Wanted<'_>,
+        kept: Kept,
+    ) -> Result<Place, SysError> {
+        volume.renew_tmp(self.ids(wanted.host_uid))?;
+        Ok(Place { files: volume.files(), tmp: Some(volume.tmp()), kept })
+    }
+
+    /// Takes the files of a sandbox that had no volume into its new one.
+    fn enter_volume(&self, plain: &Path, volume: &Volume) -> Result<(), SysError> {
+        if fs::symlink_metadata(plain).is_err() {
+            return Ok(());
+        }
+        move_tree(plain, &volume.files())
+    }
+
+    /// The other way round, since an image cannot be without a limit.
+    fn leave_volume(&self, uid: Uuid) -> Result<(), SysError> {
+        let Some(volume) = self.volumes.find(uid) else { return Ok(()) };
+        // Whole or not at all: until it is, the volume is where the files are.
+        let plain = self.plain(uid);
+        self.volumes.mount(uid)?;
+        if volume.files().exists() {
+            move_tree(&volume.files(), &plain)?;
+        }
+        self.volumes.remove(uid)
     }
 
     pub fn remove(&self, uid: Uuid) -> Result<(), SysError> {
-        remove_tree(&self.path(uid).with_extension("new"))?;
-        remove_tree(&self.path(uid))
+        self.volumes.remove(uid)?;
+        tree::remove(&self.plain(uid).with_extension("new"))?;
+        tree::remove(&self.plain(uid))
     }
 
     /// Puts a workspace aside under the sandbox's name, to be found again.
     pub fn put_aside(&self, uid: Uuid, name: &SandboxName) -> Result<(), SysError> {
-        let from = self.path(uid);
-        if fs::symlink_metadata(&from).is_err() {
+        self.put_aside_as(uid, name.as_str())
+    }
+
+    fn put_aside_as(&self, uid: Uuid, label: &str) -> Result<(), SysError> {
+        let (from, to) = (self.plain(uid), self.aside()?.join(label));
+        let any = self.volumes.find(uid).is_some() || fs::symlink_metadata(&from).is_ok();
+        if !any {
             return Ok(());
         }
-        let to = self.aside()?.join(name.as_str());
-        remove_tree(&to)?;
-        move_aside(&from, &to)
+        volume::remove_aside(&to)?;
+        self.volumes.remove_aside(&to)?;
+        if self.volumes.put_aside(uid, &to)? {
+            return Ok(());
+        }
+        volume::touch(&from);
+        fs::rename(&from, &to).map_err(|source| SysError::io("rename", &from, source))
     }
 
     fn aside(&self) -> Result<PathBuf, SysError> {
@@ -104,25 +257,23 @@ impl Workspaces {
         Ok(aside)
     }
 
-    /// Puts another tree in place of a workspace, which is put aside under a label that no sandbox can
+    /// Puts a copy of another tree in place of a workspace, which is put aside under a label that no sandbox can
     /// have as its name. Repeated, it is the tree of before that goes, not what was put aside.
-    pub fn replace(
-        &self,
-        uid: Uuid,
-        host_uid: u32,
-        fresh: &Path,
-        label: &str,
-    ) -> Result<(), SysError> {
+    pub fn replace(&self, wanted: &Wanted<'_>, with: &Path, label: &str) -> Result<(), SysError> {
+        let aside = self.aside()?.join(label);
+        if fs::symlink_metadata(&aside).is_ok() || self.volumes.is_aside(&aside) {
+            self.remove(wanted.uid)?;
+        } else {
+            self.put_aside_as(wanted.uid, label)?;
+        }
+        let Place { files, .. } = self.place(wanted)?;
+        let unfinished = files.with_extension("new");
+        tree::remove(&unfinished)?;
+        tree::copy(with, &unfinished)?;
         if self.as_root {
-            give_tree(fresh, host_uid)?;
+            tree::give(&unfinished, wanted.host_uid)?;
         }
-        let (current, aside) = (self.path(uid), self.aside()?.join(label));
-        if fs::symlink_metadata(&aside).is_ok() {
-            remove_tree(&current)?;
-        } else if fs::symlink_metadata(&current).is_ok() {
-            move_aside(&current, &aside)?;
-        }
-        fs::rename(fresh, &current).map_err(|source| SysError::io("rename", fresh, source))
+        fs::rename(&unfinished, &files).map_err(|source| SysError::io("rename", &files, source))
     }
 
     /// Takes a workspace back that was put aside under this name. Returns whether there was one.
@@ -132,12 +283,18 @@ impl Workspaces {
         host_uid: u32,
         name: &SandboxName,
     ) -> Result<bool, SysError> {
-        let (from, to) = (self.root.join(ASIDE).join(name.as_str()), self.path(uid));
-        if fs::symlink_metadata(&from).is_err() || fs::symlink_metadata(&to).is_ok() {
+        let (from, to) = (self.root.join(ASIDE).join(name.as_str()), self.plain(uid));
+        if self.volumes.find(uid).is_some() || fs::symlink_metadata(&to).is_ok() {
+            return Ok(false);
+        }
+        if self.volumes.take_back(uid, &from, host_uid)? {
+            return Ok(true);
+        }
+        if fs::symlink_metadata(&from).is_err() {
             return Ok(false);
         }
         if self.as_root {
-            give_tree(&from, host_uid)?;
+            tree::give(&from, host_uid)?;
         }
         fs::rename(&from, &to).map_err(|source| SysError::io("rename", &from, source))?;
         Ok(true)
@@ -148,21 +305,40 @@ impl Workspaces {
         for entry in fs::read_dir(self.root.join(ASIDE)).into_iter().flatten().flatten() {
             let put_aside = entry.metadata().map_or(0, |meta| meta.mtime().unsigned_abs() * 1000);
             if put_aside.saturating_add(keep_ms) < now_ms {
-                remove_tree(&entry.path())?;
+                volume::remove_aside(&entry.path())?;
             }
         }
         Ok(())
     }
+
+    /// What a workspace takes of the disk, by counting every file of it.
+    pub fn counted_bytes(&self, uid: Uuid) -> u64 {
+        tree::allocated_bytes(&self.path(uid))
+    }
 }
 
-fn move_aside(from: &Path, to: &Path) -> Result<(), SysError> {
-    // The age of what lies there is the age of this directory entry's target.
-    let _ = fs::File::open(from).and_then(|dir| dir.set_modified(file_time_now()));
-    fs::rename(from, to).map_err(|source| SysError::io("rename", from, source))
+/// Made under another name first, so that a workspace is new exactly once.
+fn create(
+    dir: &Path,
+    ids: Option<(u32, u32)>,
+    files: &BTreeMap<String, String>,
+) -> Result<(), SysError> {
+    let unfinished = dir.with_extension("new");
+    tree::remove(&unfinished)?;
+    tree::make(&unfinished, ids)?;
+    lay(&unfinished, ids, files)?;
+    fs::rename(&unfinished, dir).map_err(|source| SysError::io("rename", dir, source))
 }
 
-fn file_time_now() -> std::time::SystemTime {
-    std::time::UNIX_EPOCH + std::time::Duration::from_millis(crate::sys::clock::wall_ms())
+/// To another file system: a copy that gets its name when it is whole, and then the original goes.
+fn move_tree(from: &Path, to: &Path) -> Result<(), SysError> {
+    if fs::symlink_metadata(to).is_err() {
+        let unfinished = to.with_extension("new");
+        tree::remove(&unfinished)?;
+        tree::copy(from, &unfinished)?;
+        fs::rename(&unfinished, to).map_err(|source| SysError::io("rename", to, source))?;
+    }
+    tree::remove(from)
 }
 
 fn lay(
@@ -177,64 +353,5 @@ fn lay(
     Ok(())
 }
 
-/// std removes by directory descriptors and follows no symlink, so that a tenant cannot lead it away.
-fn remove_tree(path: &Path) -> Result<(), SysError> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(SysError::io("remove", path, source)),
-    }
-}
-
-/// Gives everything below `dir` to its new owner. Nothing runs in it now, so nothing moves under us;
-/// symlinks themselves are given, never what they lead to.
-fn give_tree(dir: &Path, uid: u32) -> Result<(), SysError> {
-    path::give(dir, uid, uid)?;
-    let entries = fs::read_dir(dir).map_err(|source| SysError::io("read", dir, source))?;
-    for entry in entries.flatten() {
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if is_dir { give_tree(&entry.path(), uid)? } else { path::give(&entry.path(), uid, uid)? }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn files(content: &str) -> BTreeMap<String, String> {
-        [("main.sh".to_owned(), content.to_owned())].into()
-    }
-
-    #[test]
-    fn an_images_files_are_laid_once_and_a_specs_always() {
-        let dir = tempfile::tempdir().unwrap();
-        let spaces = Workspaces::open(dir.path(), false).unwrap();
-        let uid = Uuid::now_v7();
-        let space = spaces.prepare(uid, 0, &files("image"), &BTreeMap::new()).unwrap();
-        let read = || fs::read_to_string(space.join("main.sh")).unwrap();
-        assert_eq!(read(), "image");
-        fs::write(space.join("main.sh"), "mine").unwrap();
-        spaces.prepare(uid, 0, &files("image"), &BTreeMap::new()).unwrap();
-        assert_eq!(read(), "mine");
-        spaces.prepare(uid, 0, &files("image"), &files("spec")).unwrap();
-        assert_eq!(read(), "spec");
-    }
-
-    #[test]
-    fn a_workspace_put_aside_is_found_again_until_it_expires() {
-        let dir = tempfile::tempdir().unwrap();
-        let spaces = Workspaces::open(dir.path(), false).unwrap();
-        let (old, new) = (Uuid::now_v7(), Uuid::now_v7());
-        let name = SandboxName::try_from("web").unwrap();
-        spaces.prepare(old, 0, &files("x"), &BTreeMap::new()).unwrap();
-        spaces.put_aside(old, &name).unwrap();
-        assert!(!spaces.path(old).exists());
-        spaces.expire(crate::sys::clock::wall_ms(), 60_000).unwrap();
-        assert!(spaces.take_back(new, 0, &name).unwrap());
-        assert!(spaces.path(new).join("main.sh").exists());
-        spaces.put_aside(new, &name).unwrap();
-        spaces.expire(crate::sys::clock::wall_ms() + 120_000, 60_000).unwrap();
-        assert!(!spaces.take_back(old, 0, &name).unwrap());
-    }
-}
+mod tests;

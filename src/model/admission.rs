@@ -96,6 +96,7 @@ fn fill(draft: &Draft, image: Option<&Image>, rules: &Rules) -> Spec {
         network: draft.network.unwrap_or(Network::None),
         limits,
         strict: draft.strict.unwrap_or(false),
+        ephemeral: draft.ephemeral.unwrap_or(false),
         files: draft.files.clone(),
     }
 }

@@ -50,6 +50,7 @@ pub struct Draft {
     pub network: Option<Network>,
     pub limits: BTreeMap<&'static str, u64>,
     pub strict: Option<bool>,
+    pub ephemeral: Option<bool>,
     pub files: BTreeMap<String, String>,
 }
 
@@ -65,6 +66,7 @@ const SPEC_FIELDS: &[&str] = &[
     "network",
     "limits",
     "strict",
+    "ephemeral",
     "files",
 ];
 
@@ -130,6 +132,7 @@ pub fn read_spec(faults: &mut Faults, path: &str, node: &Node) -> Draft {
         "network" => draft.network = faults.choice(path, value, Network::WORDS),
         "limits" => draft.limits = read_limits(faults, path, value),
         "strict" => draft.strict = faults.bool(path, value),
+        "ephemeral" => draft.ephemeral = faults.bool(path, value),
         _ => draft.files = read_files(faults, path, value),
     });
     draft
@@ -265,9 +268,9 @@ fn read_span(faults: &mut Faults, path: &str, node: &Node) -> Option<Span> {
 
 pub fn read_limits(faults: &mut Faults, path: &str, node: &Node) -> BTreeMap<&'static str, u64> {
     let mut limits = BTreeMap::new();
-    faults.fields(path, node, &Limits::NAMES, |faults, key, path, value| {
+    faults.fields(path, node, &Limits::ALL, |faults, key, path, value| {
         let name =
-            Limits::NAMES.iter().find(|name| **name == key).expect("fields() knows only these");
+            Limits::ALL.iter().find(|name| **name == key).expect("fields() knows only these");
         if let Some(count) = faults.count(path, value, Limits::max_of(name)) {
             limits.insert(*name, count);
         }

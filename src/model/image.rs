@@ -77,7 +77,7 @@ impl Image {
         let mut faults = Vec::new();
         for (name, value) in &self.limits {
             let max = Limits::max_of(name);
-            if !Limits::NAMES.contains(&name.as_str()) {
+            if !Limits::ALL.contains(&name.as_str()) {
                 faults.push(format!("limits.{name} is not a limit"));
             } else if *value > max {
                 faults.push(format!("limits.{name} is {value}, the most is {max}"));

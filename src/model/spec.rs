@@ -103,7 +103,7 @@ pub struct Stop {
     pub grace: Span,
 }
 
-/// The six limits; 0 is unlimited.
+/// The six limits that every sandbox has, and two that may be asked for; 0 is unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     pub memory_mb: u64,
@@ -112,11 +112,45 @@ pub struct Limits {
     pub timeout_seconds: u64,
     pub max_processes: u64,
     pub max_files: u64,
+    /// Bytes a second, read and written each, between the sandbox and its disk.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub io: u64,
+    /// Bytes a second of console.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub output: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 impl Limits {
     pub const NAMES: [&str; 6] =
         ["memory_mb", "cpu_percent", "disk_mb", "timeout_seconds", "max_processes", "max_files"];
+
+    /// With those that may be asked for.
+    pub const ALL: [&str; 8] = [
+        "memory_mb",
+        "cpu_percent",
+        "disk_mb",
+        "timeout_seconds",
+        "max_processes",
+        "max_files",
+        "io",
+        "output",
+    ];
+
+    pub const NONE: Self = Self {
+        memory_mb: 0,
+        cpu_percent: 0,
+        disk_mb: 0,
+        timeout_seconds: 0,
+        max_processes: 0,
+        max_files: 0,
+        io: 0,
+        output: 0,
+    };
 
     /// The limits nobody asked to be otherwise.
     pub const DEFAULT: Self = Self {
@@ -126,6 +160,7 @@ impl Limits {
         timeout_seconds: 300,
         max_processes: 64,
         max_files: 1024,
+        ..Self::NONE
     };
 
     pub fn get_mut(&mut self, name: &str) -> Option<&mut u64> {
@@ -136,6 +171,8 @@ impl Limits {
             "timeout_seconds" => Some(&mut self.timeout_seconds),
             "max_processes" => Some(&mut self.max_processes),
             "max_files" => Some(&mut self.max_files),
+            "io" => Some(&mut self.io),
+            "output" => Some(&mut self.output),
             _ => None,
         }
     }
@@ -152,6 +189,7 @@ impl Limits {
             "disk_mb" => 64 << 20,
             "timeout_seconds" => 10 * 365 * 86_400,
             "max_processes" => 4 << 20,
+            "io" | "output" => 1 << 40,
             _ => 1 << 30,
         }
     }
@@ -175,6 +213,9 @@ pub struct Spec {
     pub network: Network,
     pub limits: Limits,
     pub strict: bool,
+    /// The workspace begins empty at each start, and lies in memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ephemeral: bool,
     /// Written into the workspace before each start: path and content.
     #[serde(default)]
     pub files: BTreeMap<String, String>,

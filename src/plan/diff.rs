@@ -46,6 +46,7 @@ pub fn classify(old: &Spec, new: &Spec) -> Change {
         network,
         limits,
         strict,
+        ephemeral,
         files,
     } = new;
     let mut change = Change { effect: Effect::Same, fields: Vec::new() };
@@ -61,13 +62,14 @@ pub fn classify(old: &Spec, new: &Spec) -> Change {
     note("env", *env != old.env, Effect::Restart);
     note("files", *files != old.files, Effect::Restart);
     note("tty", *tty != old.tty, Effect::Restart);
+    note("ephemeral", *ephemeral != old.ephemeral, Effect::Recreate);
     note("network", *network != old.network, Effect::Restart);
     // Whether it runs at all is decided before anything is compared.
     note("state", *state != old.state, Effect::InPlace);
     note("restart", *restart != old.restart, Effect::InPlace);
     note("stop", *stop != old.stop, Effect::InPlace);
     note("strict", *strict != old.strict, Effect::InPlace);
-    for name in Limits::NAMES {
+    for name in Limits::ALL {
         // A process keeps the limit on open files that it was born with, and a guest of gVisor's that on
         // processes too.
         let born_with =

@@ -28,6 +28,7 @@ fn spec() -> Spec {
         network: Network::None,
         limits: Limits::DEFAULT,
         strict: false,
+        ephemeral: false,
         files: Default::default(),
     }
 }

@@ -258,6 +258,7 @@ fn spec(generation: u8) -> Spec {
         network: Network::None,
         limits: Limits::DEFAULT,
         strict: false,
+        ephemeral: false,
         files: Default::default(),
     }
 }

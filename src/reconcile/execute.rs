@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::driver::{DriverError, Order, Restore, StopOrder};
+use crate::driver::{Adjust, DriverError, Order, Restore, StopOrder};
 use crate::error::chain;
 use crate::fault::{self, Bug};
 use crate::model::{
@@ -135,6 +135,11 @@ impl Act<'_> {
         self.world.driver(instance.spec.isolation).ok_or(StepError::Overtaken)
     }
 
+    fn limits<'s>(&self, spec: &'s crate::model::Spec) -> Adjust<'s> {
+        let Sandbox { uid, host_uid, .. } = **self.sandbox;
+        Adjust { uid, host_uid, limits: &spec.limits }
+    }
+
     /// The next instance; from where the memory of the last one was kept, or anew.
     fn start(&self, restored: bool) -> Result<Again, StepError> {
         let sandbox = self.sandbox;
@@ -226,7 +231,7 @@ impl Act<'_> {
         let limits = match self.world.consoles.take_limits(&instance.iid) {
             Some(limits) => limits,
             // Another daemon started it: the kernel says what its limits are.
-            None => self.driver(instance)?.adjust(&instance.iid, &instance.spec.limits)?,
+            None => self.driver(instance)?.adjust(&instance.iid, &self.limits(&instance.spec))?,
         };
         let (policy, now, iid) = (self.policy.clone(), self.now, instance.iid.clone());
         // Changed in place since it was started? Then this is not the end of it.
@@ -266,7 +271,8 @@ impl Act<'_> {
 
     fn adjust(&self) -> Result<Again, StepError> {
         let instance = self.instance()?;
-        let limits = self.driver(instance)?.adjust(&instance.iid, &self.sandbox.spec.limits)?;
+        let limits =
+            self.driver(instance)?.adjust(&instance.iid, &self.limits(&self.sandbox.spec))?;
         let (why, now) = (self.plan.why.clone(), self.now);
         let committed = self.commit_instance(move |core, sandbox, instance| {
             instance.generation = sandbox.generation;

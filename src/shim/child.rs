@@ -117,11 +117,14 @@ fn become_workload(launch: &Launch, ends: &Ends, parent: u32) -> Failed {
 fn confine(confinement: &Confinement) -> Result<(), Failed> {
     match confinement {
         Confinement::Bubblewrap { .. } => Ok(()),
-        Confinement::Gvisor { binds, whole_proc, cpus, .. } => {
+        Confinement::Gvisor { binds, whole_proc, hidden, cpus, .. } => {
             mount::private_namespace().map_err(|error| ("mounts", error))?;
             mount::proc_at(whole_proc).map_err(|error| ("mounts", error))?;
             for (from, at) in binds {
                 mount::bind(from, at).map_err(|error| ("mounts", error))?;
+            }
+            if let Some(dir) = hidden.as_ref().filter(|dir| mount::is_at(dir)) {
+                mount::unmount(dir, true).map_err(|error| ("mounts", error))?;
             }
             let narrowed = cpus.map_or(Ok(()), spawn::narrow_to_cpus);
             narrowed.map_err(|error| ("cpus", error))

@@ -24,13 +24,13 @@ const FILE_SERVER: &str = "runsc-gofer";
 pub struct Claim {
     /// In place of the one it was started with.
     pub launch: Launch,
-    pub workspace: Workspace,
+    pub trees: Vec<Attached>,
     pub order: InitOrder,
 }
 
 /// Files that appear in the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Workspace {
+pub struct Attached {
     pub source: PathBuf,
     /// Where the file server has them.
     pub at: PathBuf,
@@ -45,9 +45,9 @@ pub(super) fn read() -> Result<Claim, SysError> {
     serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
 }
 
-/// Attaches the workspace. A process of its own does it, since it comes to see the guest's mounts
+/// Attaches a tree. A process of its own does it, since it comes to see the guest's mounts
 /// instead of ours.
-pub(super) fn attach(workspace: &Workspace) -> Result<(), SysError> {
+pub(super) fn attach(tree: &Attached) -> Result<(), SysError> {
     let is_server =
         |pid: &u32| process::arguments(*pid).first().is_some_and(|name| name == FILE_SERVER);
     let server = process::children(std::process::id()).into_iter().find(is_server);
@@ -58,7 +58,7 @@ pub(super) fn attach(workspace: &Workspace) -> Result<(), SysError> {
     let server = server.ok_or_else(gone)?;
     let (failure, report) = poll::pipe()?;
     match spawn::fork_into(None)? {
-        Fork::Child => attach_in(server, workspace, report),
+        Fork::Child => attach_in(server, tree, report),
         Fork::Parent { pid } => {
             drop(report);
             let said = child::read_failure(failure);
@@ -73,9 +73,9 @@ pub(super) fn attach(workspace: &Workspace) -> Result<(), SysError> {
     }
 }
 
-fn attach_in(server: u32, workspace: &Workspace, report: OwnedFd) -> ! {
-    let attached = Tree::open(&workspace.source, &workspace.ids)
-        .and_then(|tree| tree.attach_in(server, &workspace.at));
+fn attach_in(server: u32, tree: &Attached, report: OwnedFd) -> ! {
+    let attached =
+        Tree::open(&tree.source, &tree.ids).and_then(|opened| opened.attach_in(server, &tree.at));
     match attached {
         Ok(()) => spawn::exit_now(0),
         Err(error) => child::give_up(report, ("workspace", error)),

@@ -72,6 +72,9 @@ pub enum Confinement {
         /// Where there is to be a /proc that nothing is mounted over: the kernel lets a sandbox have a
         /// new one only if it could see all of an old one.
         whole_proc: PathBuf,
+        /// Where the volumes of all sandboxes are mounted: out of its sight, so that it holds none of them.
+        #[serde(default)]
+        hidden: Option<PathBuf>,
         cpus: Option<u64>,
         /// Where it notes the sandbox's process.
         pid_file: PathBuf,

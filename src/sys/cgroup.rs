@@ -35,10 +35,12 @@ pub enum Controller {
     Cpuacct,
     Pids,
     Blkio,
+    Cpuset,
 }
 
 impl Controller {
-    const ALL: [Self; 5] = [Self::Memory, Self::Cpu, Self::Cpuacct, Self::Pids, Self::Blkio];
+    const ALL: [Self; 6] =
+        [Self::Memory, Self::Cpu, Self::Cpuacct, Self::Pids, Self::Blkio, Self::Cpuset];
 
     /// Its name in version 1.
     fn v1_name(self) -> &'static str {
@@ -48,6 +50,7 @@ impl Controller {
             Self::Cpuacct => "cpuacct",
             Self::Pids => "pids",
             Self::Blkio => "blkio",
+            Self::Cpuset => "cpuset",
         }
     }
 
@@ -58,6 +61,7 @@ impl Controller {
             Self::Cpu => Some("cpu"),
             Self::Pids => Some("pids"),
             Self::Blkio => Some("io"),
+            Self::Cpuset => Some("cpuset"),
             Self::Cpuacct => None,
         }
     }
@@ -86,7 +90,27 @@ pub struct Group {
 pub struct Limits {
     pub memory_bytes: Option<u64>,
     pub cpu_percent: Option<u64>,
+    /// So many cpus are to be seen, whatever the share of them is. `None`: all, and nothing is set.
+    pub cpus: Option<Cpus>,
     pub pids: Option<u64>,
+    pub io: Option<Io>,
+}
+
+/// Which cpus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cpus {
+    pub count: u64,
+    /// Groups with other turns are given other cpus.
+    pub turn: u64,
+}
+
+/// A limit on what goes to a disk and comes from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Io {
+    /// Major and minor number.
+    pub device: (u64, u64),
+    /// Each way; `None` unlimited.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// One limit as the kernel now has it.
@@ -136,9 +160,10 @@ impl Root {
         if root.unified.is_some() {
             root.v1.remove(&Controller::Cpuacct);
         }
-        root.v1.retain(|_, mount| {
+        root.v1.retain(|controller, mount| {
             *mount = mount.join(name);
-            fs::create_dir_all(&*mount).is_ok()
+            let made = fs::create_dir_all(&*mount).is_ok();
+            made && (*controller != Controller::Cpuset || v1::prepare_cpuset(mount).is_ok())
         });
         root
     }
@@ -251,7 +276,12 @@ impl Group {
     /// answer; one that the kernel refuses is an error.
     pub fn apply(&self, limits: &Limits) -> Result<Vec<Applied>, SysError> {
         let mut applied = Vec::new();
-        for controller in [Controller::Memory, Controller::Cpu, Controller::Pids] {
+        let always = [Controller::Memory, Controller::Cpu, Controller::Pids];
+        // In version 1, a group without cpus takes nobody.
+        let first = self.v1.contains_key(&Controller::Cpuset);
+        let cpuset = Some(Controller::Cpuset).filter(|_| first || limits.cpus.is_some());
+        let io = limits.io.map(|_| Controller::Blkio);
+        for controller in always.into_iter().chain(cpuset).chain(io) {
             let dir =
                 self.unified.as_ref().filter(|_| self.unified_controllers.contains(&controller));
             if let Some(dir) = dir {
@@ -385,6 +415,34 @@ fn keyed(text: &str, key: &str) -> u64 {
         .find(|(found, _)| *found == key)
         .and_then(|(_, value)| value.trim().parse().ok())
         .unwrap_or(0)
+}
+
+/// So many cpus of those in a list such as `0-3,8`, as such a list.
+fn choose_cpus(list: &str, wanted: Cpus) -> String {
+    let mut all: Vec<u64> = Vec::new();
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        if let (Ok(first), Ok(last)) = (first.parse::<u64>(), last.parse()) {
+            all.extend(first..=last);
+        }
+    }
+    let there = all.len().max(1);
+    let count = usize::try_from(wanted.count).unwrap_or(there).min(all.len());
+    let start = usize::try_from(wanted.turn).unwrap_or(0) % there;
+    let mut chosen: Vec<u64> = all.iter().cycle().skip(start).take(count).copied().collect();
+    chosen.sort_unstable();
+    chosen.iter().map(u64::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// How many cpus a list names.
+fn count_cpus(list: &str) -> u64 {
+    let parts = list.trim().split(',').filter(|part| !part.is_empty());
+    parts
+        .map(|part| match part.split_once('-') {
+            Some((first, last)) => (number(last) + 1).saturating_sub(number(first)),
+            None => 1,
+        })
+        .sum()
 }
 
 /// Both versions have the same files for processes.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::sys::SysError;
@@ -28,6 +28,76 @@ pub fn proc_at(at: &Path) -> Result<(), SysError> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), at, Some("proc"), flags, None::<&str>)
         .map_err(|errno| SysError::nix(format!("mount proc at {}", at.display()), errno))
+}
+
+/// Mounts an ext4 of ours from a device. What tenants delete is given back to the file behind it, and tables
+/// that are empty are not written out in the background.
+pub fn ext4(device: &Path, at: &Path) -> Result<(), SysError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+    let options = Some("discard,noinit_itable,errors=remount-ro");
+    mount(Some(device), at, Some("ext4"), flags, options).map_err(|errno| {
+        SysError::nix(format!("mount {} at {}", device.display(), at.display()), errno)
+    })
+}
+
+/// Mounts a device with nothing special.
+pub fn plain(device: &Path, at: &Path, kind: &str) -> Result<(), SysError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some(device), at, Some(kind), flags, None::<&str>).map_err(|errno| {
+        SysError::nix(format!("mount {} at {}", device.display(), at.display()), errno)
+    })
+}
+
+/// A file system in memory that takes so much and no more.
+pub fn tmpfs(at: &Path, bytes: u64, inodes: u64) -> Result<(), SysError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let options = format!("size={bytes},nr_inodes={inodes},mode=0711");
+    mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some(options.as_str()))
+        .map_err(|errno| SysError::nix(format!("mount tmpfs at {}", at.display()), errno))
+}
+
+/// Gives one in memory another size.
+pub fn resize_tmpfs(at: &Path, bytes: u64, inodes: u64) -> Result<(), SysError> {
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let options = format!("size={bytes},nr_inodes={inodes}");
+    mount(None::<&str>, at, None::<&str>, flags, Some(options.as_str()))
+        .map_err(|errno| SysError::nix(format!("remount {}", at.display()), errno))
+}
+
+/// Takes away what is mounted at `at`. `lazily`: out of sight at once, and gone when nobody uses it.
+pub fn unmount(at: &Path, lazily: bool) -> Result<(), SysError> {
+    let flags = if lazily { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    umount2(at, flags | MntFlags::UMOUNT_NOFOLLOW)
+        .map_err(|errno| SysError::nix(format!("umount {}", at.display()), errno))
+}
+
+/// Makes a directory a mount of its own, if it is none: so that all that is mounted below it can be taken away at
+/// once in another namespace, and what is taken away here goes from there as well.
+pub fn ensure_shared(dir: &Path) -> Result<(), SysError> {
+    if !is_at(dir) {
+        bind(dir, dir)?;
+    }
+    mount(None::<&str>, dir, None::<&str>, MsFlags::MS_SHARED, None::<&str>)
+        .map_err(|errno| SysError::nix(format!("mount(MS_SHARED, {})", dir.display()), errno))
+}
+
+/// Whether something is mounted at this very place.
+pub fn is_at(dir: &Path) -> bool {
+    let real = std::fs::canonicalize(dir);
+    real.is_ok_and(|real| of(dir).is_some_and(|about| about.at == real))
+}
+
+/// Where anything is mounted below `dir`, the last mount first.
+pub fn below(dir: &Path) -> Vec<PathBuf> {
+    let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let mut found: Vec<PathBuf> = points
+        .map(|at| PathBuf::from(at.replace("\\040", " ")))
+        .filter(|at| at.starts_with(&dir))
+        .collect();
+    found.reverse();
+    found
 }
 
 /// What a path lies on.

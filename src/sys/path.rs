@@ -179,24 +179,10 @@ fn set_fs_ids(uid: u32, gid: u32) -> (u32, u32) {
     }
 }
 
-/// How much room there is where a path lies.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Room {
-    /// For everybody but root.
-    pub free_bytes: u64,
-    pub free_files: u64,
-    pub all_files: u64,
-}
-
-/// Asks the file system.
-pub fn room(path: &Path) -> Result<Room, SysError> {
-    let found = nix::sys::statvfs::statvfs(path)
-        .map_err(|errno| SysError::nix(format!("statvfs {}", path.display()), errno))?;
-    Ok(Room {
-        free_bytes: found.blocks_available() * found.fragment_size(),
-        free_files: found.files_available(),
-        all_files: found.files(),
-    })
+/// Sets who may do what with a directory of ours.
+pub fn set_mode(dir: &Path, mode: u32) -> Result<(), SysError> {
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(dir, mode).map_err(|source| SysError::io("chmod", dir, source))
 }
 
 /// Makes `dir` belong to `uid` and `gid`, without following a symlink.

@@ -25,8 +25,9 @@ impl Desk {
         fs::set_permissions(dir.path(), mode).unwrap();
         fs::create_dir(dir.path().join("desired")).unwrap();
         let run = tempfile::Builder::new().prefix("sodium-bench-").tempdir_in("/dev/shm").unwrap();
+        // As bare as the references; volumes have a measure of their own.
         let mut config = json!({"port": 0, "token": TOKEN, "run_path": run.path(),
-            "images_path": "./images"});
+            "images_path": "./images", "disk": {"mechanism": "polled"}});
         for (key, value) in extra.as_object().unwrap() {
             config[key] = value.clone();
         }
@@ -116,6 +117,7 @@ impl Desk {
 impl Drop for Desk {
     fn drop(&mut self) {
         self.kill();
+        sodiumd::driver::volume::unmount_all(&self.path("sandboxes"));
     }
 }
 

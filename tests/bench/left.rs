@@ -47,8 +47,12 @@ pub async fn look(desk: &mut Desk, before: &BTreeSet<Process>) -> Vec<String> {
     left.extend(groups.names().into_iter().map(|name| format!("cgroup {name}")));
     // All that ever ran was deleted with its workspace; what is stopped has never had any of these.
     for (what, path) in [("console", "state/console"), ("workspace", "sandboxes")] {
-        let names = entries(&desk.path(path)).into_iter();
+        let names = entries(&desk.path(path)).into_iter().filter(|name| !name.starts_with('.'));
         left.extend(names.map(|name| format!("{what} {name}")));
+    }
+    for path in ["sandboxes/.disk", "sandboxes/.mounts"] {
+        let names = entries(&desk.path(path)).into_iter().filter(|name| name != ".templates");
+        left.extend(names.map(|name| format!("volume {name}")));
     }
     let mut daemon = desk.daemon.take().expect("it runs");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.id()).expect("pids are small"));

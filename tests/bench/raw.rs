@@ -41,7 +41,7 @@ impl Bwrap {
         .unwrap();
         let bubblewrap = Bubblewrap::detect(&made).unwrap();
         let uid = uuid::Uuid::nil();
-        let args = bubblewrap.args(&Order {
+        let order = Order {
             iid: &Iid::new(uid, 1),
             name: &SandboxName::try_from("raw").unwrap(),
             uid,
@@ -52,11 +52,12 @@ impl Bwrap {
             image_files: &Default::default(),
             take_back: false,
             restore: None,
-        });
+        };
+        let args = bubblewrap.args(&order, false);
         Self {
             program: bubblewrap.program.clone(),
             args,
-            inherited: bubblewrap.inherited(&workspace),
+            inherited: bubblewrap.inherited(&workspace, None),
         }
     }
 
@@ -155,6 +156,7 @@ impl Gvisor {
             network: Network::None,
             limits: &Limits::DEFAULT,
             waits: false,
+            has_tmp: false,
         };
         std::fs::write(dir.join("config.json"), runsc.bundle(&guest).to_string()).unwrap();
         Self { program: program.to_owned(), dir, started: std::cell::Cell::new(0) }

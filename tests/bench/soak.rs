@@ -86,7 +86,8 @@ impl Order {
 async fn main() -> ExitCode {
     let order = Order::read();
     println!("{} minutes, seed {}, {}", order.minutes, order.seed, order.isolation);
-    let mut desk = Desk::prepared(json!({"isolation": order.isolation}));
+    let mut desk =
+        Desk::prepared(json!({"isolation": order.isolation, "disk": {"mechanism": "image"}}));
     for index in 0..DECLARED {
         let name = format!("s{index}");
         desk::save(&desk.path("desired"), &name, &load::declared(&name, index, 0));

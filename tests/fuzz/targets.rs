@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 use sodiumd::api::{self, ClientFrame};
 use sodiumd::config::{self, Config, ConfigError, Raw};
 use sodiumd::desired::{parse::parse, yaml};
-use sodiumd::driver::workspace::Workspaces;
+use sodiumd::driver::workspace::{Wanted, Workspaces};
 use sodiumd::model::admission::{Rules, admit};
 use sodiumd::model::draft::{self, Draft, file_path_fault, read_command, read_document};
 use sodiumd::model::image::Image;
 use sodiumd::model::tree::{Faults, Node};
-use sodiumd::model::{Isolation, Limits, RestartPolicy, SandboxName, Spec};
+use sodiumd::model::{DiskRules, Isolation, Limits, RestartPolicy, SandboxName, Spec};
 use sodiumd::shim::claim::Claim;
 use sodiumd::shim::exit::Exit;
 use sodiumd::shim::launch::Launch;
@@ -315,9 +315,17 @@ fn lays_what_a_spec_may_name(dir: &Path, lines: &[&str]) {
     if !faults.0.is_empty() {
         return;
     }
-    let spaces = Workspaces::open(&dir.join("spaces"), false).unwrap();
-    let laid = spaces.prepare(Default::default(), 0, &BTreeMap::new(), &draft.files);
-    let laid = laid.unwrap_or_else(|error| panic!("{error}: {}", error.source));
+    let spaces = Workspaces::open(&dir.join("spaces"), false, &DiskRules::default()).unwrap();
+    let laid = spaces.prepare(&Wanted {
+        uid: Default::default(),
+        host_uid: 0,
+        bytes: None,
+        ephemeral: false,
+        image_files: &BTreeMap::new(),
+        files: &draft.files,
+    });
+    let laid =
+        laid.map(|place| place.files).unwrap_or_else(|error| panic!("{error}: {}", error.source));
     for (path, content) in &draft.files {
         assert_eq!(&fs::read_to_string(laid.join(path)).unwrap(), content, "{path:?}");
     }

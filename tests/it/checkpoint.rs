@@ -83,7 +83,8 @@ async fn what_hibernates_goes_on_where_it_was() {
     assert_eq!(desk.cli(&["stop", "web"]).0, 0);
     let logs = desk.logs("web").await;
     let uid = desk.sandbox("web").await["metadata"]["uid"].as_str().unwrap().to_owned();
-    let said = std::fs::read_to_string(desk.path("sandboxes").join(&uid).join("said")).unwrap();
+    let files = desk.workspace(&desk.sandbox("web").await);
+    let said = std::fs::read_to_string(files.join("said")).unwrap();
     assert!(counted(&said).abs_diff(counted(&logs)) <= 1);
     let kept = std::fs::read_dir(desk.path("state/checkpoints").join(&uid)).unwrap().count();
     assert_eq!(kept, 0, "what was gone on from is left over");
@@ -220,9 +221,8 @@ async fn a_checkpoint_is_gone_back_to_in_place_and_into_a_new_name() {
         assert!(Instant::now() < deadline, "{}", desk.logs("web").await);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let uid = sandbox["metadata"]["uid"].as_str().unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let said = std::fs::read_to_string(desk.path("sandboxes").join(uid).join("said")).unwrap();
+    let said = std::fs::read_to_string(desk.workspace(&sandbox).join("said")).unwrap();
     counted(&said);
     let aside = desk.path("sandboxes/.removed");
     let labels = std::fs::read_dir(aside).unwrap().flatten();

@@ -59,8 +59,7 @@ async fn a_killed_daemon_finds_its_sandboxes_running_and_learns_what_it_missed()
     let (a, b) = (desk.wait_phase("a", "Running").await, desk.wait_phase("b", "Running").await);
     let brief = desk.wait_phase("brief", "Running").await;
     desk.kill();
-    let workspace = desk.path("sandboxes").join(brief["metadata"]["uid"].as_str().unwrap());
-    fs::write(workspace.join("go"), "").unwrap();
+    fs::write(desk.workspace(&brief).join("go"), "").unwrap();
     wait_dead(pid(&brief)).await;
     desk.start().await;
     assert_eq!(pid(&desk.wait_phase("a", "Running").await), pid(&a));
@@ -206,15 +205,13 @@ async fn files_are_edited_broken_mended_renamed_and_removed() {
     let renamed = |one: &Value| one["metadata"]["owner"] == "file:other.yaml";
     assert_eq!(pid(&desk.wait_for("web", "renamed", renamed).await), pid(&third));
     // Removed: it goes, and its workspace is kept until the file comes back.
-    let uid = third["metadata"]["uid"].as_str().unwrap();
-    fs::write(desk.path("sandboxes").join(uid).join("mine"), "kept").unwrap();
+    fs::write(desk.workspace(&third).join("mine"), "kept").unwrap();
     fs::remove_file(desk.path("desired/other.yaml")).unwrap();
     desk.wait_for("web", "gone", |one| one["code"] == "not_found").await;
     wait_dead(pid(&third)).await;
     desk.write_spec("web.yaml", "web", &spec);
     let back = desk.wait_phase("web", "Running").await;
-    let uid = back["metadata"]["uid"].as_str().unwrap();
-    assert_eq!(fs::read_to_string(desk.path("sandboxes").join(uid).join("mine")).unwrap(), "kept");
+    assert_eq!(fs::read_to_string(desk.workspace(&back).join("mine")).unwrap(), "kept");
 }
 
 #[tokio::test]

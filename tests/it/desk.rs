@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use sodiumd::driver::Driver;
 use sodiumd::driver::host::{Host, Paths};
 use sodiumd::driver::shimmed::Shimmed;
+use sodiumd::driver::volume::unmount_all;
 use sodiumd::driver::workspace::Workspaces;
+use sodiumd::model::DiskRules;
 
 use crate::disk::Disk;
 
@@ -85,6 +87,13 @@ impl Desk {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Where the files of a sandbox are, once it was started.
+    pub fn workspace(&self, sandbox: &Value) -> PathBuf {
+        let uid = sandbox["metadata"]["uid"].as_str().unwrap().parse().unwrap();
+        let sandboxes = self.path("sandboxes");
+        Workspaces::open(&sandboxes, true, &DiskRules::default()).unwrap().path(uid)
     }
 
     /// Starts the daemon and waits until it answers.
@@ -246,12 +255,20 @@ impl Desk {
 impl Drop for Desk {
     fn drop(&mut self) {
         self.kill();
+        self.end_sandboxes();
+        unmount_all(&self.path("sandboxes"));
+    }
+}
+
+impl Desk {
+    fn end_sandboxes(&self) {
         let (run, state) = (self.path("run"), self.state.clone());
         if !run.exists() || !state.exists() {
             return;
         }
         let paths = Paths { run, state, shim: PathBuf::new() };
-        let workspaces = Workspaces::open(&self.path("sandboxes"), true).unwrap();
+        let workspaces =
+            Workspaces::open(&self.path("sandboxes"), true, &DiskRules::default()).unwrap();
         let host = std::sync::Arc::new(Host::open(paths, workspaces, 1 << 20, u64::MAX).unwrap());
         let driver = Shimmed::process(std::sync::Arc::clone(&host));
         let deadline = Instant::now() + PATIENCE;

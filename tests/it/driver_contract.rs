@@ -10,8 +10,10 @@ use serde_json::json;
 use sodiumd::driver::fake::FakeDriver;
 use sodiumd::driver::host::{Host, Paths};
 use sodiumd::driver::shimmed::Shimmed;
+use sodiumd::driver::volume::unmount_all;
 use sodiumd::driver::workspace::Workspaces;
 use sodiumd::driver::{Driver, Order, StopOrder};
+use sodiumd::model::DiskRules;
 use sodiumd::model::{ExitKind, ExitRecord, Iid, Observed, SandboxName, Spec};
 use sodiumd::shim::spool::{Chunk, Reader};
 use uuid::Uuid;
@@ -29,7 +31,7 @@ struct Bench {
     started: Vec<Iid>,
     /// Each start is given something that was started ahead.
     claims: bool,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn benches() -> Vec<Bench> {
@@ -39,7 +41,7 @@ fn benches() -> Vec<Bench> {
         uid: Uuid::now_v7(),
         started: Vec::new(),
         claims: false,
-        _dir: tempfile::tempdir().unwrap(),
+        dir: tempfile::tempdir().unwrap(),
     };
     let mut benches = vec![fake];
     benches.extend(real());
@@ -83,17 +85,11 @@ fn bench(make: impl Fn(Arc<Host>) -> Box<dyn Driver>) -> Bench {
         shim: env!("CARGO_BIN_EXE_sodium-shim").into(),
     };
     std::fs::create_dir(&paths.run).unwrap();
-    let workspaces = Workspaces::open(&dir.path().join("sandboxes"), true).unwrap();
+    let workspaces =
+        Workspaces::open(&dir.path().join("sandboxes"), true, &DiskRules::default()).unwrap();
     let host = Arc::new(Host::open(paths, workspaces, 1 << 20, 1).unwrap());
     let driver = make(Arc::clone(&host));
-    Bench {
-        driver,
-        host: Some(host),
-        uid: Uuid::now_v7(),
-        started: Vec::new(),
-        claims: false,
-        _dir: dir,
-    }
+    Bench { driver, host: Some(host), uid: Uuid::now_v7(), started: Vec::new(), claims: false, dir }
 }
 
 impl Drop for Bench {
@@ -115,6 +111,7 @@ impl Drop for Bench {
             }
             host.cgroups.remove();
         }
+        unmount_all(&self.dir.path().join("sandboxes"));
     }
 }
 
@@ -337,7 +334,9 @@ fn each_sandbox_has_a_user_a_home_and_an_environment_of_its_own() {
         assert_eq!(lines[0], if inside { "1000" } else { "234567" }, "{}", bench.label());
         assert_eq!(lines[1], lines[2]);
         assert_eq!(inside, lines[1] == "/home/container");
-        assert_eq!(lines[3], "HOME LANG PATH PWD SHLVL SODIUM_SANDBOX TERM USER _ ");
+        let told = "BUN_JSC_forceRAMSize DENO_V8_FLAGS GOMAXPROCS GOMEMLIMIT HOME LANG \
+            MALLOC_ARENA_MAX NODE_OPTIONS PATH PWD PYTHON_CPU_COUNT SHLVL SODIUM_SANDBOX TERM USER _ ";
+        assert_eq!(lines[3], told);
     }
 }
 

@@ -219,8 +219,7 @@ async fn nothing_reaches_a_neighbour() {
             desk.wait_logs(&home, "at home").await;
             desk.wait_phase(&next, "Running").await;
             let sandbox = desk.sandbox(&home).await;
-            let uid = sandbox["metadata"]["uid"].as_str().unwrap();
-            let workspace = desk.path("sandboxes").join(uid);
+            let workspace = desk.workspace(&sandbox);
             assert!(workspace.join("secret").exists());
             let pid = sandbox["status"]["instance"]["pid"].to_string();
             let reach =

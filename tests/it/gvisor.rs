@@ -54,6 +54,7 @@ fn the_bundle_is_made_of_typed_fields_alone() {
         network: Network::None,
         limits: &limits,
         waits: false,
+        has_tmp: false,
     };
     compare("gvisor-bundle.json", &runsc().bundle(&guest));
     let unlimited = Limits { max_processes: 0, max_files: 0, ..limits };

@@ -66,8 +66,7 @@ async fn one_that_was_started_ahead_is_as_one_that_was_not() {
     let link = std::fs::read_link(desk.path("run/i").join(&iid)).unwrap();
     assert!(waiting.contains(&link.to_str().unwrap().to_owned()));
     // Its files are on disk, and its own.
-    let uid = sandbox["metadata"]["uid"].as_str().unwrap();
-    let files = desk.path("sandboxes").join(uid);
+    let files = desk.workspace(&sandbox);
     let owner = std::fs::metadata(&files).unwrap().uid();
     assert_eq!(std::fs::read_to_string(files.join("own")).unwrap(), "mine\n");
     assert_eq!(std::fs::metadata(files.join("own")).unwrap().uid(), owner);

@@ -5,7 +5,7 @@ import subprocess
 import threading
 import time
 
-from machine import cgroup_leaves, holders_of, is_populated, processes_of, read
+from machine import cgroup_leaves, holders_of, is_populated, processes_of, read, workspace
 
 Tick = collections.namedtuple("Tick", "run number revision")
 # A busy machine may keep a sandbox from printing for so long.
@@ -119,7 +119,7 @@ class Judge:
         return list(self.known_uids)
 
     def ticks(self, name):
-        text = read(self.daemon.directory / "sandboxes" / self.known_uids.get(name, "-") / "ticks").decode()
+        text = read(workspace(self.daemon.directory, self.known_uids.get(name, "-")) / "ticks").decode()
         rows = [line.split() for line in text.splitlines()]
         return [Tick(row[0], int(row[1]), int(row[2])) for row in rows if len(row) == 3]
 

@@ -53,6 +53,19 @@ def read(path):
         return b""
 
 
+def workspace(directory, uid):
+    """Where the files of a sandbox are: in its volume, if it has one."""
+    volume = Path(directory) / "sandboxes/.mounts" / uid / "files"
+    return volume if volume.is_dir() else Path(directory) / "sandboxes" / uid
+
+
+def unmount_below(directory):
+    """Takes away what the daemon has mounted, the last mount first."""
+    points = [line.split()[1] for line in read("/proc/mounts").decode().splitlines()]
+    for point in reversed([point for point in points if point.startswith(f"{directory}/")]):
+        subprocess.run(["umount", "-l", point], check=False)
+
+
 def cgroup_leaves(group):
     return sorted(path for path in group.iterdir() if path.is_dir()) if group and group.is_dir() else []
 

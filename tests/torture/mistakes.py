@@ -6,7 +6,7 @@ import subprocess
 import time
 
 from judge import Violation
-from machine import Target, processes_of
+from machine import Target, processes_of, workspace
 
 
 def second_instance(daemon, judge):
@@ -24,7 +24,7 @@ def second_instance(daemon, judge):
 
 
 def two_starts_at_once(daemon, judge):
-    ticks = daemon.directory / "sandboxes" / judge.known_uids["process-api"] / "ticks"
+    ticks = workspace(daemon.directory, judge.known_uids["process-api"]) / "ticks"
     first = judge.ticks("process-api")[0].run
     for run in ("12345", first):
         with ticks.open("a") as file:

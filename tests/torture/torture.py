@@ -15,7 +15,7 @@ import time
 
 import mistakes
 from judge import Judge, Violation
-from machine import Daemon, Gone, Target, cgroup_leaves, is_populated, processes_of
+from machine import Daemon, Gone, Target, cgroup_leaves, is_populated, processes_of, unmount_below
 from reader import Reader
 
 NAMES = [
@@ -317,6 +317,7 @@ def main():
         finally:
             judge.close()
             daemon.clean_up()
+            unmount_below(directory)
     done = ", ".join(f"{count} {name}" for name, count in sorted(torture.counts.items()))
     print(f"torture: held. {done}; {judge.summary()}")
     return 0

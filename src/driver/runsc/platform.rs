@@ -74,6 +74,7 @@ impl Runsc {
             network: Network::None,
             limits: &Limits::DEFAULT,
             waits: false,
+            has_tmp: false,
         };
         let failed = |error: std::io::Error| error.to_string();
         fs::create_dir_all(dir).map_err(failed)?;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::{Bundle, Shimmed};
-use crate::driver::{DriverError, Keep, runsc};
+use crate::driver::{DriverError, Keep, runsc, tree};
 use crate::model::{Iid, Network};
 use crate::sys::{SysError, process};
 
@@ -67,7 +67,7 @@ impl Shimmed {
         let dir = dir_of(&self.host.paths.state, order.uid).join(order.dir);
         let unfinished = dir.with_extension("new");
         for old in [&unfinished, &dir] {
-            remove(old).map_err(failed)?;
+            tree::remove(old).map_err(failed)?;
         }
         let image = unfinished.join(IMAGE);
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&image);
@@ -75,7 +75,8 @@ impl Shimmed {
         let path = format!("--image-path={}", image.display());
         self.runsc(iid, &["checkpoint", &path, "--leave-running"])?;
         if order.with_workspace {
-            copy_tree(&self.host.workspaces.path(order.uid), &unfinished.join(WORKSPACE))?;
+            let from = self.host.workspaces.path(order.uid);
+            tree::copy(&from, &unfinished.join(WORKSPACE)).map_err(failed)?;
         }
         let bytes = size(&unfinished);
         sync_tree(&unfinished)
@@ -97,13 +98,11 @@ impl Shimmed {
             return Err(DriverError::Refused(format!("{} is gone", dir.display())));
         }
         if from.has_workspace {
-            let spaces = &self.host.workspaces;
-            let fresh = spaces.path(order.uid).with_extension("new");
             let failed = |source| DriverError::Host { stage: "restore workspace", source };
-            remove(&fresh).map_err(failed)?;
-            copy_tree(&dir.join(WORKSPACE), &fresh)?;
             let label = format!("{}.before-restore-{}", order.name, from.request);
-            spaces.replace(order.uid, order.host_uid, &fresh, &label).map_err(failed)?;
+            let spaces = &self.host.workspaces;
+            let replaced = spaces.replace(&self.wanted_place(order), &dir.join(WORKSPACE), &label);
+            replaced.map_err(failed)?;
         }
         Ok(Some(dir.join(IMAGE)))
     }
@@ -206,37 +205,6 @@ fn deleted_files(pid: u32) -> Vec<String> {
         .collect()
 }
 
-/// By a program that follows no symlink, keeps what is sparse sparse, and shares blocks where the file
-/// system can. Nothing runs in there meanwhile.
-fn copy_tree(from: &Path, to: &Path) -> Result<(), DriverError> {
-    let program = PathBuf::from("cp");
-    let failed = |source| DriverError::Spawn { program: program.clone(), source };
-    let flags = ["--archive", "--reflink=auto", "--sparse=always", "--no-target-directory", "--"];
-    let done = Command::new(&program)
-        .args(flags)
-        .args([from, to])
-        .stdin(Stdio::null())
-        .output()
-        .map_err(failed)?;
-    if done.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
-    Err(DriverError::Host {
-        stage: "copy workspace",
-        source: SysError { call: "cp".to_owned(), source: io::Error::other(said) },
-    })
-}
-
-fn remove(dir: &Path) -> Result<(), SysError> {
-    match fs::remove_dir_all(dir) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(SysError::io("remove", dir, source))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
-}
-
 fn size(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -267,7 +235,7 @@ pub(in crate::driver) fn sweep(dir: &Path, kept: &[&str]) -> Result<(), SysError
     let named = |name: &OsStr| kept.iter().any(|kept| name == *kept);
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if !named(&entry.file_name()) {
-            remove(&entry.path())?;
+            tree::remove(&entry.path())?;
         }
     }
     Ok(())
@@ -281,7 +249,8 @@ pub(in crate::driver) fn copy(from: &Path, to: &Path, name: &str) -> Result<(), 
     };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(failed)?;
     let unfinished = to.join(format!("{name}.new"));
-    copy_tree(from, &unfinished)?;
+    tree::copy(from, &unfinished)
+        .map_err(|source| DriverError::Host { stage: "copy checkpoint", source })?;
     sync_tree(&unfinished)
         .and_then(|()| fs::rename(&unfinished, to.join(name)))
         .and_then(|()| File::open(to)?.sync_all())

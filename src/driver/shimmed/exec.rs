@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use super::{Bundle, SEARCH_PATH, Shimmed, environment, ledger};
+use super::begin::environment;
+use super::{Bundle, SEARCH_PATH, Shimmed, ledger};
 use crate::driver::{DriverError, ExecOrder, process, runsc};
 use crate::model::Iid;
 use crate::shim::exec::order::{Confined, ExecOrder as Written, Way};
@@ -45,8 +46,9 @@ impl Shimmed {
         stem: &Path,
     ) -> Result<Written, DriverError> {
         let workspace = self.host.workspaces.path(order.uid);
+        let tmp = workspace.with_file_name("tmp");
         let home = self.home(&workspace).into_owned();
-        let mut env = environment(order.name, &order.spec.env, &home);
+        let mut env = environment(order.name, order.spec, &home);
         env.extend(order.env.clone());
         let work_dir = PathBuf::from(order.work_dir.unwrap_or(&home));
         let open_files = ledger::open_files(&order.spec.limits).map(|(value, _)| value);
@@ -60,7 +62,7 @@ impl Shimmed {
             Bundle::Process => Way::Beside {
                 confined,
                 read_only: process::read_only(),
-                writable: process::writable(&workspace),
+                writable: process::writable([&*workspace, &*tmp].into_iter()),
             },
             Bundle::Gvisor(gvisor) => {
                 let (process, pid_file) =

@@ -1,11 +1,10 @@
 //! Limits, one by one: what was asked, what keeps it, what the kernel says it is.
 
-use crate::driver::runsc;
-use crate::model::{LimitStatus, Limits, Verdict};
+use crate::driver::volume::{self, MIB};
+use crate::driver::{DriverError, runsc, workspace};
+use crate::model::{LimitStatus, Limits, Spec, Verdict};
 use crate::sys::cgroup::{self, Applied, Controller};
 use crate::sys::spawn;
-
-const NO_DISK: &str = "this release has no mechanism for disk limits";
 
 /// Who counts the processes of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,10 +15,51 @@ pub(super) enum Counting {
     Guest,
 }
 
+/// The least of a console that is of any use.
+const CONSOLE_BYTES_MIN: u64 = 64 << 10;
+
+/// How a limit on the disk is divided: what the workspace and /tmp may take, if there is a limit, and what the
+/// console. Together they are what was asked for, so that the console counts and a full disk does not silence it.
+pub(super) fn shares(limits: &Limits, console_bytes: u64) -> (Option<u64>, u64) {
+    if limits.disk_mb == 0 {
+        return (None, console_bytes);
+    }
+    let all = limits.disk_mb * MIB;
+    let console = console_bytes.min(all / 4);
+    let files = ((all - console) / MIB * MIB).max(volume::BYTES_MIN);
+    (Some(files), (all - files).max(CONSOLE_BYTES_MIN))
+}
+
+/// Whether a strict sandbox may run with these.
+pub(super) fn check_strict(spec: &Spec, limits: &[LimitStatus]) -> Result<(), DriverError> {
+    let broken = |limit: &&LimitStatus| limit.requested > 0 && !limit.is_enforced();
+    let broken: Vec<String> = limits
+        .iter()
+        .filter(broken)
+        .map(|limit| format!("{} is not enforced ({})", limit.limit, limit.reason))
+        .collect();
+    if !spec.strict || broken.is_empty() {
+        return Ok(());
+    }
+    Err(DriverError::Refused(format!("strict: {}", broken.join("; "))))
+}
+
 /// What the cgroup is asked to keep.
-pub(super) fn to_cgroup(limits: &Limits, counting: Counting) -> cgroup::Limits {
+pub(super) fn to_cgroup(
+    limits: &Limits,
+    counting: Counting,
+    turn: u64,
+    device: Option<(u64, u64)>,
+) -> cgroup::Limits {
     let some = |value: u64| (value > 0).then_some(value);
+    let cpus = |count| cgroup::Cpus { count, turn };
+    let io = |device| cgroup::Io { device, bytes_per_second: some(limits.io) };
     cgroup::Limits {
+        // gVisor's kernel counts for its guest.
+        cpus: some(limits.cpu_percent.div_ceil(100))
+            .filter(|_| counting != Counting::Guest)
+            .map(cpus),
+        io: device.map(io),
         memory_bytes: some(limits.memory_mb).map(|mb| mb << 20),
         cpu_percent: some(limits.cpu_percent),
         pids: match counting {
@@ -41,8 +81,42 @@ pub(super) fn statuses(
     limits: &Limits,
     applied: &[Applied],
     counting: Counting,
+    disk: &Disk<'_>,
 ) -> Vec<LimitStatus> {
-    Limits::NAMES.into_iter().map(|name| status(name, limits, applied, counting)).collect()
+    let asked = |name: &&str| Limits::NAMES.contains(name) || limits.get(name) > Some(0);
+    let one = |name| match name {
+        "disk_mb" => disk_status(limits, disk),
+        _ => status(name, limits, applied, counting),
+    };
+    Limits::ALL.into_iter().filter(asked).map(one).collect()
+}
+
+/// What keeps the limit on the disk, and how much of it is the console's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Disk<'a> {
+    pub kept: &'a workspace::Kept,
+    pub console_bytes: u64,
+}
+
+fn disk_status(limits: &Limits, disk: &Disk<'_>) -> LimitStatus {
+    let workspace::Kept { mechanism, read_back, verdict, reason } = disk.kept.clone();
+    let aside = disk.console_bytes.div_ceil(MIB);
+    let mechanism = match read_back {
+        Some(bytes) if limits.disk_mb > 0 => {
+            format!("{mechanism} of {} MiB, {aside} MiB for the console", bytes / MIB)
+        }
+        Some(_) | None => mechanism,
+    };
+    LimitStatus {
+        limit: "disk_mb".to_owned(),
+        requested: limits.disk_mb,
+        mechanism,
+        read_back: read_back
+            .filter(|_| limits.disk_mb > 0)
+            .map(|bytes| (bytes + disk.console_bytes) / MIB),
+        verdict,
+        reason,
+    }
 }
 
 /// What keeps a limit, what the kernel says of it, how well that is, and why not better.
@@ -83,8 +157,9 @@ fn status(name: &str, limits: &Limits, applied: &[Applied], counting: Counting) 
             None => kept("", None),
         },
         "timeout_seconds" => kept("timer in the shim", (requested > 0).then_some(requested)),
+        "output" => kept("pace of the shim", (requested > 0).then_some(requested)),
         _ if requested == 0 => kept("", None),
-        _ => (String::new(), None, Verdict::Unsupported, NO_DISK.to_owned()),
+        _ => from_cgroup(Controller::Blkio, &|bytes| bytes),
     };
     LimitStatus { limit: name.to_owned(), requested, mechanism, read_back, verdict, reason }
 }
@@ -110,6 +185,7 @@ fn above_own(most: u64) -> String {
 pub(super) fn unenforced(
     cgroups: &cgroup::Root,
     counting: Counting,
+    disk: Result<volume::Kind, String>,
 ) -> Vec<(&'static str, String)> {
     let governed = |controller| cgroups.governs(controller);
     let needed = [
@@ -123,6 +199,6 @@ pub(super) fn unenforced(
         .filter(|(name, _)| *name != "max_processes" || counting != Counting::Guest)
         .map(|(name, _)| (name, format!("no cgroup controller for {name} on this host")))
         .collect();
-    broken.push(("disk_mb", NO_DISK.to_owned()));
+    broken.extend(disk.err().map(|why| ("disk_mb", format!("the kernel keeps no limit: {why}"))));
     broken
 }

@@ -1,8 +1,10 @@
 //! What the drivers are given in tests.
 
-use uuid::Uuid;
+use std::collections::BTreeMap;
 
+use super::begin::environment;
 use super::*;
+use crate::driver::workspace::Kept;
 use crate::model::{SandboxName, Spec, Verdict};
 
 /// An order for `sh -c id`, for tests of command lines.
@@ -34,21 +36,34 @@ pub(crate) fn order(check: impl FnOnce(&Order<'_>)) {
 #[test]
 fn the_environment_is_built_from_empty_and_the_spec_has_the_last_word() {
     order(|order| {
-        let own = [("TERM".to_owned(), "dumb".to_owned()), ("A".to_owned(), "b".to_owned())].into();
-        let env = environment(order.name, &own, "/home/container");
+        let own = [("TERM", "dumb"), ("A", "b"), ("GOMAXPROCS", "7")];
+        let own = own.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let spec = Spec { env: own, limits: Limits::NONE, ..order.spec.clone() };
+        let env = environment(order.name, &spec, "/home/container");
         let names: Vec<&str> = env.keys().map(String::as_str).collect();
-        assert_eq!(names, ["A", "HOME", "LANG", "PATH", "SODIUM_SANDBOX", "TERM", "USER"]);
+        let want = ["A", "GOMAXPROCS", "HOME", "LANG", "PATH", "SODIUM_SANDBOX", "TERM", "USER"];
+        assert_eq!(names, want);
         assert_eq!(env["TERM"], "dumb");
+        let limited = Spec { limits: Limits::DEFAULT, ..spec };
+        assert_eq!(environment(order.name, &limited, "/")["GOMAXPROCS"], "7");
     });
 }
 
 #[test]
 fn a_limit_beyond_the_daemons_own_says_so() {
     let limits = Limits { max_files: 1 << 30, ..Limits::DEFAULT };
-    let statuses = ledger::statuses(&limits, &[], Counting::Host { own: 0 });
+    let kept = Kept {
+        mechanism: "x".to_owned(),
+        read_back: Some(1008 << 20),
+        verdict: Verdict::Enforced,
+        reason: String::new(),
+    };
+    let disk = ledger::Disk { kept: &kept, console_bytes: ledger::shares(&limits, 16 << 20).1 };
+    let statuses = ledger::statuses(&limits, &[], Counting::Host { own: 0 }, &disk);
     let files = statuses.iter().find(|status| status.limit == "max_files").unwrap();
     assert_eq!(files.verdict, Verdict::Degraded);
     assert!(files.reason.contains("cannot give more"), "{files:?}");
     let disk = statuses.iter().find(|status| status.limit == "disk_mb").unwrap();
-    assert!(disk.verdict == Verdict::Unsupported && disk.mechanism.is_empty());
+    assert_eq!((disk.read_back, disk.requested), (Some(1024), 1024));
+    assert_eq!(disk.mechanism, "x of 1008 MiB, 16 MiB for the console");
 }

@@ -8,17 +8,19 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Bundle, Shimmed, checkpoint, environment, ledger, runsc};
-use crate::driver::shown::{HOME, INIT, INSIDE_ID};
+use super::begin::environment;
+use super::{Bundle, Shimmed, checkpoint, ledger, runsc};
+use crate::driver::shown::{HOME, INIT, INSIDE_ID, TMP};
 use crate::driver::{DriverError, Order, Started};
 use crate::model::{Iid, Isolation, Limits, Network, SandboxName, Spec};
-use crate::shim::claim::{self, Claim, Workspace};
+use crate::shim::claim::{self, Attached, Claim};
 use crate::shim::init::InitOrder;
 use crate::shim::protocol::{Phase, Request};
 use crate::sys::{clock, path};
@@ -38,6 +40,8 @@ pub(super) struct Ready {
     memory_mb: u64,
     cpus: Option<u64>,
     host_uid: u32,
+    /// Whether a directory can be its /tmp.
+    has_tmp: bool,
 }
 
 impl Shimmed {
@@ -77,7 +81,9 @@ impl Shimmed {
             return Err(error);
         }
         let (memory_mb, cpus) = (limits.memory_mb, runsc::cpus(limits));
-        let ready = Ready { iid, image: image.to_owned(), memory_mb, cpus, host_uid };
+        let image = image.to_owned();
+        let ready =
+            Ready { iid, image, memory_mb, cpus, host_uid, has_tmp: self.has_volumes(limits) };
         gvisor.ready().push(ready);
         Ok(())
     }
@@ -87,10 +93,19 @@ impl Shimmed {
         let launch = self.launch(order, None, None)?;
         let group = self.host.group(order.iid);
         group.create().map_err(host("make cgroup"))?;
-        group.apply(&self.wanted(&order.spec.limits)).map_err(host("set limits"))?;
-        let lock = self.make_run_dir(order, &launch).map_err(host("make run directory"))?;
+        group
+            .apply(&self.wanted(&order.spec.limits, order.host_uid, None))
+            .map_err(host("set limits"))?;
+        let has_tmp = self.has_volumes(&order.spec.limits);
+        let made = self.make_run_dir(order, &launch, has_tmp);
+        let lock = made.map_err(host("make run directory"))?;
         // Nobody follows it before it is somebody's.
         self.order_shim(order.iid, lock).map(drop)
+    }
+
+    /// Whether sandboxes with these limits have volumes.
+    fn has_volumes(&self, limits: &Limits) -> bool {
+        limits.disk_mb > 0 && self.host.workspaces.volumes.kind().is_ok()
     }
 
     fn wait_ready(&self, iid: &Iid) -> Result<(), DriverError> {
@@ -126,6 +141,7 @@ impl Shimmed {
             Some(&ready.image) == spec.image.as_ref()
                 && ready.memory_mb == spec.limits.memory_mb
                 && ready.cpus == runsc::cpus(&spec.limits)
+                && (spec.ephemeral || ready.has_tmp == self.has_volumes(&spec.limits))
         };
         loop {
             let ready = {
@@ -147,21 +163,31 @@ impl Shimmed {
 
     fn claim_one(&self, order: &Order<'_>, ready: &Ready) -> Result<Started, DriverError> {
         let host = |stage| move |source| DriverError::Host { stage, source };
-        let workspace = self.workspace(order)?;
+        let place = self.workspace(order)?;
+        if place.tmp.is_some() != ready.has_tmp {
+            return Err(DriverError::Refused("its /tmp is another one".to_owned()));
+        }
         let group = self.host.group(&ready.iid);
         let limits = &order.spec.limits;
-        let applied = group.apply(&self.wanted(limits)).map_err(host("set limits"))?;
-        let mut launch = self.launch(order, Some(&workspace), None)?;
+        let applied = group
+            .apply(&self.wanted(limits, order.host_uid, Some(&place.files)))
+            .map_err(host("set limits"))?;
+        let statuses = self.statuses(limits, &applied, &place.kept);
+        ledger::check_strict(order.spec, &statuses)?;
+        let mut launch = self.launch(order, Some(&place), None)?;
         launch.group = group.clone();
         let some = |value: u64| (value > 0).then_some(value);
-        let env = environment(order.name, &order.spec.env, HOME).into_iter().collect();
+        let env = environment(order.name, order.spec, HOME).into_iter().collect();
+        let ids = runsc::shifted_ids(order.host_uid, ready.host_uid);
+        let tree = |source: &Path, at: &str| Attached {
+            source: source.to_owned(),
+            at: at.into(),
+            ids: ids.clone(),
+        };
+        let tmp = place.tmp.as_deref().map(|tmp| tree(tmp, TMP));
         let claim = Claim {
             launch,
-            workspace: Workspace {
-                source: workspace,
-                at: HOME.into(),
-                ids: runsc::shifted_ids(order.host_uid, ready.host_uid),
-            },
+            trees: [tree(&place.files, HOME)].into_iter().chain(tmp).collect(),
             order: InitOrder {
                 args: order.spec.resolved_command(),
                 env,
@@ -183,7 +209,7 @@ impl Shimmed {
         self.ask(&ready.iid, "claim", &Request::Claim)?;
         self.host.ordered().insert(order.iid.clone(), clock::boot_ms());
         let link = crate::driver::Driver::connect(self, order.iid);
-        Ok(Started { link, limits: ledger::statuses(limits, &applied, self.counting()) })
+        Ok(Started { link, limits: statuses })
     }
 
     /// Ends one that is nobody's. What is left of it goes when the daemon next starts.

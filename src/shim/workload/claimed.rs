@@ -13,8 +13,8 @@ impl Workload {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(SysError { call: "claim".to_owned(), source });
         }
-        let Claim { launch, workspace, order } = claim::read()?;
-        claim::attach(&workspace)?;
+        let Claim { launch, trees, order } = claim::read()?;
+        trees.iter().try_for_each(claim::attach)?;
         self.spool = Some(open_spool(&launch)?);
         let (now, wall) = (clock::boot_ms(), clock::wall_ms());
         self.ending = Ending {

@@ -22,14 +22,43 @@ fn hierarchies_are_found_by_their_mounts() {
     assert!(Root::from_mounts("").is_empty());
 }
 
+#[test]
+fn cpus_are_chosen_in_turn_from_those_there_are() {
+    let choose = |list, count, turn| choose_cpus(list, Cpus { count, turn });
+    assert_eq!(choose("0-3\n", 1, 6), "2");
+    assert_eq!(choose("0-1,6-7", 2, 3), "0,7");
+    assert_eq!(choose("0-1", 9, 1), "0,1");
+    assert_eq!((count_cpus("0-3,8\n"), count_cpus("\n")), (5, 0));
+}
+
+#[test]
+fn io_is_limited_each_way_on_one_device() {
+    let dir = tempfile::tempdir().unwrap();
+    files(dir.path(), &["memory.max", "cpu.max", "pids.max", "io.max"]);
+    let group = Group {
+        unified: Some(dir.path().to_owned()),
+        unified_controllers: vec![Controller::Blkio],
+        v1: BTreeMap::new(),
+    };
+    let io = Io { device: (7, 3), bytes_per_second: Some(1 << 20) };
+    let applied = group.apply(&Limits { io: Some(io), ..Limits::default() }).unwrap();
+    assert_eq!(read(dir.path(), "io.max"), "7:3 rbps=1048576 wbps=1048576");
+    assert_eq!(applied[0].read_back, Some(1 << 20));
+}
+
 fn files(dir: &Path, names: &[&str]) {
     for name in names {
         fs::write(dir.join(name), "").unwrap();
     }
 }
 
-const LIMITS: Limits =
-    Limits { memory_bytes: Some(64 << 20), cpu_percent: Some(50), pids: Some(20) };
+const LIMITS: Limits = Limits {
+    memory_bytes: Some(64 << 20),
+    cpu_percent: Some(50),
+    cpus: None,
+    pids: Some(20),
+    io: None,
+};
 
 #[test]
 fn version_2_gets_memory_swap_quota_and_count() {

@@ -26,7 +26,9 @@ pub(super) fn apply(
         }
         Controller::Cpu => ("cgroup v1 cpu.cfs_quota_us", cpu(dir, limits.cpu_percent)?),
         Controller::Pids => ("cgroup v1 pids.max", pids_max(dir, limits.pids)?),
-        Controller::Cpuacct | Controller::Blkio => ("cgroup v1", None),
+        Controller::Cpuset => ("cgroup v1 cpuset.cpus", cpuset(dir, limits)?),
+        Controller::Blkio => ("cgroup v1 blkio.throttle", io(dir, limits)),
+        Controller::Cpuacct => ("cgroup v1", None),
     };
     Ok(Applied { controller, mechanism: mechanism.to_owned(), read_back })
 }
@@ -63,6 +65,40 @@ fn pids_max(dir: &Path, pids: Option<u64>) -> Result<Option<u64>, SysError> {
     Ok(read(dir, "pids.max").trim().parse().ok())
 }
 
+/// A new directory of this hierarchy has no cpus and no memory at all, and nothing can be put into it.
+pub(super) fn prepare_cpuset(dir: &Path) -> Result<(), SysError> {
+    let above = dir.parent().unwrap_or(dir);
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if read(dir, file).trim().is_empty() {
+            write(dir, file, read(above, file).trim())?;
+        }
+    }
+    Ok(())
+}
+
+fn cpuset(dir: &Path, limits: &Limits) -> Result<Option<u64>, SysError> {
+    let above = dir.parent().unwrap_or(dir);
+    let all = read(above, "cpuset.cpus");
+    let cpus = limits.cpus.map_or_else(|| all.clone(), |cpus| super::choose_cpus(&all, cpus));
+    write(dir, "cpuset.mems", read(above, "cpuset.mems").trim())?;
+    write(dir, "cpuset.cpus", cpus.trim())?;
+    Ok(Some(super::count_cpus(&read(dir, "cpuset.cpus"))))
+}
+
+fn io(dir: &Path, limits: &Limits) -> Option<u64> {
+    let io = limits.io?;
+    let device = format!("{}:{}", io.device.0, io.device.1);
+    let mut kept: Vec<Option<u64>> = Vec::new();
+    for file in ["blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device"] {
+        // Not every disk can be limited: what it did not take is not read back.
+        let _ = write(dir, file, &format!("{device} {}", io.bytes_per_second.unwrap_or(0)));
+        let now = read(dir, file);
+        let line = now.lines().find_map(|line| line.strip_prefix(&device));
+        kept.push(line.map(number));
+    }
+    kept.into_iter().max().flatten()
+}
+
 pub(super) fn add_usage(dir: &Path, controller: Controller, usage: &mut Usage) {
     match controller {
         Controller::Memory => {
@@ -75,6 +111,7 @@ pub(super) fn add_usage(dir: &Path, controller: Controller, usage: &mut Usage) {
         }
         Controller::Cpuacct => usage.cpu_usec = number(&read(dir, "cpuacct.usage")) / 1000,
         Controller::Pids => super::add_pids(dir, usage),
+        Controller::Cpuset => (),
         Controller::Blkio => {
             for line in read(dir, "blkio.throttle.io_service_bytes").lines() {
                 let mut words = line.split(' ');

@@ -10,7 +10,13 @@ const PERIOD_USEC: u64 = 100_000;
 
 /// Hands the controllers down from `mount` through `dir`, and says which of them arrived.
 pub(super) fn enable_controllers(mount: &Path, dir: &Path) -> Vec<Controller> {
-    let wanted = [Controller::Memory, Controller::Cpu, Controller::Pids, Controller::Blkio];
+    let wanted = [
+        Controller::Memory,
+        Controller::Cpu,
+        Controller::Pids,
+        Controller::Blkio,
+        Controller::Cpuset,
+    ];
     for controller in wanted {
         let enable = format!("+{}", controller.v2_name().unwrap_or_default());
         // Each on its own: one that is missing must not keep the others out.
@@ -36,7 +42,9 @@ pub(super) fn apply(
             write(dir, "pids.max", &or_max(limits.pids))?;
             ("cgroup v2 pids.max", read(dir, "pids.max").trim().parse().ok())
         }
-        Controller::Cpuacct | Controller::Blkio => ("cgroup v2", None),
+        Controller::Cpuset => ("cgroup v2 cpuset.cpus", cpuset(dir, limits)?),
+        Controller::Blkio => ("cgroup v2 io.max", io(dir, limits)),
+        Controller::Cpuacct => ("cgroup v2", None),
     };
     Ok(Applied { controller, mechanism: mechanism.to_owned(), read_back })
 }
@@ -59,6 +67,29 @@ fn cpu(dir: &Path, percent: Option<u64>) -> Result<Option<u64>, SysError> {
     let now = read(dir, "cpu.max");
     let quota = now.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
     Ok(quota.map(|quota| quota * 100 / PERIOD_USEC))
+}
+
+fn cpuset(dir: &Path, limits: &Limits) -> Result<Option<u64>, SysError> {
+    let all = read(dir.parent().unwrap_or(dir), "cpuset.cpus.effective");
+    // Nothing written is everything.
+    let cpus = limits.cpus.map_or(String::new(), |cpus| super::choose_cpus(&all, cpus));
+    write(dir, "cpuset.cpus", &format!("{cpus}\n"))?;
+    Ok(Some(super::count_cpus(&read(dir, "cpuset.cpus.effective"))))
+}
+
+fn io(dir: &Path, limits: &Limits) -> Option<u64> {
+    let io = limits.io?;
+    let (device, bytes) = (format!("{}:{}", io.device.0, io.device.1), or_max(io.bytes_per_second));
+    // Not every disk can be limited: what it did not take is not read back.
+    let _ = write(dir, "io.max", &format!("{device} rbps={bytes} wbps={bytes}"));
+    let now = read(dir, "io.max");
+    let line = now.lines().find_map(|line| line.strip_prefix(&format!("{device} ")));
+    let value = |key: &str| {
+        let words = line?.split(' ');
+        words.filter_map(|word| word.split_once('=')).find(|(name, _)| *name == key)
+    };
+    let kept = ["rbps", "wbps"].map(|key| value(key).and_then(|(_, bytes)| bytes.parse().ok()));
+    kept.into_iter().max().flatten()
 }
 
 fn or_max(value: Option<u64>) -> String {
@@ -94,7 +125,7 @@ pub(super) fn add_usage(dir: &Path, controllers: &[Controller], usage: &mut Usag
                     }
                 }
             }
-            Controller::Cpuacct => (),
+            Controller::Cpuacct | Controller::Cpuset => (),
         }
     }
 }

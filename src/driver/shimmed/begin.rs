@@ -1,0 +1,268 @@
+//! From an order to a shim: where the files are, what the shim is told, the run directory, and the cgroup with
+//! its limits.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use super::{Bundle, Gvisor, SEARCH_PATH, Shimmed, convert, hints, ledger};
+use crate::driver::runsc::{self, Guest};
+use crate::driver::shown::HOME;
+use crate::driver::workspace::{Place, Wanted};
+use crate::driver::{DriverError, Order, process};
+use crate::model::{Iid, LimitStatus, Limits, SandboxName, Spec};
+use crate::shim::launch::{Confinement, FILE, LOCK, Launch};
+use crate::sys::lock::{self, Lock};
+use crate::sys::{SysError, clock};
+
+impl Shimmed {
+    /// Everything the shim is told. Pure but for the search for a program. Without a workspace, it is of
+    /// something that waits for whom it will be.
+    pub(super) fn launch(
+        &self,
+        order: &Order<'_>,
+        place: Option<&Place>,
+        image: Option<&Path>,
+    ) -> Result<Launch, DriverError> {
+        let host = &self.host;
+        let spec = order.spec;
+        let (program, args, confinement) = self.way(order, place, image)?;
+        let workspace = place.map(|place| place.files.as_path());
+        let plain = matches!(self.bundle, Bundle::Process);
+        let gvisor = matches!(self.bundle, Bundle::Gvisor(_));
+        let work_dir = workspace.filter(|_| plain).map_or_else(|| "/".into(), Path::to_owned);
+        // gVisor's own processes are the ones to be started; its guest's user is in the bundle.
+        let user = (crate::sys::is_root() && !gvisor).then_some((order.host_uid, order.host_uid));
+        let env = if gvisor {
+            vec![("PATH".to_owned(), SEARCH_PATH.to_owned())]
+        } else {
+            self.environment(order, place).into_iter().collect()
+        };
+        let open_files = ledger::open_files(&spec.limits).map(|(value, _)| value);
+        let open_files_max = open_files.filter(|_| !gvisor);
+        Ok(Launch {
+            iid: order.iid.to_string(),
+            name: order.name.to_string(),
+            uid: order.uid.to_string(),
+            generation: order.generation,
+            epoch: order.epoch,
+            program,
+            args,
+            env,
+            work_dir,
+            user,
+            group: host.group(order.iid),
+            open_files_max,
+            tty: spec.tty.then_some((80, 24)),
+            confinement,
+            warm: workspace.is_none(),
+            spool_dir: host.console(order.uid),
+            spool_bytes_max: self.shares(&spec.limits).1,
+            timeout_ms: (spec.limits.timeout_seconds > 0)
+                .then_some(spec.limits.timeout_seconds * 1000),
+            stop_signal: convert::signal_number(&spec.stop.signal),
+            stop_grace_ms: spec.stop.grace.0,
+            exit_path: host.exit_path(order.iid),
+        })
+    }
+
+    /// The program on the host, its arguments, and who confines what.
+    fn way(
+        &self,
+        order: &Order<'_>,
+        place: Option<&Place>,
+        image: Option<&Path>,
+    ) -> Result<(String, Vec<String>, Confinement), DriverError> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        Ok(match &self.bundle {
+            Bundle::Bubblewrap(bwrap) => {
+                let place = own_files(place)?;
+                let inherited = bwrap.inherited(&place.files, place.tmp.as_deref());
+                let args = bwrap.args(order, place.tmp.is_some());
+                (text(&bwrap.program), args, Confinement::Bubblewrap { inherited })
+            }
+            Bundle::Gvisor(gvisor) => {
+                let (runsc, run_dir) = (&gvisor.runsc, self.host.run_dir(order.iid));
+                let platform = gvisor.platform().map_err(DriverError::Refused)?;
+                let mut binds = Vec::new();
+                if let Some(Place { files, tmp, .. }) = place {
+                    binds.push((files.clone(), runsc.workspace()));
+                    binds.extend(tmp.clone().map(|tmp| (tmp, runsc.tmp())));
+                }
+                if order.spec.limits.memory_mb > 0 {
+                    binds.push((run_dir.join(runsc::MEMORY_INFO), "/proc/meminfo".into()));
+                }
+                let confinement = Confinement::Gvisor {
+                    binds,
+                    whole_proc: runsc.whole_proc(),
+                    hidden: Some(self.host.workspaces.volumes.mounts()),
+                    cpus: runsc::cpus(&order.spec.limits),
+                    pid_file: run_dir.join(runsc::PID),
+                    user_log: run_dir.join(runsc::USER_LOG),
+                    console: run_dir.join(runsc::CONSOLE),
+                };
+                (text(&runsc.program), runsc.args(order, &run_dir, platform, image), confinement)
+            }
+            Bundle::Process => (
+                process::program(order, SEARCH_PATH),
+                order.spec.resolved_command(),
+                Confinement::Itself {
+                    read_only: process::read_only(),
+                    writable: process::writable(own_files(place)?.writable()),
+                },
+            ),
+        })
+    }
+
+    pub(super) fn home<'w>(&self, workspace: &'w Path) -> Cow<'w, str> {
+        match self.bundle {
+            Bundle::Bubblewrap(_) | Bundle::Gvisor(_) => HOME.into(),
+            Bundle::Process => workspace.to_string_lossy(),
+        }
+    }
+
+    /// Of the workload, whatever confines it.
+    fn environment(&self, order: &Order<'_>, place: Option<&Place>) -> BTreeMap<String, String> {
+        let home = place.map_or_else(|| HOME.into(), |place| self.home(&place.files));
+        let mut env = environment(order.name, order.spec, &home);
+        if let (Bundle::Process, Some(tmp)) =
+            (&self.bundle, place.and_then(|place| place.tmp.as_ref()))
+        {
+            // The host's is not its own to write to.
+            env.entry("TMPDIR".to_owned()).or_insert_with(|| tmp.to_string_lossy().into_owned());
+        }
+        env
+    }
+
+    /// What the runtime is to find in the run directory.
+    fn bundle_files(
+        &self,
+        order: &Order<'_>,
+        waits: bool,
+        has_tmp: bool,
+    ) -> Vec<(&'static str, String)> {
+        let Bundle::Gvisor(Gvisor { runsc, .. }) = &self.bundle else { return Vec::new() };
+        let guest = Guest {
+            hostname: order.name.as_str(),
+            command: &order.spec.resolved_command(),
+            env: &environment(order.name, order.spec, HOME),
+            host_uid: order.host_uid,
+            tty: order.spec.tty,
+            network: order.spec.network,
+            limits: &order.spec.limits,
+            waits,
+            has_tmp,
+        };
+        let memory = runsc::memory_info(&order.spec.limits);
+        let bundle = (runsc::CONFIG, runsc.bundle(&guest).to_string());
+        [bundle].into_iter().chain(memory.map(|text| (runsc::MEMORY_INFO, text))).collect()
+    }
+
+    /// Made under a temporary name: a run directory that is there is whole, and its lock is held.
+    pub(super) fn make_run_dir(
+        &self,
+        order: &Order<'_>,
+        launch: &Launch,
+        has_tmp: bool,
+    ) -> Result<Lock, SysError> {
+        let (dir, unfinished) = (self.host.run_dir(order.iid), self.host.unfinished(order.iid));
+        let failed = |source| SysError::io("make", &dir, source);
+        let _ = fs::remove_dir_all(&unfinished);
+        let json = serde_json::to_string(launch).expect("a launch has string keys");
+        let files =
+            [(FILE, json)].into_iter().chain(self.bundle_files(order, launch.warm, has_tmp));
+        fs::create_dir(&unfinished).map_err(failed)?;
+        for (name, text) in files {
+            fs::write(unfinished.join(name), text).map_err(failed)?;
+        }
+        // Nobody looks there yet, so nobody can be in the way.
+        let taken = lock::try_take(&unfinished.join(LOCK))?;
+        let lock = taken.ok_or_else(|| failed(io::ErrorKind::WouldBlock.into()))?;
+        fs::rename(&unfinished, &dir).map_err(failed)?;
+        Ok(lock)
+    }
+
+    /// Orders a shim for the instance and hands it the lock: it holds it from its first moment.
+    pub(super) fn order_shim(&self, iid: &Iid, held: Lock) -> Result<UnixStream, DriverError> {
+        let dir = self.host.run_dir(iid);
+        let ordered = self.host.forks.order(&dir, lock::hand_over(held).as_fd());
+        let program = self.host.paths.shim.clone();
+        let control = ordered.map_err(|source| DriverError::Spawn { program, source })?;
+        self.host.ordered().insert(iid.clone(), clock::boot_ms());
+        Ok(control)
+    }
+
+    pub(super) fn prepare(
+        &self,
+        order: &Order<'_>,
+    ) -> Result<(Vec<LimitStatus>, Lock), DriverError> {
+        let host = |stage| move |source| DriverError::Host { stage, source };
+        let image = self.wake(order)?;
+        let place = self.workspace(order)?;
+        let launch = self.launch(order, Some(&place), image.as_deref())?;
+        let group = self.host.group(order.iid);
+        let io = order.spec.limits.io > 0;
+        let files = Some(place.files.as_path()).filter(|_| io);
+        let wanted = self.wanted(&order.spec.limits, order.host_uid, files);
+        group.create().map_err(host("make cgroup"))?;
+        let applied = group.apply(&wanted).map_err(host("set limits"))?;
+        let limits = self.statuses(&order.spec.limits, &applied, &place.kept);
+        ledger::check_strict(order.spec, &limits)?;
+        let made = self.make_run_dir(order, &launch, place.tmp.is_some());
+        Ok((limits, made.map_err(host("make run directory"))?))
+    }
+
+    /// The sandbox's own files, with those that are to be in there.
+    pub(super) fn workspace(&self, order: &Order<'_>) -> Result<Place, DriverError> {
+        let spaces = &self.host.workspaces;
+        let prepare = || {
+            if order.take_back {
+                spaces.take_back(order.uid, order.host_uid, order.name)?;
+            }
+            spaces.prepare(&self.wanted_place(order))
+        };
+        prepare().map_err(|source| DriverError::Host { stage: "prepare workspace", source })
+    }
+
+    pub(super) fn wanted_place<'o>(&self, order: &Order<'o>) -> Wanted<'o> {
+        Wanted {
+            uid: order.uid,
+            host_uid: order.host_uid,
+            bytes: self.shares(&order.spec.limits).0,
+            ephemeral: order.spec.ephemeral,
+            image_files: order.image_files,
+            files: &order.spec.files,
+        }
+    }
+
+    /// How a limit on the disk is divided: what the workspace and /tmp may take, and what the console.
+    pub(super) fn shares(&self, limits: &Limits) -> (Option<u64>, u64) {
+        ledger::shares(limits, self.host.console_bytes())
+    }
+}
+
+/// Only gVisor's guests can wait for theirs.
+fn own_files(place: Option<&Place>) -> Result<&Place, DriverError> {
+    place.ok_or_else(|| DriverError::Refused("it has no workspace".to_owned()))
+}
+
+/// Built from empty: nothing of the daemon's own environment is in it. What the spec says goes before what we do.
+pub(super) fn environment(name: &SandboxName, spec: &Spec, home: &str) -> BTreeMap<String, String> {
+    let own = [
+        ("HOME", home),
+        ("PATH", SEARCH_PATH),
+        ("TERM", "xterm-256color"),
+        ("LANG", "C.UTF-8"),
+        ("USER", "container"),
+        ("SODIUM_SANDBOX", name.as_str()),
+    ];
+    let mut env: BTreeMap<String, String> =
+        own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    env.extend(hints::of(&spec.limits));
+    env.extend(spec.env.clone());
+    env
+}

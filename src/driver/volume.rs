@@ -1,0 +1,545 @@
+//! Volumes: a disk of its own for each sandbox that has a limit on it, which the kernel keeps.
+//!
+//! Which mechanism serves is found out by trying, once per daemon; a volume that is there keeps its own.
+//! Where none works, a sandbox's files lie in a plain directory and are counted now and then.
+//!
+//! ```text
+//!   SANDBOXES/.disk/UID/{files,tmp}       a project with a quota, or a btrfs subvolume
+//!   SANDBOXES/.disk/UID.img               an image, and where it is mounted:
+//!   SANDBOXES/.mounts/UID/{files,tmp}
+//!   SANDBOXES/.mounts/UID.memory/{..}     in memory, for as long as an instance runs
+//! ```
+
+mod btrfs;
+mod image;
+
+use std::fs;
+use std::io;
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+
+use uuid::Uuid;
+
+use crate::driver::tree;
+use crate::model::disk::DiskChoice;
+use crate::sys::disk::{self, Space, quota};
+use crate::sys::{SysError, mount};
+
+/// So many bytes of a limit allow one inode: ext4's own default.
+const BYTES_PER_INODE: u64 = 16 * 1024;
+/// A program's modules are many small files.
+const INODES_MIN: u64 = 1024;
+/// What all mounts lie in.
+const MOUNTS: &str = ".mounts";
+/// The first inode of a btrfs subvolume.
+const SUBVOLUME_INODE: u64 = 256;
+/// Volumes are whole multiples of this.
+pub const MIB: u64 = 1 << 20;
+/// The smallest: less than this, a file system has no room for anything but itself.
+pub const BYTES_MIN: u64 = MIB;
+
+/// What keeps the limit of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Quota,
+    Btrfs,
+    Image,
+    Memory,
+}
+
+/// One volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    pub dir: PathBuf,
+    pub kind: Kind,
+}
+
+/// What is wanted of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    pub bytes: u64,
+    /// Who its files belong to, and under which number it is counted.
+    pub owner: u32,
+}
+
+/// All volumes of this daemon.
+#[derive(Debug)]
+pub struct Volumes {
+    root: PathBuf,
+    /// Everything that is mounted lies in here.
+    mounts: PathBuf,
+    choice: DiskChoice,
+    /// Left free on the host, whatever images may still grow to.
+    reserve_bytes: u64,
+    /// What works here; or why nothing does.
+    found: OnceLock<Result<Kind, String>>,
+    /// One image is promised its room at a time, and one template made.
+    promises: Mutex<()>,
+    /// Whether the directory of all mounts is one itself, which it is while there are any.
+    shared: Mutex<bool>,
+}
+
+/// How many inodes a limit in bytes allows.
+pub fn inodes_of(bytes: u64) -> u64 {
+    (bytes / BYTES_PER_INODE).max(INODES_MIN)
+}
+
+impl Kind {
+    /// For the ledger.
+    pub fn mechanism(self) -> &'static str {
+        match self {
+            Self::Quota => "project quota",
+            Self::Btrfs => "btrfs qgroup",
+            Self::Image => "ext4 image on a loop device",
+            Self::Memory => "tmpfs",
+        }
+    }
+}
+
+impl Volume {
+    pub fn files(&self) -> PathBuf {
+        self.dir.join("files")
+    }
+
+    pub fn tmp(&self) -> PathBuf {
+        self.dir.join("tmp")
+    }
+
+    /// Empties what is meant to last as long as one instance.
+    pub fn renew_tmp(&self, ids: Option<(u32, u32)>) -> Result<(), SysError> {
+        tree::remove(&self.tmp())?;
+        tree::make(&self.tmp(), ids)
+    }
+
+    /// The limit in bytes, as the kernel has it.
+    pub fn read_back(&self, owner: u32) -> Option<u64> {
+        match self.kind {
+            Kind::Quota => quota::project(&self.dir, owner).ok().map(|project| project.bytes_max),
+            Kind::Btrfs => btrfs::usage(&self.dir).ok().and_then(|usage| usage.bytes_max),
+            Kind::Image => disk::device(&self.dir).and_then(disk::device_bytes),
+            Kind::Memory => disk::space(&self.dir).ok().map(|space| space.total_bytes),
+        }
+    }
+
+    /// What it holds and may hold.
+    pub fn space(&self, owner: u32) -> Option<Space> {
+        match self.kind {
+            Kind::Image | Kind::Memory => disk::space(&self.dir).ok(),
+            Kind::Quota => {
+                let project = quota::project(&self.dir, owner).ok()?;
+                let free = |max: u64, used: u64| max.saturating_sub(used);
+                Some(Space {
+                    total_bytes: project.bytes_max,
+                    free_bytes: free(project.bytes_max, project.used_bytes),
+                    total_inodes: project.inodes_max,
+                    free_inodes: free(project.inodes_max, project.used_inodes),
+                })
+            }
+            Kind::Btrfs => btrfs::usage(&self.dir).ok().map(|usage| usage.space()),
+        }
+    }
+}
+
+impl Volumes {
+    pub fn open(
+        sandboxes: &Path,
+        as_root: bool,
+        choice: DiskChoice,
+        reserve_bytes: u64,
+    ) -> Result<Self, SysError> {
+        let (root, mounts) = (sandboxes.join(".disk"), sandboxes.join(MOUNTS));
+        for dir in [&root, &mounts] {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(dir);
+            made.map_err(|source| SysError::io("mkdir", dir, source))?;
+        }
+        let found = OnceLock::new();
+        if choice == DiskChoice::Polled {
+            let _ = found.set(Err("\"disk.mechanism\" in config.json says polled".to_owned()));
+        } else if !as_root {
+            let _ = found.set(Err("only root can limit a disk".to_owned()));
+        }
+        Ok(Self {
+            root,
+            mounts,
+            choice,
+            reserve_bytes,
+            found,
+            promises: Mutex::default(),
+            shared: Mutex::default(),
+        })
+    }
+
+    /// What new volumes are; or why the kernel keeps no limit here.
+    pub fn kind(&self) -> Result<Kind, String> {
+        self.found.get_or_init(|| self.find_out()).clone()
+    }
+
+    fn find_out(&self) -> Result<Kind, String> {
+        let mut whys = Vec::new();
+        for (choice, kind) in [
+            (DiskChoice::Quota, Kind::Quota),
+            (DiskChoice::Btrfs, Kind::Btrfs),
+            (DiskChoice::Image, Kind::Image),
+        ] {
+            if self.choice != DiskChoice::Auto && self.choice != choice {
+                continue;
+            }
+            match self.works(kind) {
+                Ok(()) => return Ok(kind),
+                Err(why) => whys.push(format!("{}: {why}", kind.mechanism())),
+            }
+        }
+        Err(whys.join("; "))
+    }
+
+    /// Makes a directory to mount something at.
+    fn mount_point(&self, at: &Path) -> Result<(), SysError> {
+        let mut shared = self.shared.lock().expect("nobody panics while mounting");
+        if !*shared {
+            mount::ensure_shared(&self.mounts)?;
+            *shared = true;
+        }
+        make_dir(at)
+    }
+
+    /// Removes one again, and with the last of them every trace of mounts.
+    fn remove_mount_point(&self, at: &Path) -> Result<(), SysError> {
+        let mut shared = self.shared.lock().expect("nobody panics while mounting");
+        remove_dir(at)?;
+        if fs::read_dir(&self.mounts).is_ok_and(|mut left| left.next().is_none()) {
+            *shared = false;
+            if mount::is_at(&self.mounts) {
+                mount::unmount(&self.mounts, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries it for real.
+    fn works(&self, kind: Kind) -> Result<(), String> {
+        match kind {
+            Kind::Quota if quota::is_enforced(&self.root) => Ok(()),
+            Kind::Quota => Err("the file system keeps none (mount it with prjquota)".to_owned()),
+            Kind::Btrfs => btrfs::works(&self.root),
+            Kind::Image => self.image_works().map_err(|error| crate::error::chain(&error)),
+            Kind::Memory => Ok(()),
+        }
+    }
+
+    fn image_works(&self) -> Result<(), SysError> {
+        let at = self.mounts.join(".try");
+        self.mount_point(&at)?;
+        let tried = image::works(&self.root, &at);
+        self.remove_mount_point(&at).and(tried)
+    }
+
+    /// Where all that is mounted is.
+    pub fn mounts(&self) -> PathBuf {
+        self.mounts.clone()
+    }
+
+    fn dir_of(&self, uid: Uuid) -> PathBuf {
+        self.root.join(uid.to_string())
+    }
+
+    fn mount_of(&self, uid: Uuid) -> PathBuf {
+        self.mounts.join(uid.to_string())
+    }
+
+    fn image(&self, uid: Uuid) -> PathBuf {
+        self.root.join(format!("{uid}.img"))
+    }
+
+    fn memory(&self, uid: Uuid) -> PathBuf {
+        self.mounts.join(format!("{uid}.memory"))
+    }
+
+    /// The volume of a sandbox, if it has one.
+    pub fn find(&self, uid: Uuid) -> Option<Volume> {
+        let memory = self.memory(uid);
+        if memory.exists() {
+            return Some(Volume { dir: memory, kind: Kind::Memory });
+        }
+        let dir = self.dir_of(uid);
+        if self.image(uid).exists() {
+            return Some(Volume { dir: self.mount_of(uid), kind: Kind::Image });
+        }
+        let inode = fs::symlink_metadata(&dir).ok()?.st_ino();
+        let kind = if inode == SUBVOLUME_INODE { Kind::Btrfs } else { Kind::Quota };
+        Some(Volume { dir, kind })
+    }
+
+    /// A new volume, or the one that is there with this limit. Nothing runs in it.
+    pub fn ensure(&self, uid: Uuid, ask: &Ask) -> Result<Volume, SysError> {
+        let kind = match self.find(uid) {
+            Some(volume) => volume.kind,
+            None => self.kind().map_err(|why| SysError {
+                call: "limit the disk".to_owned(),
+                source: io::Error::other(why),
+            })?,
+        };
+        let dir = self.dir_of(uid);
+        match kind {
+            Kind::Quota => self.ensure_project(&dir, ask)?,
+            Kind::Btrfs => btrfs::ensure(&dir, ask.bytes)?,
+            Kind::Image | Kind::Memory => {
+                self.ensure_image(uid, ask)?;
+                return Ok(Volume { dir: self.mount_of(uid), kind: Kind::Image });
+            }
+        }
+        Ok(Volume { dir, kind })
+    }
+
+    /// Has an image that is there be mounted.
+    pub fn mount(&self, uid: Uuid) -> Result<(), SysError> {
+        let (image, at) = (self.image(uid), self.mount_of(uid));
+        if !image.exists() || disk::is_mount_point(&at) {
+            return Ok(());
+        }
+        self.mount_point(&at)?;
+        image::mount(&image, &at)
+    }
+
+    /// Whether a volume was put aside as this.
+    pub fn is_aside(&self, path: &Path) -> bool {
+        [IMAGE, TREE].iter().any(|kind| extended(path, kind).exists())
+    }
+
+    /// Removes what was put aside as this.
+    pub fn remove_aside(&self, path: &Path) -> Result<(), SysError> {
+        [IMAGE, TREE].iter().try_for_each(|kind| remove_aside(&extended(path, kind)))
+    }
+
+    /// One in memory, with nothing in it.
+    pub fn fresh_memory(&self, uid: Uuid, bytes: u64) -> Result<Volume, SysError> {
+        self.drop_memory(uid)?;
+        let dir = self.memory(uid);
+        self.mount_point(&dir)?;
+        mount::tmpfs(&dir, bytes, inodes_of(bytes))?;
+        Ok(Volume { dir, kind: Kind::Memory })
+    }
+
+    /// Ends one in memory. Repeating it is harmless.
+    pub fn drop_memory(&self, uid: Uuid) -> Result<(), SysError> {
+        let dir = self.memory(uid);
+        if !dir.exists() {
+            return Ok(());
+        }
+        if disk::is_mount_point(&dir) {
+            mount::unmount(&dir, true)?;
+        }
+        self.remove_mount_point(&dir)
+    }
+
+    fn ensure_project(&self, dir: &Path, ask: &Ask) -> Result<(), SysError> {
+        if !dir.exists() {
+            let unfinished = dir.with_extension("new");
+            tree::remove(&unfinished)?;
+            make_dir(&unfinished)?;
+            quota::set_project(&unfinished, ask.owner)?;
+            quota::limit(dir.parent().unwrap_or(dir), ask.owner, ask.bytes, inodes_of(ask.bytes))?;
+            return fs::rename(&unfinished, dir)
+                .map_err(|source| SysError::io("rename", &unfinished, source));
+        }
+        let held = quota::project(dir, ask.owner)?.used_bytes;
+        refuse_below(held, ask.bytes)?;
+        quota::limit(dir, ask.owner, ask.bytes, inodes_of(ask.bytes))
+    }
+
+    fn ensure_image(&self, uid: Uuid, ask: &Ask) -> Result<(), SysError> {
+        let (image, at) = (self.image(uid), self.mount_of(uid));
+        let there = fs::metadata(&image).map(|meta| meta.len()).ok();
+        if there.is_none_or(|bytes| bytes < ask.bytes) {
+            let _one = self.promises.lock().expect("nobody panics while promising room");
+            self.check_promises(&image, ask.bytes)?;
+            match there {
+                None => image::create(&self.root, &image, ask.bytes)?,
+                Some(_) => {
+                    image::unmount(&at)?;
+                    image::resize(&image, ask.bytes)?;
+                }
+            }
+        } else if there.is_some_and(|bytes| bytes > ask.bytes) {
+            self.mount(uid)?;
+            refuse_below(disk::space(&at)?.used_bytes(), ask.bytes)?;
+            image::unmount(&at)?;
+            image::resize(&image, ask.bytes)?;
+        }
+        self.mount(uid)
+    }
+
+    /// An image whose host runs full loses what was written to it: so no more is promised than is there.
+    fn check_promises(&self, image: &Path, bytes: u64) -> Result<(), SysError> {
+        let mut promised = bytes;
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let Ok(meta) = entry.metadata() else { continue };
+            if path == image {
+                promised = promised.saturating_sub(disk::allocated_bytes(&meta));
+            } else if path.extension().is_some_and(|extension| extension == "img") {
+                promised += meta.len().saturating_sub(disk::allocated_bytes(&meta));
+            }
+        }
+        let free = disk::space(&self.root)?.free_bytes;
+        if promised + self.reserve_bytes <= free {
+            return Ok(());
+        }
+        let why = format!(
+            "the host has {} MiB free; sandboxes may still take {} MiB and {} MiB stay free (disk.reserve_mb)",
+            free / MIB,
+            (promised - bytes.min(promised)) / MIB,
+            self.reserve_bytes / MIB,
+        );
+        Err(SysError {
+            call: format!("promise {} MiB of disk", bytes / MIB),
+            source: io::Error::other(why),
+        })
+    }
+
+    /// Gives a volume another limit while something runs in it. An error says why that has to wait.
+    pub fn adjust(&self, uid: Uuid, volume: &Volume, ask: &Ask) -> Result<(), SysError> {
+        let held = volume.space(ask.owner).unwrap_or_default().used_bytes();
+        match volume.kind {
+            Kind::Quota => self.ensure_project(&volume.dir, ask),
+            Kind::Btrfs => {
+                refuse_below(held, ask.bytes).and_then(|()| btrfs::limit(&volume.dir, ask.bytes))
+            }
+            Kind::Memory => refuse_below(held, ask.bytes)
+                .and_then(|()| mount::resize_tmpfs(&volume.dir, ask.bytes, inodes_of(ask.bytes))),
+            Kind::Image => {
+                let image = self.image(uid);
+                let _one = self.promises.lock().expect("nobody panics while promising room");
+                self.check_promises(&image, ask.bytes)?;
+                image::grow_mounted(&image, &volume.dir, ask.bytes)
+            }
+        }
+    }
+
+    /// Removes a volume and what is in it. Repeating it is harmless.
+    pub fn remove(&self, uid: Uuid) -> Result<(), SysError> {
+        self.drop_memory(uid)?;
+        let Some(Volume { dir, kind }) = self.find(uid) else { return Ok(()) };
+        match kind {
+            Kind::Btrfs => btrfs::remove(&dir)?,
+            Kind::Image => {
+                image::unmount(&dir)?;
+                self.remove_mount_point(&dir)?;
+            }
+            Kind::Quota | Kind::Memory => tree::remove(&dir)?,
+        }
+        match fs::remove_file(self.image(uid)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(SysError::io("remove", &self.image(uid), source))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Moves a volume to `to`, with an extension that says what it is. False: there is none.
+    pub fn put_aside(&self, uid: Uuid, to: &Path) -> Result<bool, SysError> {
+        self.drop_memory(uid)?;
+        let Some(Volume { dir, kind }) = self.find(uid) else { return Ok(false) };
+        let (from, to) = match kind {
+            Kind::Image => (self.image(uid), extended(to, IMAGE)),
+            Kind::Quota | Kind::Btrfs | Kind::Memory => (dir.clone(), extended(to, TREE)),
+        };
+        if kind == Kind::Image {
+            image::unmount(&dir)?;
+            self.remove_mount_point(&dir)?;
+        }
+        remove_aside(&to)?;
+        touch(&from);
+        fs::rename(&from, &to).map_err(|source| SysError::io("rename", &from, source))?;
+        Ok(true)
+    }
+
+    /// Takes back what was put aside, for another owner. False: there is none.
+    pub fn take_back(&self, uid: Uuid, from: &Path, owner: u32) -> Result<bool, SysError> {
+        let (image, dir) = (extended(from, IMAGE), extended(from, TREE));
+        let moved = |from: &Path, to: &Path| {
+            fs::rename(from, to).map_err(|source| SysError::io("rename", from, source))
+        };
+        if image.exists() {
+            moved(&image, &self.image(uid))?;
+            self.mount(uid)?;
+        } else if dir.exists() {
+            if quota::is_enforced(&dir) {
+                tree::set_project(&dir, owner)?;
+            }
+            moved(&dir, &self.dir_of(uid))?;
+        } else {
+            return Ok(false);
+        }
+        let files = self.find(uid).map(|volume| volume.files());
+        files.map_or(Ok(true), |files| tree::give(&files, owner).map(|()| true))
+    }
+}
+
+/// What something that was put aside is called besides.
+const IMAGE: &str = "img";
+const TREE: &str = "volume";
+
+fn extended(path: &Path, extension: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(extension);
+    name.into()
+}
+
+/// Removes what was put aside, whatever it is.
+pub(super) fn remove_aside(path: &Path) -> Result<(), SysError> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => tree::remove(path),
+        Ok(_) => fs::remove_file(path).map_err(|source| SysError::io("remove", path, source)),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Its age is how long it has been aside.
+pub(super) fn touch(path: &Path) {
+    let now =
+        std::time::UNIX_EPOCH + std::time::Duration::from_millis(crate::sys::clock::wall_ms());
+    let _ = fs::File::open(path).and_then(|file| file.set_modified(now));
+}
+
+/// Takes away all that is mounted for volumes below `sandboxes`, for whoever is about to remove it.
+pub fn unmount_all(sandboxes: &Path) {
+    for at in mount::below(&sandboxes.join(MOUNTS)) {
+        let _ =
+            if disk::is_mount_point(&at) { image::unmount(&at) } else { mount::unmount(&at, true) };
+    }
+}
+
+fn refuse_below(held: u64, bytes: u64) -> Result<(), SysError> {
+    if held <= bytes {
+        return Ok(());
+    }
+    let why = format!("it holds {} MiB", held.div_ceil(MIB));
+    Err(SysError {
+        call: format!("limit the disk to {} MiB", bytes / MIB),
+        source: io::Error::other(why),
+    })
+}
+
+fn make_dir(dir: &Path) -> Result<(), SysError> {
+    match fs::DirBuilder::new().mode(0o711).create(dir) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            Err(SysError::io("mkdir", dir, source))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn remove_dir(dir: &Path) -> Result<(), SysError> {
+    match fs::remove_dir(dir) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(SysError::io("rmdir", dir, source))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! A volume as a btrfs subvolume with a limit on its qgroup: bytes alone, since btrfs counts no inodes. By the
+//! file system's own program, which is asked at creation, at changes and for its numbers.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::driver::tree;
+use crate::sys::SysError;
+use crate::sys::disk::Space;
+use crate::sys::mount;
+
+/// What a qgroup holds and may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub used_bytes: u64,
+    /// `None`: no limit.
+    pub bytes_max: Option<u64>,
+}
+
+impl Usage {
+    pub(super) fn space(self) -> Space {
+        let total_bytes = self.bytes_max.unwrap_or(u64::MAX);
+        let free_bytes = total_bytes.saturating_sub(self.used_bytes);
+        Space { total_bytes, free_bytes, total_inodes: 0, free_inodes: 0 }
+    }
+}
+
+/// Makes one, limits it, reads the limit back, and removes it.
+pub(super) fn works(root: &Path) -> Result<(), String> {
+    if mount::of(root).is_none_or(|about| about.kind != "btrfs") {
+        return Err("the file system is another one".to_owned());
+    }
+    let trial = root.join(".try");
+    let said = |error: SysError| crate::error::chain(&error);
+    let _ = remove(&trial);
+    ensure(&trial, super::BYTES_MIN).map_err(said)?;
+    let usage = usage(&trial).map_err(said);
+    remove(&trial).map_err(said)?;
+    match usage?.bytes_max {
+        Some(super::BYTES_MIN) => Ok(()),
+        other => Err(format!("the limit reads back as {other:?}")),
+    }
+}
+
+pub(super) fn ensure(dir: &Path, bytes: u64) -> Result<(), SysError> {
+    if !dir.exists() {
+        let root = dir.parent().unwrap_or(dir);
+        // Harmless where they are on.
+        btrfs(&["quota", "enable"], root)?;
+        btrfs(&["subvolume", "create"], dir)?;
+        crate::sys::path::set_mode(dir, 0o711)?;
+    }
+    let held = usage(dir)?.used_bytes;
+    super::refuse_below(held, bytes)?;
+    limit(dir, bytes)
+}
+
+pub(super) fn limit(dir: &Path, bytes: u64) -> Result<(), SysError> {
+    btrfs(&["qgroup", "limit", &bytes.to_string()], dir).map(drop)
+}
+
+pub(super) fn remove(dir: &Path) -> Result<(), SysError> {
+    if dir.exists() { btrfs(&["subvolume", "delete"], dir).map(drop) } else { Ok(()) }
+}
+
+pub(super) fn usage(dir: &Path) -> Result<Usage, SysError> {
+    let table = btrfs(&["qgroup", "show", "--raw", "-r", "-F", "--sync"], dir)?;
+    read_usage(&table).ok_or_else(|| SysError {
+        call: format!("read the qgroup of {}", dir.display()),
+        source: std::io::Error::other(table),
+    })
+}
+
+/// Of a table with one row: id, referenced, exclusive, limit on referenced.
+fn read_usage(table: &str) -> Option<Usage> {
+    let row = table.lines().find(|line| line.trim_start().starts_with("0/"))?;
+    let mut words = row.split_whitespace().skip(1);
+    let used_bytes = words.next()?.parse().ok()?;
+    Some(Usage { used_bytes, bytes_max: words.nth(1)?.parse().ok() })
+}
+
+fn btrfs(words: &[&str], at: &Path) -> Result<String, SysError> {
+    let mut command = Command::new("btrfs");
+    command.args(words).arg(at);
+    tree::run(command, "btrfs-progs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_qgroup_is_read_from_its_row() {
+        let table = "qgroupid         rfer         excl     max_rfer \n\
+                     --------         ----         ----     -------- \n\
+                     0/257           16384        16384     20971520 \n";
+        let want = Usage { used_bytes: 16384, bytes_max: Some(20 << 20) };
+        assert_eq!(read_usage(table), Some(want));
+        let unlimited = read_usage("0/257 1 1 none").unwrap();
+        assert_eq!((unlimited.bytes_max, unlimited.space().is_full()), (None, false));
+        assert_eq!(read_usage(""), None);
+    }
+}

@@ -1,0 +1,198 @@
+//! Real file systems: images on whatever this is, and btrfs, which every kernel that we test on has.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Write};
+
+use super::*;
+use crate::driver::workspace::{Place, Wanted, Workspaces};
+use crate::model::{DiskRules, SandboxName, Verdict};
+
+const OWNER: u32 = 212_345;
+
+/// Workspaces in a directory that leaves no mount behind.
+struct Ground {
+    spaces: Workspaces,
+    dir: tempfile::TempDir,
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        unmount_all(&self.dir.path().join("sandboxes"));
+        unmount_all(&self.dir.path().join("disk"));
+        let disk = self.dir.path().join("disk");
+        if disk::is_mount_point(&disk) {
+            image::unmount(&disk).unwrap();
+        }
+    }
+}
+
+impl Ground {
+    fn new(mechanism: DiskChoice) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self::in_dir(dir, "sandboxes", mechanism)
+    }
+
+    fn in_dir(dir: tempfile::TempDir, name: &str, mechanism: DiskChoice) -> Self {
+        let rules = DiskRules { mechanism, reserve_mb: 0 };
+        let spaces = Workspaces::open(&dir.path().join(name), true, &rules).unwrap();
+        Self { spaces, dir }
+    }
+
+    fn prepare(&self, uid: Uuid, bytes: Option<u64>) -> Result<Place, String> {
+        self.prepare_so(uid, bytes, false)
+    }
+
+    fn prepare_so(&self, uid: Uuid, bytes: Option<u64>, ephemeral: bool) -> Result<Place, String> {
+        let none = BTreeMap::new();
+        let image_files = [("main.sh".to_owned(), "image".to_owned())].into();
+        let wanted = Wanted {
+            uid,
+            host_uid: OWNER,
+            bytes,
+            ephemeral,
+            image_files: &image_files,
+            files: &none,
+        };
+        self.spaces.prepare(&wanted).map_err(|error| crate::error::chain(&error))
+    }
+}
+
+/// Writes until the kernel refuses, or `most` were written. Returns MiB and the refusal.
+fn fill(path: &Path, most: usize) -> (usize, Option<ErrorKind>) {
+    let mut file = fs::File::create(path).unwrap();
+    for count in 0..most {
+        if let Err(error) = file.write_all(&[7; 1 << 20]).and_then(|()| file.sync_data()) {
+            return (count, Some(error.kind()));
+        }
+    }
+    (most, None)
+}
+
+#[test]
+fn an_image_is_full_at_its_limit_grows_shrinks_and_goes_without_a_trace() {
+    let ground = Ground::new(DiskChoice::Image);
+    let uid = Uuid::now_v7();
+    let place = ground.prepare(uid, Some(24 * MIB)).unwrap();
+    assert_eq!((place.kept.verdict, place.kept.read_back), (Verdict::Enforced, Some(24 * MIB)));
+    let (written, refusal) = fill(&place.files.join("big"), 30);
+    assert!((18..24).contains(&written), "{written}");
+    assert_eq!(refusal, Some(ErrorKind::StorageFull));
+    let volume = ground.spaces.volumes.find(uid).unwrap();
+    assert!(volume.space(OWNER).unwrap().is_full());
+    // Nothing is lost on the way to more, and less is refused with a reason.
+    let place = ground.prepare(uid, Some(48 * MIB)).unwrap();
+    assert_eq!(place.kept.read_back, Some(48 * MIB));
+    assert_eq!(fs::read_to_string(place.files.join("main.sh")).unwrap(), "image");
+    let refused = ground.prepare(uid, Some(8 * MIB)).unwrap_err();
+    assert!(refused.contains("limit the disk to 8 MiB: it holds"), "{refused}");
+    fs::remove_file(place.files.join("big")).unwrap();
+    let place = ground.prepare(uid, Some(16 * MIB)).unwrap();
+    assert_eq!(place.kept.read_back, Some(16 * MIB));
+    assert!(place.files.join("main.sh").exists());
+    // What was deleted has gone back to the host.
+    let image = ground.dir.path().join(format!("sandboxes/.disk/{uid}.img"));
+    assert!(disk::allocated_bytes(&fs::metadata(&image).unwrap()) < 4 * MIB);
+    ground.spaces.remove(uid).unwrap();
+    assert!(!image.exists() && !place.files.exists());
+    let mounts = mount::below(&ground.dir.path().join("sandboxes"));
+    assert_eq!(mounts, [] as [PathBuf; 0]);
+}
+
+#[test]
+fn an_image_keeps_inodes_too() {
+    let ground = Ground::new(DiskChoice::Image);
+    let place = ground.prepare(Uuid::now_v7(), Some(8 * MIB)).unwrap();
+    let made = (0..2000).take_while(|n| fs::write(place.files.join(n.to_string()), "").is_ok());
+    let made = made.count();
+    assert!((900..=1024).contains(&made), "{made}");
+}
+
+#[test]
+fn a_workspace_moves_into_a_volume_and_out_of_it() {
+    let ground = Ground::new(DiskChoice::Image);
+    let uid = Uuid::now_v7();
+    let plain = ground.prepare(uid, None).unwrap();
+    fs::write(plain.files.join("mine"), "kept").unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", plain.files.join("link")).unwrap();
+    let inside = ground.prepare(uid, Some(16 * MIB)).unwrap();
+    assert_ne!(inside.files, plain.files);
+    assert!(!plain.files.exists());
+    assert_eq!(fs::read_to_string(inside.files.join("mine")).unwrap(), "kept");
+    assert!(inside.files.join("link").is_symlink());
+    assert_eq!(fs::symlink_metadata(inside.files.join("mine")).unwrap().st_uid(), 0);
+    let outside = ground.prepare(uid, None).unwrap();
+    assert_eq!(outside.files, plain.files);
+    assert_eq!(fs::read_to_string(outside.files.join("mine")).unwrap(), "kept");
+    assert!(ground.spaces.volumes.find(uid).is_none());
+}
+
+#[test]
+fn a_volume_put_aside_is_taken_back_by_another_owner_or_expires() {
+    let ground = Ground::new(DiskChoice::Image);
+    let (old, new) = (Uuid::now_v7(), Uuid::now_v7());
+    let name = SandboxName::try_from("web").unwrap();
+    ground.prepare(old, Some(8 * MIB)).unwrap();
+    ground.spaces.put_aside(old, &name).unwrap();
+    assert!(ground.spaces.volumes.find(old).is_none());
+    assert!(ground.spaces.take_back(new, OWNER + 1, &name).unwrap());
+    let file = ground.spaces.path(new).join("main.sh");
+    assert_eq!(fs::metadata(&file).unwrap().st_uid(), OWNER + 1);
+    ground.spaces.put_aside(new, &name).unwrap();
+    ground.spaces.expire(crate::sys::clock::wall_ms() + 120_000, 60_000).unwrap();
+    assert!(!ground.spaces.take_back(old, OWNER, &name).unwrap());
+}
+
+#[test]
+fn one_in_memory_begins_empty_each_time() {
+    let ground = Ground::new(DiskChoice::Auto);
+    let uid = Uuid::now_v7();
+    let place = ground.prepare_so(uid, Some(4 * MIB), true).unwrap();
+    assert_eq!((place.kept.mechanism.as_str(), place.kept.read_back), ("tmpfs", Some(4 * MIB)));
+    let (written, refusal) = fill(&place.files.join("big"), 8);
+    assert!(written <= 4 && refusal == Some(ErrorKind::StorageFull), "{written} {refusal:?}");
+    let place = ground.prepare_so(uid, Some(4 * MIB), true).unwrap();
+    assert!(!place.files.join("big").exists() && place.files.join("main.sh").exists());
+    ground.spaces.volumes.drop_memory(uid).unwrap();
+    assert!(!place.files.exists());
+}
+
+#[test]
+fn no_more_is_promised_than_the_host_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = disk::space(dir.path()).unwrap().free_bytes / MIB;
+    let rules = DiskRules { mechanism: DiskChoice::Image, reserve_mb: free - 16 };
+    let spaces = Workspaces::open(&dir.path().join("sandboxes"), true, &rules).unwrap();
+    let ground = Ground { spaces, dir };
+    let first = ground.prepare(Uuid::now_v7(), Some(8 * MIB)).unwrap();
+    assert_eq!(first.kept.verdict, Verdict::Enforced);
+    let second = ground.prepare(Uuid::now_v7(), Some(12 * MIB)).unwrap();
+    assert_eq!(second.kept.verdict, Verdict::Degraded);
+    assert!(second.kept.reason.contains("promise 12 MiB"), "{:?}", second.kept);
+}
+
+#[test]
+fn a_btrfs_subvolume_is_full_at_its_limit_and_takes_another_one_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, at) = (dir.path().join("disk.img"), dir.path().join("disk"));
+    fs::File::create(&image).unwrap().set_len(256 * MIB).unwrap();
+    fs::create_dir(&at).unwrap();
+    let mut command = std::process::Command::new("mkfs.btrfs");
+    command.arg("-q").arg(&image);
+    tree::run(command, "btrfs-progs").unwrap();
+    let device = disk::loopback::attach(&image).unwrap();
+    mount::plain(&device.path, &at, "btrfs").unwrap();
+    let ground = Ground::in_dir(dir, "disk", DiskChoice::Auto);
+    assert_eq!(ground.spaces.volumes.kind(), Ok(Kind::Btrfs));
+    let uid = Uuid::now_v7();
+    let place = ground.prepare(uid, Some(16 * MIB)).unwrap();
+    assert_eq!((place.kept.verdict, place.kept.read_back), (Verdict::Enforced, Some(16 * MIB)));
+    let (written, refusal) = fill(&place.files.join("big"), 30);
+    assert!((12..=16).contains(&written), "{written}");
+    assert_eq!(refusal, Some(ErrorKind::QuotaExceeded));
+    let kept = ground.spaces.adjust(uid, OWNER, Some(32 * MIB));
+    assert_eq!((kept.verdict, kept.read_back), (Verdict::Enforced, Some(32 * MIB)));
+    let kept = ground.spaces.adjust(uid, OWNER, Some(4 * MIB));
+    assert!(kept.verdict == Verdict::Degraded && kept.reason.contains("it holds"), "{kept:?}");
+    ground.spaces.remove(uid).unwrap();
+    assert!(!place.files.exists());
+}
