@@ -27,6 +27,8 @@ use crate::sys::cgroup;
 
 /// The name of a record in the run directory of an instance.
 const RECORD: &str = "record.json";
+/// Where it is noted, in the run directory, where the groups of its instances are.
+const CGROUPS: &str = "cgroups.json";
 
 /// Where things are.
 #[derive(Debug, Clone)]
@@ -66,7 +68,8 @@ impl Host {
                 .create(&dir)
                 .map_err(|source| SysError::io("mkdir", &dir, source))?;
         }
-        let cgroups = cgroups_of(&paths.run);
+        let mut cgroups = cgroups_of(&paths.run);
+        cgroups.remember(&paths.run.join(CGROUPS))?;
         let forks = ForkServer::new(&paths.shim, &paths.run.join("shims.log"));
         let ordered = Mutex::default();
         let console_bytes = AtomicU64::new(console_bytes);

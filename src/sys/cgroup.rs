@@ -8,9 +8,10 @@
 //! ```text
 //!   hybrid:  unified/sodiumd-1a2b/IID            birth, kill, populated, cpu.stat
 //!            {memory,cpu,pids,blkio}/sodiumd-1a2b/IID      limits, accounting
-//!   v2:      sodiumd-1a2b/IID                    everything
+//!   v2:      sodiumd-1a2b/IID                    everything, where `place` says
 //! ```
 
+mod place;
 mod v1;
 mod v2;
 
@@ -68,12 +69,15 @@ impl Controller {
 }
 
 /// Where this daemon's groups live in each hierarchy.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Root {
     unified: Option<PathBuf>,
     /// Which controllers version 2 governs here.
     unified_controllers: Vec<Controller>,
     v1: BTreeMap<Controller, PathBuf>,
+    /// Where groups of earlier daemons still are, which ran in another group than we do.
+    #[serde(skip)]
+    former: Vec<Root>,
 }
 
 /// One group: the same name in every hierarchy that serves us.
@@ -147,11 +151,11 @@ impl Root {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut root = Self::from_mounts(&mounts);
         if let Some(mount) = root.unified.take() {
-            let dir = mount.join(name);
-            if fs::create_dir_all(&dir).is_ok() {
-                root.unified_controllers = v2::enable_controllers(&mount, &dir);
-                root.unified = Some(dir);
-            }
+            let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+            // Beside version 1, it limits nothing, and nobody minds where we are in it.
+            let own = place::own(&cgroups).filter(|_| root.v1.is_empty());
+            root.unified = place::make(&mount, own.as_deref(), name, super::is_root());
+            root.unified_controllers = root.unified.as_deref().map_or_else(Vec::new, v2::governed);
         }
         // A controller is attached to one hierarchy only; should both claim it, v2 governs. What v2
         // accounts for anyway needs no directory in v1.
@@ -166,6 +170,29 @@ impl Root {
             made && (*controller != Controller::Cpuset || v1::prepare_cpuset(mount).is_ok())
         });
         root
+    }
+
+    /// Notes in this file where we are, and finds the groups of earlier daemons that noted it there: started from
+    /// a shell, or by another release of the service manager, they were elsewhere.
+    pub fn remember(&mut self, file: &Path) -> Result<(), SysError> {
+        let noted = fs::read(file).unwrap_or_default();
+        let noted: Vec<Self> = serde_json::from_slice(&noted).unwrap_or_default();
+        self.former = noted
+            .into_iter()
+            .filter(|root| {
+                let same = (&root.unified, &root.v1) == (&self.unified, &self.v1);
+                let empty = root.names().is_empty();
+                if empty && !same {
+                    root.remove();
+                }
+                !empty && !same
+            })
+            .collect();
+        let noted: Vec<&Self> = [&*self].into_iter().chain(&self.former).collect();
+        let json = serde_json::to_vec(&noted).expect("controllers are strings as keys");
+        let half = file.with_extension("new");
+        let written = fs::write(&half, json).and_then(|()| fs::rename(&half, file));
+        written.map_err(|source| SysError::io("write", file, source))
     }
 
     /// Mount points by `/proc/self/mountinfo`, before anything is made in them.
@@ -223,8 +250,13 @@ impl Root {
         self.unified.is_some()
     }
 
-    /// The group of this name, made or not.
+    /// The group of this name, made or not: where it is, or where it would be made.
     pub fn group(&self, name: &str) -> Group {
+        let mut former = self.former.iter().map(|root| root.group_here(name));
+        former.find(Group::exists).unwrap_or_else(|| self.group_here(name))
+    }
+
+    fn group_here(&self, name: &str) -> Group {
         Group {
             unified: self.unified.as_ref().map(|dir| dir.join(name)),
             unified_controllers: self.unified_controllers.clone(),
@@ -254,8 +286,10 @@ impl Root {
         }
     }
 
+    /// Former ones too, which have no former ones themselves.
     fn dirs(&self) -> impl Iterator<Item = &Path> {
-        self.unified.iter().chain(self.v1.values()).map(PathBuf::as_path)
+        let roots = [self].into_iter().chain(&self.former);
+        roots.flat_map(|root| root.unified.iter().chain(root.v1.values())).map(PathBuf::as_path)
     }
 }
 
@@ -382,6 +416,11 @@ impl Group {
             }
         }
         Ok(())
+    }
+
+    /// Whether there is no hierarchy that it could be in: an ordinary user may be given none.
+    pub fn is_nowhere(&self) -> bool {
+        self.dirs().next().is_none()
     }
 
     /// Whether it exists anywhere.

@@ -124,6 +124,32 @@ fn usage_is_read_from_either_version() {
     assert_eq!(group.usage(), want);
 }
 
+#[test]
+fn groups_are_found_where_an_earlier_daemon_made_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new, note) =
+        (dir.path().join("old"), dir.path().join("new"), dir.path().join("cgroups.json"));
+    for top in [&old, &new] {
+        fs::create_dir(top).unwrap();
+    }
+    let started_in = |top: &Path| {
+        let mut root = Root { unified: Some(top.to_owned()), ..Root::default() };
+        root.remember(&note).unwrap();
+        root
+    };
+    started_in(&old).group("a").create().unwrap();
+    for _ in 0..2 {
+        let root = started_in(&new);
+        assert_eq!(root.names(), ["a"]);
+        assert_eq!(root.group("a").unified, Some(old.join("a")));
+        assert_eq!(root.group("b").unified, Some(new.join("b")));
+    }
+    started_in(&new).group("a").remove().unwrap();
+    // Nothing is left there, and so nothing there is looked at any more.
+    assert_eq!(started_in(&new).former, []);
+    assert!(!old.exists());
+}
+
 /// On the real kernel: limits are read back, a group is killed whole, and nothing is left.
 #[test]
 fn a_real_group_limits_kills_and_goes_away() {

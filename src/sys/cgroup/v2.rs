@@ -8,26 +8,13 @@ use crate::sys::SysError;
 /// The length of a cpu period, in microseconds.
 const PERIOD_USEC: u64 = 100_000;
 
-/// Hands the controllers down from `mount` through `dir`, and says which of them arrived.
-pub(super) fn enable_controllers(mount: &Path, dir: &Path) -> Vec<Controller> {
-    let wanted = [
-        Controller::Memory,
-        Controller::Cpu,
-        Controller::Pids,
-        Controller::Blkio,
-        Controller::Cpuset,
-    ];
-    for controller in wanted {
-        let enable = format!("+{}", controller.v2_name().unwrap_or_default());
-        // Each on its own: one that is missing must not keep the others out.
-        let _ = write(mount, "cgroup.subtree_control", &enable);
-        let _ = write(dir, "cgroup.subtree_control", &enable);
-    }
+/// Which controllers were handed down to the groups in `dir`.
+pub(super) fn governed(dir: &Path) -> Vec<Controller> {
     let enabled = read(dir, "cgroup.subtree_control");
     let arrived = |controller: &Controller| {
         controller.v2_name().is_some_and(|name| enabled.split_whitespace().any(|word| word == name))
     };
-    wanted.into_iter().filter(arrived).collect()
+    Controller::ALL.into_iter().filter(arrived).collect()
 }
 
 pub(super) fn apply(
