@@ -89,7 +89,9 @@ pub(super) fn serve(duty: ExecDuty) -> Result<(), SysError> {
     let mut signals = Signals::open()?;
     let mut timer = Timer::open()?;
     let mut connection = Connection::new(duty.control);
-    let started = read_order(&duty.order).and_then(|order| Ok((enter::start(&order)?, order)));
+    let run_dir = duty.order.parent().unwrap_or(&duty.order);
+    let started =
+        read_order(&duty.order).and_then(|order| Ok((enter::start(&order, run_dir)?, order)));
     let mut session = match started {
         Ok((started, order)) => Session::new(connection, started, order),
         Err(error) => {
@@ -378,7 +380,9 @@ impl Session {
             }
             Way::Namespaces { confined, .. } | Way::Beside { confined, .. } => {
                 let Some(program) = self.program else { return kill_children() };
-                for pid in confined.group.pids() {
+                let group = &confined.group;
+                let near = if group.is_nowhere() { process::all() } else { group.pids() };
+                for pid in near {
                     // Opened first, looked at then: what is killed is what was looked at.
                     if let Ok(pidfd) = process::open_pidfd(pid)
                         && process::session(pid) == Some(program)

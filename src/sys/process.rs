@@ -176,9 +176,21 @@ pub fn open_files(pid: u32) -> Vec<String> {
 
 /// The session a process is in, named by the process that began it.
 pub fn session(pid: u32) -> Option<u32> {
+    stat(pid, 3)
+}
+
+/// Whether a process descends from one that works in this directory.
+pub fn is_below_one_in(pid: u32, dir: &Path) -> bool {
+    let mut ancestors =
+        std::iter::successors(Some(pid), |pid| stat(*pid, 1).filter(|pid| *pid > 0));
+    ancestors.any(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|found| found == dir))
+}
+
+/// A number of /proc/PID/stat by its place behind the name, which may contain anything: state, parent, group,
+/// session.
+fn stat(pid: u32, place: usize) -> Option<u32> {
     let stat = read_small(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
-    // Behind the name, which may contain anything: state, parent, group, session.
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(3)?.parse().ok()
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(place)?.parse().ok()
 }
 
 /// The program a process runs; `None` when it is gone or not ours to see.

@@ -130,9 +130,7 @@ fn status(name: &str, limits: &Limits, applied: &[Applied], counting: Counting) 
         let kept = requested == 0 || read_back == Some(requested);
         let (verdict, reason) = match (found, kept) {
             (_, true) => (Verdict::Enforced, String::new()),
-            (None, false) => {
-                (Verdict::Unsupported, format!("no cgroup controller for {name} on this host"))
-            }
+            (None, false) => (Verdict::Unsupported, no_controller(name)),
             (Some(_), false) => (Verdict::Degraded, "the kernel set another value".to_owned()),
         };
         let mechanism = found.map(|applied| applied.mechanism.clone()).unwrap_or_default();
@@ -177,6 +175,13 @@ fn in_guest(what: &str, requested: u64) -> Kept {
     (format!("{what} in the guest"), None, Verdict::Enforced, reason)
 }
 
+fn no_controller(name: &str) -> String {
+    if crate::sys::is_root() {
+        return format!("no cgroup controller for {name} on this host");
+    }
+    format!("no cgroup controller for {name} was given to the user that sodiumd runs as")
+}
+
 fn above_own(most: u64) -> String {
     format!("the daemon itself may open only {most} files and cannot give more")
 }
@@ -197,7 +202,7 @@ pub(super) fn unenforced(
         .into_iter()
         .filter(|(_, controller)| !governed(*controller))
         .filter(|(name, _)| *name != "max_processes" || counting != Counting::Guest)
-        .map(|(name, _)| (name, format!("no cgroup controller for {name} on this host")))
+        .map(|(name, _)| (name, no_controller(name)))
         .collect();
     broken.extend(disk.err().map(|why| ("disk_mb", format!("the kernel keeps no limit: {why}"))));
     broken

@@ -12,7 +12,7 @@ use crate::shim::child::{self, Failed};
 use crate::shim::stdio::{self, Ours, Theirs};
 use crate::sys::namespace::{self, Entrance};
 use crate::sys::spawn::{self, Fork};
-use crate::sys::{SysError, poll, seccomp};
+use crate::sys::{SysError, poll, process, seccomp};
 
 /// A program that is on its way.
 #[derive(Debug)]
@@ -26,8 +26,8 @@ pub(super) struct Started {
     pub program: Option<u32>,
 }
 
-/// Starts it. Returns in the parent only.
-pub(super) fn start(order: &ExecOrder) -> Result<Started, SysError> {
+/// Starts it, inside the instance with this run directory. Returns in the parent only.
+pub(super) fn start(order: &ExecOrder, run_dir: &Path) -> Result<Started, SysError> {
     let (ours, theirs) = stdio::open(order.tty)?;
     let (failure, report) = poll::pipe()?;
     let report = spawn::move_high(report)?;
@@ -46,16 +46,25 @@ pub(super) fn start(order: &ExecOrder) -> Result<Started, SysError> {
             Ok(Started { stdio: ours, failure, usher, program })
         }
         Fork::Child => {
-            let failed = become_program(order, &theirs, &report, parent);
+            let failed = become_program(order, run_dir, &theirs, &report, parent);
             child::give_up(report, failed)
         }
     }
 }
 
 /// Runs in the child. Returns only to say which step failed.
-fn become_program(order: &ExecOrder, stdio: &Theirs, report: &OwnedFd, parent: u32) -> Failed {
+fn become_program(
+    order: &ExecOrder,
+    run_dir: &Path,
+    stdio: &Theirs,
+    report: &OwnedFd,
+    parent: u32,
+) -> Failed {
     let result = match &order.way {
-        Way::Namespaces { pid, confined } => through_namespaces(*pid, confined, order, report),
+        Way::Namespaces { pid, confined } => {
+            let of_instance = |pid| is_of_instance(pid, confined, run_dir);
+            through_namespaces(*pid, of_instance, confined, order, report)
+        }
         Way::Beside { confined, read_only, writable } => bind(confined).and_then(|()| {
             become_user(confined)?;
             session(order, stdio)?;
@@ -85,14 +94,15 @@ fn become_program(order: &ExecOrder, stdio: &Theirs, report: &OwnedFd, parent: u
 /// Comes back in the second process, inside.
 fn through_namespaces(
     pid: u32,
+    of_instance: impl Fn(u32) -> bool,
     confined: &Confined,
     order: &ExecOrder,
     report: &OwnedFd,
 ) -> Result<(), Failed> {
     let failed = |error| ("namespaces", error);
-    // First found, then checked: should the pid be somebody else's by now, it is not in the group.
+    // First found, then checked: the pid could be somebody else's by now.
     let entrance = Entrance::find(pid).map_err(failed)?;
-    if !confined.group.holds(pid) {
+    if !of_instance(pid) {
         let source = std::io::Error::from(std::io::ErrorKind::NotFound);
         return Err(failed(SysError { call: format!("find process {pid}"), source }));
     }
@@ -112,6 +122,12 @@ fn through_namespaces(
     namespace::drop_capabilities().map_err(|error| ("privileges", error))?;
     spawn::no_new_privileges().map_err(|error| ("privileges", error))?;
     seccomp::load_filter().map_err(|error| ("seccomp", error))
+}
+
+/// In its group; or, where there is none, below its shim, which works in the run directory.
+fn is_of_instance(pid: u32, confined: &Confined, run_dir: &Path) -> bool {
+    let group = &confined.group;
+    group.holds(pid) || group.is_nowhere() && process::is_below_one_in(pid, run_dir)
 }
 
 /// The limits of the instance.
