@@ -12,11 +12,12 @@ export RUST_BACKTRACE ?= 1
 # gVisor as Debian has it: the version of its stable release, and the one that is recommended.
 RUNSC := target/runsc/bookworm target/runsc/bookworm-backports
 
-.PHONY: help run test fuzz simulate torture bench soak audit build tools runsc clean
+.PHONY: help run test test-vm fuzz simulate torture bench soak audit build tools runsc clean
 
 help:
 	@echo "make run     build, start the daemon on $(CONFIG) with the sandboxes of desired/"
 	@echo "make test    every check"
+	@echo "make test-vm  what only cgroup v2 and systemd can show, in an emulated machine; MACHINE=systemd TOPIC=service for one"
 	@echo "make fuzz MINUTES=1 TARGET=http   bad input for each way in, or for one"
 	@echo "make simulate SEEDS=100000   many more histories on a machine where everything goes wrong"
 	@echo "make torture MINUTES=10      the real daemon, while everything about it is killed, stopped and changed"
@@ -35,7 +36,13 @@ test: tools $(RUNSC)
 	$(CARGO) clippy --locked --all-targets --quiet -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	$(CARGO) test --locked --quiet
+	$(MAKE) --no-print-directory test-vm
 	$(MAKE) --no-print-directory torture MINUTES=3
+
+# A Debian that is booted twice, without systemd and with it. The first time, it is made: some 40 s more.
+test-vm: tools
+	$(CARGO) build --locked --quiet
+	$(SUDO) tests/vm/run target/debug "$(MACHINE)" "$(TOPIC)"
 
 # Every pair of deaths too, and as many histories as asked for; and each order of things with a fault more.
 simulate: tools

@@ -1,0 +1,142 @@
+"""The unit that is shipped, under systemd."""
+
+import os
+import shutil
+from pathlib import Path
+
+from guest import GROUPS, PAYLOAD, USER, Daemon, alive, eventually, group_of, read, rule, run
+
+MACHINES = ["systemd"]
+LIMITS = {"memory_mb": 48, "cpu_percent": 50, "max_processes": 12}
+BOMB = "kept = []\nwhile True: kept.append(bytearray(b'x' * (1 << 20)))"
+UNIT = Path("/etc/systemd/system/sodiumd.service")
+DROP_IN = Path("/etc/systemd/system/sodiumd.service.d/guest.conf")
+SLICE = GROUPS / "sodiumd.slice"
+
+
+def show(name):
+    return run("systemctl", "show", "--value", "-p", name, "sodiumd").strip()
+
+
+class Service(Daemon):
+    """The daemon as systemd starts it, with these lines in the unit too."""
+
+    def __init__(self, extra="", user=None):
+        super().__init__(user, port=8081)
+        self.port = 8081
+        shutil.copy(PAYLOAD / "sodiumd.service", UNIT)
+        links = {Path("/usr/local/bin", name): PAYLOAD / "bin" / name for name in ["sodiumd", "sodium-shim"]}
+        for link, target in (links | {Path("/etc/sodiumd"): self.path}).items():
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+        DROP_IN.parent.mkdir(exist_ok=True)
+        DROP_IN.write_text(f"[Service]\n{extra}\n")
+        run("systemctl", "daemon-reload")
+
+    def start(self):
+        run("systemctl", "start", "sodiumd")
+        return self
+
+    def main_pid(self):
+        return int(show("MainPID"))
+
+    def kill(self):
+        """systemd starts another by itself."""
+        old = self.main_pid()
+        os.kill(old, 9)
+        eventually("another daemon", lambda: self.main_pid() not in (0, old) and show("ActiveState") == "active")
+
+    def terminate(self):
+        run("systemctl", "stop", "sodiumd")
+
+    def log(self):
+        return run("journalctl", "-u", "sodiumd", "-o", "cat", "--no-pager", check=False)
+
+
+def survives(daemon, above):
+    """What holds however systemd puts the daemon in its group. `above` is where the groups have to be."""
+    daemon.declare("web", ["sleep", "1000"], limits=LIMITS, strict=True)
+    pid = daemon.pid("web")
+    group = group_of(pid)
+    assert group.parent.parent == above, group
+    assert read(group / "memory.max").strip() == str(48 << 20)
+    ledger = daemon.ledger("web")
+    assert all(ledger[limit]["verdict"] == "enforced" for limit in LIMITS), ledger
+    run("systemctl", "restart", "sodiumd")
+    assert alive(pid) and daemon.pid("web") == pid
+    daemon.kill()
+    assert daemon.pid("web") == pid
+    # It is no fault of the service.
+    daemon.declare("bomb", ["python3", "-c", BOMB], limits=LIMITS)
+    ended = daemon.wait("bomb", "over", lambda status: status["last_exit"])["last_exit"]
+    assert ended["kind"] == "oom", ended
+    run("systemctl", "stop", "sodiumd")
+    assert alive(pid) and show("Result") == "success", show("Result")
+    run("systemctl", "start", "sodiumd")
+    assert daemon.pid("web") == pid and group_of(pid) == group
+    daemon.declare("web-2", ["sleep", "1000"], limits=LIMITS, strict=True)
+    assert group_of(daemon.pid("web-2")).parent == group.parent
+
+
+@rule
+def the_unit_is_without_fault():
+    Service()
+    said = run("systemd-analyze", "verify", "--man=no", str(UNIT), check=False)
+    assert "sodiumd" not in said, said
+
+
+@rule
+def below_its_delegated_group_sandboxes_are_limited_and_outlive_restarts():
+    with Service().start() as daemon:
+        assert show("Type") == "notify" and show("StatusText") == "serving", show("StatusText")
+        assert group_of(daemon.main_pid()) == SLICE / "sodiumd.service/daemon"
+        survives(daemon, SLICE / "sodiumd.service")
+
+
+@rule
+def where_systemd_knows_no_subgroup_they_lie_beside_the_service():
+    with Service("DelegateSubgroup=").start() as daemon:
+        survives(daemon, SLICE)
+
+
+@rule
+def who_connects_during_a_restart_waits_and_is_served():
+    with Service().start() as daemon:
+        assert show("NFileDescriptorStore") == "1"
+        run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", "sodiumd")
+        assert daemon.ask("GET", "/v1/sandboxes")[0] == 200
+
+
+@rule
+def started_by_hand_after_the_service_was_stopped_it_finds_what_runs():
+    with Service().start() as service:
+        service.declare("web", ["sleep", "1000"], limits=LIMITS)
+        pid = service.pid("web")
+        run("systemctl", "stop", "sodiumd")
+        Daemon.start(service)
+        assert service.pid("web") == pid
+        service.declare("web", ["sleep", "1000"], limits=LIMITS | {"memory_mb": 100})
+        eventually("the new limit", lambda: read(group_of(pid) / "memory.max").strip() == str(100 << 20))
+        Daemon.terminate(service)
+        service.start()
+        assert service.pid("web") == pid
+
+
+@rule
+def as_the_service_of_an_ordinary_user_limits_are_kept_too():
+    with Service(f"User={USER}\nSlice=tenants.slice", user=USER).start() as daemon:
+        survives(daemon, GROUPS / "tenants.slice/sodiumd.service")
+
+
+@rule
+def in_a_scope_of_a_users_own_manager_limits_are_kept():
+    run("loginctl", "enable-linger", "tenant")
+    socket = f"/run/user/{USER}/systemd/private"
+    eventually("the user's manager", lambda: os.path.exists(socket))
+    scope = ["env", f"XDG_RUNTIME_DIR=/run/user/{USER}", "systemd-run", "--quiet", "--user", "--scope", "-p", "Delegate=yes"]
+    with Daemon(user=USER).start(within=scope) as daemon:
+        daemon.declare("web", ["sleep", "1000"], limits=LIMITS, strict=True)
+        group = group_of(daemon.pid("web"))
+        assert f"user@{USER}.service" in str(group), group
+        assert read(group / "memory.max").strip() == str(48 << 20)
+    run("loginctl", "disable-linger", "tenant")
