@@ -26,6 +26,8 @@ pub struct Desk {
     pub disk: Option<Disk>,
     pub dir: tempfile::TempDir,
     pub daemon: Option<Child>,
+    /// A program that starts the daemon, with its arguments; none: we do.
+    pub within: Vec<&'static str>,
     pub port: u16,
     state: PathBuf,
     http: reqwest::Client,
@@ -77,7 +79,7 @@ impl Desk {
         let state = dir.path().join(config["state_path"].as_str().unwrap_or("state"));
         // A daemon that is killed and started again may be at the same address.
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
-        Self { disk: None, dir, daemon: None, port: 0, state, http }
+        Self { disk: None, dir, daemon: None, within: Vec::new(), port: 0, state, http }
     }
 
     /// A small disk of its own, mounted at this name.
@@ -118,8 +120,10 @@ impl Desk {
 
     pub fn spawn(&self) -> Child {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        Command::new(env!("CARGO_BIN_EXE_sodiumd"))
-            .args(["run", "--config"])
+        let mut words = self.within.iter().copied().chain([env!("CARGO_BIN_EXE_sodiumd"), "run"]);
+        Command::new(words.next().unwrap())
+            .args(words)
+            .arg("--config")
             .arg(self.path("config.json"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())

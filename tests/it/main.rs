@@ -22,6 +22,7 @@ mod power;
 mod store;
 mod tidy;
 mod upgrade;
+mod version_1;
 mod warm;
 
 /// Where the API of the daemons under test writes.
