@@ -24,6 +24,7 @@ mod limits;
 mod list;
 mod listen;
 mod logs;
+mod metrics;
 mod openapi;
 mod power;
 mod rate;
@@ -166,6 +167,7 @@ pub fn router(api: Shared, trusted: bool) -> Router {
     let mut guarded = Router::new()
         .nest("/v1", v1)
         .merge(seed)
+        .route("/metrics", get(metrics::metrics))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), request::gather));
     if !trusted {
         guarded = guarded.layer(middleware::from_fn_with_state(Arc::clone(&api), auth::guard));

@@ -32,6 +32,7 @@ use crate::model::admission::Rules;
 use crate::model::{Isolation, Level, RestartPolicy, Sandbox, Span, Time};
 use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
+use crate::reconcile::meter;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::{self, Handle, World, adopt, warm};
 use crate::store::{Store, database_path};
@@ -160,6 +161,7 @@ async fn serve(config: Config, path: PathBuf, kept: Option<TcpListener>) -> anyh
     tasks.spawn(serve_on(local, Arc::clone(&api), true, shutdown.clone()));
     tasks.spawn(loop_task(Arc::clone(&world), Arc::clone(&queue), shutdown.clone()));
     tasks.spawn(warm_task(Arc::clone(&world), shutdown.clone()));
+    tasks.spawn(meter_task(Arc::clone(&world), shutdown.clone()));
     tasks.spawn(expire_task(Arc::clone(&world), Arc::clone(&undo), shutdown.clone()));
     tasks.spawn(watchdog_task(world.store.clone(), queue, shutdown.clone()));
     let mut reload = Reload { path, started_with: config, api, world, undo };
@@ -308,6 +310,11 @@ async fn warm_task(world: Arc<World>, shutdown: CancellationToken) -> anyhow::Re
     Ok(())
 }
 
+async fn meter_task(world: Arc<World>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    meter::run(world, shutdown, clock::wall_ms).await;
+    Ok(())
+}
+
 async fn expire_task(
     world: Arc<World>,
     undo: Arc<Live<Span>>,
@@ -372,6 +379,7 @@ fn world(
         consoles: Arc::new(consoles),
         sessions: Arc::default(),
         activity: Activity::default(),
+        meter: meter::Meter::default(),
         idle_freeze: Live::new(config.gvisor_idle_freeze),
     })
 }

@@ -33,6 +33,7 @@ use crate::shim::client::ClientError;
 use crate::sys::SysError;
 
 pub use crate::sys::cgroup::Usage;
+pub use crate::sys::disk::Space;
 
 /// What every driver can do.
 pub trait Driver: Send + Sync {

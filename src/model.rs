@@ -18,6 +18,7 @@ pub mod instance;
 pub mod name;
 pub mod observed;
 pub mod platform;
+pub mod reading;
 pub mod record;
 pub mod sandbox;
 pub mod spec;
@@ -31,10 +32,13 @@ pub use checkpoint::Checkpoint;
 pub use condition::{Condition, ConditionType, Truth};
 pub use disk::DiskRules;
 pub use event::{Event, Level};
-pub use instance::{ExitKind, ExitRecord, Iid, Instance, InstancePhase, StopReason};
+pub use instance::{
+    Counted, Counters, ExitKind, ExitRecord, Iid, Instance, InstancePhase, StopReason,
+};
 pub use name::{NameError, SandboxName};
 pub use observed::Observed;
 pub use platform::Platform;
+pub use reading::{DiskReading, InUse, Reading};
 pub use record::Record;
 pub use sandbox::{Deletion, Edit, History, Hold, Owner, Power, Sandbox};
 pub use spec::{Isolation, Limits, Network, Restart, RestartPolicy, Spec, State, Stop};

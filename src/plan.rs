@@ -9,6 +9,7 @@
 //!        --> one Step | wait until | settled      and the Status that says so
 //! ```
 
+pub mod alarm;
 pub mod backoff;
 pub mod diff;
 pub mod report;
@@ -19,8 +20,8 @@ pub use step::{Next, Plan, Step, Stopping};
 
 use crate::model::instance::LostCause;
 use crate::model::{
-    ExitKind, ExitRecord, Hold, Instance, InstancePhase, Observed, RestartPolicy, Sandbox, Span,
-    StopReason, Time,
+    ExitKind, ExitRecord, Hold, InUse, Instance, InstancePhase, Observed, RestartPolicy, Sandbox,
+    Span, StopReason, Time,
 };
 use diff::Effect;
 
@@ -30,6 +31,9 @@ pub const UNKNOWN_MAX: Span = Span::seconds(60);
 const DRAINED: &str = "the host is drained; it runs again after `sodiumd undrain`";
 /// How soon to look again at something that cannot be seen.
 const LOOK_AGAIN: Span = Span::seconds(1);
+
+/// How soon to look whether something holds less now.
+const LOOK_AT_USE: Span = Span::seconds(10);
 
 /// What this host allows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +48,10 @@ pub struct Policy {
     pub runtime: Option<String>,
     /// Whether somebody runs something inside.
     pub is_busy: bool,
+    /// What its files take, in bytes, if that is more than they may and nothing but us keeps the limit.
+    pub disk_over: Option<u64>,
+    /// What it holds, if its spec has changed since it was started.
+    pub in_use: InUse,
     /// Whether the kernel can make what runs stand still.
     pub can_freeze: bool,
     /// What has been idle for this long is frozen until it is needed.
@@ -126,8 +134,7 @@ fn with_answering(view: &View<'_>, instance: &Instance) -> (Next, String) {
         return keep(view, Step::Checkpoint, "an operator asked for a checkpoint");
     }
     if instance.generation != view.sandbox.generation {
-        let change = diff::classify(&instance.spec, &view.sandbox.spec);
-        return (Next::Do(Step::Adjust), format!("changed in place: {}", change.fields.join(", ")));
+        return change_in_place(view, instance);
     }
     let healthy_at = backoff::healthy_at(view.sandbox, instance);
     if healthy_at.is_some_and(|at| at <= view.now) {
@@ -146,6 +153,20 @@ fn with_answering(view: &View<'_>, instance: &Instance) -> (Next, String) {
     let again = [healthy_at, idle_look(view).filter(|_| !frozen)].into_iter().flatten().min();
     let why = stillness.filter(|_| frozen).unwrap_or("it runs").to_owned();
     (again.map_or(Next::Settled, Next::Wait), why)
+}
+
+/// Its spec has changed, and what runs can take the change as it is; or not yet, since it holds more.
+fn change_in_place(view: &View<'_>, instance: &Instance) -> (Next, String) {
+    let in_use = &view.policy.in_use;
+    let change = diff::classify(&instance.spec, &view.sandbox.spec, in_use);
+    let refused = change.refused(in_use);
+    if refused.is_empty() {
+        return (Next::Do(Step::Adjust), format!("changed in place: {}", change.names()));
+    }
+    let why = format!(
+        "not changed yet: {refused}; it goes on as it was until it holds less or is restarted"
+    );
+    (Next::Wait(view.now.after(LOOK_AT_USE)), why)
 }
 
 /// Why what runs should stand still, if it should.
@@ -240,17 +261,26 @@ fn must_end(view: &View<'_>, instance: &Instance) -> Option<Stopping> {
     if instance.request < sandbox.power.request {
         return stopping(StopReason::Restarted, false, "an operator asked for a restart");
     }
+    if let Some(why) = over_disk(view) {
+        return stopping(StopReason::Disk, false, &why);
+    }
     if instance.generation == sandbox.generation {
         return None;
     }
-    let change = diff::classify(&instance.spec, &sandbox.spec);
+    let change = diff::classify(&instance.spec, &sandbox.spec, &view.policy.in_use);
     match change.effect {
-        Effect::Same | Effect::InPlace => None,
+        Effect::Same | Effect::InPlace | Effect::Refused => None,
         Effect::Restart | Effect::Recreate => {
-            let why = format!("its spec changed: {}", change.fields.join(", "));
+            let why = format!("its spec changed: {}", change.names());
             stopping(StopReason::SpecChanged, false, &why)
         }
     }
+}
+
+/// That its files take more than they may, where only a count shows that.
+fn over_disk(view: &View<'_>) -> Option<String> {
+    let (held, most) = (view.policy.disk_over?, view.sandbox.spec.limits.disk_mb);
+    Some(format!("its files take {} MiB of {most}", held.div_ceil(1 << 20)))
 }
 
 fn unknown(view: &View<'_>) -> (Next, String) {
@@ -343,9 +373,9 @@ fn start(view: &View<'_>, why: &str) -> (Next, String) {
     let Some(kept) = &view.sandbox.history.asleep else {
         return (Next::Do(Step::Start), why.to_owned());
     };
-    let change = diff::classify(&kept.spec, &view.sandbox.spec);
+    let change = diff::classify(&kept.spec, &view.sandbox.spec, &view.policy.in_use);
     if change.effect > Effect::InPlace {
-        let fields = change.fields.join(", ");
+        let fields = change.names();
         let why = format!("begins anew: its spec changed since its memory was kept: {fields}");
         return (Next::Do(Step::Start), why);
     }
@@ -369,6 +399,9 @@ fn refusal(view: &View<'_>) -> Option<String> {
     }
     if let Some(unavailable) = &view.policy.unavailable {
         return Some(unavailable.clone());
+    }
+    if let Some(why) = over_disk(view) {
+        return Some(format!("{why}; remove some, or raise disk_mb"));
     }
     let broken = report::unenforced(spec, view.policy);
     if spec.strict && !broken.is_empty() {

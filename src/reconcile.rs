@@ -17,6 +17,7 @@ pub mod console;
 pub mod exec;
 pub mod handle;
 pub mod link;
+pub mod meter;
 pub mod pass;
 pub mod queue;
 pub mod task;
@@ -25,7 +26,7 @@ pub mod world;
 
 mod execute;
 
-pub use crate::driver::{DriverError, Usage};
+pub use crate::driver::{DriverError, Space, Usage};
 pub use handle::Handle;
 pub use task::run;
 pub use world::World;

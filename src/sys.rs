@@ -75,6 +75,15 @@ pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
+/// Whether we may pass limits of the kernel's and change the size of file systems in use: CAP_SYS_RESOURCE.
+pub fn is_resource_admin() -> bool {
+    const BIT: u64 = 24;
+    let status = read_small(Path::new("/proc/self/status")).unwrap_or_default();
+    let held = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let held = held.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    held.is_some_and(|held| held >> BIT & 1 == 1)
+}
+
 /// Our own effective uid and gid, for sandboxes of a rootless daemon.
 pub fn own_ids() -> (u32, u32) {
     (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())

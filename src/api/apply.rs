@@ -24,8 +24,10 @@ pub(super) async fn apply(
     let documents = parse(&bytes, &api.rules.get()).map_err(ApiError::Invalid)?;
     let dry = flag(&pairs, "dry_run");
     // All are checked before any is written.
-    let mut results: Vec<Value> =
-        documents.iter().map(|document| preview(&api, document)).collect();
+    let mut results: Vec<Value> = Vec::new();
+    for document in &documents {
+        results.push(preview(&api, document).await);
+    }
     let conflicts: Vec<Violation> = results
         .iter()
         .filter(|result| result["action"] == "conflict")
@@ -60,7 +62,7 @@ pub(super) async fn apply(
 }
 
 /// What a document would do: the same classification that the planner uses.
-fn preview(api: &Shared, document: &Parsed) -> Value {
+async fn preview(api: &Shared, document: &Parsed) -> Value {
     let snapshot = api.store.snapshot();
     let name = &document.name;
     let Some(old) = snapshot.sandboxes.get(name) else {
@@ -69,14 +71,24 @@ fn preview(api: &Shared, document: &Parsed) -> Value {
     if let Some(why) = in_the_way(api, old) {
         return json!({"name": name, "action": "conflict", "why": why});
     }
-    let change = diff::classify(&old.spec, &document.spec);
+    let in_use = api.handle.in_use(old).await;
+    let change = diff::classify(&old.spec, &document.spec, &in_use);
     let action = match change.effect {
         Effect::Same if old.labels == document.labels => "unchanged",
-        Effect::Same | Effect::InPlace | Effect::Restart | Effect::Recreate => "change",
+        Effect::Same | Effect::InPlace | Effect::Refused | Effect::Restart | Effect::Recreate => {
+            "change"
+        }
     };
     // A change that needs a restart needs none while nothing runs.
     let effect = if old.live().is_some() { change.effect.word() } else { "next start" };
-    json!({"name": name, "action": action, "effect": effect, "fields": change.fields})
+    let fields: Vec<&str> = change.fields.iter().map(|(name, _)| *name).collect();
+    let effects: BTreeMap<&str, &str> = change
+        .fields
+        .iter()
+        .filter(|_| old.live().is_some())
+        .map(|(name, effect)| (*name, effect.word()))
+        .collect();
+    json!({"name": name, "action": action, "effect": effect, "fields": fields, "effects": effects})
 }
 
 fn in_the_way(api: &Shared, old: &Sandbox) -> Option<String> {

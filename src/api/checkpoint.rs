@@ -5,7 +5,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::api::{ApiError, Shared, wait};
-use crate::model::{Checkpoint, Owner, Sandbox, SandboxName, Violation};
+use crate::model::{Checkpoint, InUse, Owner, Sandbox, SandboxName, Violation};
 use crate::plan::diff::{self, Effect};
 use crate::reconcile::exec::ExecError;
 use crate::store::edit::{self, Edited, Precondition, Put, Refusal};
@@ -36,9 +36,9 @@ pub(super) fn may_restore(api: &Shared, sandbox: &Sandbox) -> Result<Arc<Checkpo
 /// The same, in place: with the spec of now.
 pub(super) fn may_go_back(api: &Shared, sandbox: &Sandbox) -> Result<(), ApiError> {
     let saved = may_restore(api, sandbox)?;
-    let change = diff::classify(&saved.spec, &sandbox.spec);
+    let change = diff::classify(&saved.spec, &sandbox.spec, &InUse::default());
     if change.effect > Effect::InPlace {
-        let fields = change.fields.join(", ");
+        let fields = change.names();
         let why = format!("the spec has changed since the checkpoint was taken: {fields}");
         return Err(ApiError::Conflict(why));
     }

@@ -13,7 +13,10 @@ use crate::api::sandboxes::find;
 use crate::api::{ApiError, Shared};
 use crate::model::{Edit, Event, Sandbox};
 use crate::plan::Next;
+use crate::shim::spool::{Chunk, Reader};
 
+/// How much of what an instance said last is shown.
+const LAST_OUTPUT_BYTES: u64 = 4096;
 /// What happened last; the rest is in `/v1/events`.
 const EVENT_COUNT: usize = 20;
 
@@ -35,6 +38,7 @@ pub(super) async fn explain(
             json!({"next": "look again", "due_at": null, "why": "it could not be seen just now"})
         }
     };
+    let last_output = last_output(&api, &sandbox).await;
     let snapshot = api.store.snapshot();
     let about = |event: &&Arc<Event>| event.name.as_ref() == Some(&sandbox.name);
     let mut events: Vec<&Arc<Event>> =
@@ -54,11 +58,32 @@ pub(super) async fn explain(
             "iid": instance.map(|one| &one.iid),
             "runs_generation": sandbox.live().map(|one| one.generation),
             "last_exit": sandbox.last_exit(),
+            "last_output": last_output,
             "failures": sandbox.history.failures,
         },
         "decided": decided,
         "events": events.iter().map(|event| json!(***event)).collect::<Vec<_>>(),
     })))
+}
+
+/// The end of what the last instance said, if it has ended and that is still there.
+async fn last_output(api: &Shared, sandbox: &Sandbox) -> Option<String> {
+    let (exit, spool) = (sandbox.last_exit()?, api.handle.spool(sandbox.uid)?);
+    let (from, to) = (exit.console_from, exit.console_to);
+    crate::reconcile::blocking(move || {
+        let mut reader = Reader::new(&spool, to.saturating_sub(LAST_OUTPUT_BYTES).max(from));
+        let mut bytes = Vec::new();
+        let mut buffer = vec![0; 4096];
+        while let Ok(Chunk::Bytes { offset, count }) = reader.read(&mut buffer) {
+            let wanted = usize::try_from(to.saturating_sub(offset)).unwrap_or(count).min(count);
+            bytes.extend_from_slice(&buffer[..wanted]);
+            if wanted < count || bytes.len() as u64 >= LAST_OUTPUT_BYTES {
+                break;
+            }
+        }
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    })
+    .await
 }
 
 /// For each field, the edit that set it to what it is. What none of those that are remembered has changed is as

@@ -9,7 +9,7 @@ use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::{ApiError, Shared};
 use crate::model::{Instance, Isolation, Limits, Sandbox, Time};
-use crate::reconcile::Usage;
+use crate::reconcile::{Space, Usage};
 
 pub(super) async fn limits(
     State(api): State<Shared>,
@@ -17,15 +17,30 @@ pub(super) async fn limits(
 ) -> Result<Json<Value>, ApiError> {
     let sandbox = find(&api, &id)?;
     let usage = api.handle.usage(&sandbox).await;
-    let now = api.now();
+    let disk = api.handle.disk(&sandbox).await;
+    let seen = Seen { usage, disk, now: api.now() };
+    let asked =
+        |name: &&str| Limits::NAMES.contains(name) || sandbox.spec.limits.get(name) > Some(0);
     let items: Vec<Value> =
-        Limits::ALL.into_iter().map(|name| entry(name, &sandbox, &usage, now)).collect();
+        Limits::ALL.into_iter().filter(asked).map(|name| entry(name, &sandbox, &seen)).collect();
     Ok(Json(json!({"name": sandbox.name, "strict": sandbox.spec.strict, "items": items})))
 }
 
-fn entry(name: &str, sandbox: &Sandbox, usage: &Usage, now: Time) -> Value {
+/// What is used at the moment.
+struct Seen {
+    usage: Usage,
+    disk: Option<Space>,
+    now: Time,
+}
+
+fn entry(name: &str, sandbox: &Sandbox, seen: &Seen) -> Value {
+    let (usage, now) = (&seen.usage, seen.now);
     let live = sandbox.live();
-    let (used, peak) = live.map_or((None, None), |live| used(name, live, usage, now));
+    let (mut used, peak) = live.map_or((None, None), |live| used(name, live, usage, now));
+    if name == "disk_mb" {
+        // Running or not.
+        used = seen.disk.map(|disk| disk.used_bytes().div_ceil(1 << 20));
+    }
     let peak = peak.or_else(|| peak_before(name, sandbox));
     let mut breaches = sandbox.history.breaches.get(name).copied().unwrap_or_default();
     // What the kernel has counted for the instance that runs is recorded when that ends.
@@ -54,7 +69,7 @@ fn used(limit: &str, live: &Instance, usage: &Usage, now: Time) -> (Option<u64>,
     let ran_ms = live.started_at.map_or(0, |started| started.until(now).0);
     let mib = |bytes: u64| Some(bytes.div_ceil(1 << 20));
     match limit {
-        "memory_mb" => (mib(usage.memory_bytes), mib(usage.memory_peak_bytes)),
+        "memory_mb" => (mib(usage.memory_used_bytes()), mib(usage.memory_peak_bytes)),
         // On the average since it was started.
         "cpu_percent" => ((usage.cpu_usec / 10).checked_div(ran_ms), None),
         // gVisor's guests have processes that the host does not see.

@@ -65,9 +65,9 @@ pub(super) fn exit_code(exit: &ExitRecord) -> Option<i32> {
     match &exit.kind {
         ExitKind::Exited { code } => Some(*code),
         ExitKind::Signaled { signal } => from(None, Some(signal)),
-        ExitKind::Oom { code, signal } | ExitKind::Timeout { code, signal } => {
-            from(*code, signal.as_ref())
-        }
+        ExitKind::Oom { code, signal }
+        | ExitKind::Timeout { code, signal }
+        | ExitKind::Disk { code, signal } => from(*code, signal.as_ref()),
         // What a shell answers for a command it cannot run.
         ExitKind::StartFailed { .. } => Some(127),
         ExitKind::Lost { .. } => None,

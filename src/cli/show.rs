@@ -205,6 +205,29 @@ pub(super) fn explained(said: &Value, output: Output) -> anyhow::Result<()> {
         let since = text(&condition["last_transition_time"]);
         line(&format!("seen      {kind} {status} since {since}: {reason} {message}"))?;
     }
+    let exit = &observed["last_exit"];
+    if !exit.is_null() {
+        let asked = exit["asked_by"].as_str().map(|by| format!(", asked for by {by}"));
+        let generation = text(&exit["generation"]);
+        line(&format!(
+            "ended     {}: {}, generation {generation}{}",
+            text(&exit["ended_at"]),
+            text(&exit["kind"]),
+            asked.unwrap_or_default()
+        ))?;
+        let peak = exit["memory_peak_bytes"].as_u64().unwrap_or_default() >> 20;
+        let seconds = |key: &str| exit[key].as_f64().unwrap_or_default() / 1e6;
+        line(&format!(
+            "evidence  {} OOM kills, {} processes refused, at most {peak} MiB, {:.2} s of cpu, {:.2} s throttled",
+            text(&exit["oom_kills"]),
+            text(&exit["processes_refused"]),
+            seconds("cpu_usec"),
+            seconds("throttled_usec")
+        ))?;
+    }
+    for said in observed["last_output"].as_str().unwrap_or_default().lines() {
+        line(&format!("said      {said}"))?;
+    }
     let decided = &said["decided"];
     line(&format!("decided   {}: {}", text(&decided["next"]), text(&decided["why"])))?;
     if let Some(at) = decided["due_at"].as_str() {
@@ -307,7 +330,12 @@ pub(super) fn applied(results: &[Value], output: Output) -> anyhow::Result<()> {
             ("FIELDS", |row| {
                 let fields = row["fields"].as_array().cloned().unwrap_or_default();
                 let why = row["why"].as_str().map(str::to_owned);
-                why.unwrap_or_else(|| fields.iter().map(text).collect::<Vec<_>>().join(", "))
+                // Each with how it is changed, where something runs that it changes.
+                let named = |field: &Value| match row["effects"][text(field)].as_str() {
+                    Some(effect) => format!("{} ({effect})", text(field)),
+                    None => text(field),
+                };
+                why.unwrap_or_else(|| fields.iter().map(named).collect::<Vec<_>>().join(", "))
             }),
         ],
     )

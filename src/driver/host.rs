@@ -16,10 +16,11 @@ use std::sync::{Mutex, MutexGuard};
 
 use uuid::Uuid;
 
-use crate::driver::DriverError;
 use crate::driver::forks::ForkServer;
 use crate::driver::shimmed::checkpoint;
+use crate::driver::tree;
 use crate::driver::workspace::Workspaces;
+use crate::driver::{DriverError, Space};
 use crate::model::{Iid, Record};
 use crate::shim::launch::SOCKET;
 use crate::sys::SysError;
@@ -84,6 +85,14 @@ impl Host {
     /// Instances that start from now on keep so much.
     pub fn keep_console_bytes(&self, bytes: u64) {
         self.console_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What a sandbox holds of its disk, and may hold, its console included.
+    pub fn disk(&self, uid: Uuid, owner: u32) -> Option<Space> {
+        let volume = self.workspaces.volumes.find(uid)?;
+        let console = tree::allocated_bytes(&self.console(uid));
+        let space = volume.space(owner)?;
+        Some(Space { total_bytes: space.total_bytes + console, ..space })
     }
 
     /// Where a sandbox's console is.

@@ -23,6 +23,7 @@ use std::sync::{Mutex, OnceLock};
 use uuid::Uuid;
 
 use crate::driver::tree;
+use crate::model::InUse;
 use crate::model::disk::DiskChoice;
 use crate::sys::disk::{self, Space, quota};
 use crate::sys::{SysError, mount};
@@ -269,6 +270,23 @@ impl Volumes {
         let inode = fs::symlink_metadata(&dir).ok()?.st_ino();
         let kind = if inode == SUBVOLUME_INODE { Kind::Btrfs } else { Kind::Quota };
         Some(Volume { dir, kind })
+    }
+
+    /// What a volume holds and may hold, if that is told by one look at it.
+    pub fn cheap_space(&self, uid: Uuid, owner: u32) -> Option<Space> {
+        let volume = self.find(uid).filter(|volume| volume.kind != Kind::Btrfs)?;
+        volume.space(owner)
+    }
+
+    /// What a volume holds, and whether it can be changed while something runs in it.
+    pub fn in_use(&self, uid: Uuid, owner: u32) -> InUse {
+        let Some(volume) = self.find(uid) else { return InUse::default() };
+        InUse {
+            memory_bytes: 0,
+            disk_bytes: volume.space(owner).unwrap_or_default().used_bytes(),
+            disk_grows: volume.kind != Kind::Image || crate::sys::is_resource_admin(),
+            disk_shrinks: volume.kind != Kind::Image,
+        }
     }
 
     /// A new volume, or the one that is there with this limit. Nothing runs in it.

@@ -91,6 +91,8 @@ pub enum StopReason {
     Hibernated,
     /// Nothing is to run on this host.
     Drained,
+    /// It holds more than its disk may, and nothing but us keeps that limit.
+    Disk,
     Timeout,
 }
 
@@ -104,6 +106,7 @@ impl StopReason {
             Self::Deleted => "deleted",
             Self::Hibernated => "hibernated",
             Self::Drained => "drained",
+            Self::Disk => "disk",
             Self::Timeout => "timeout",
         }
     }
@@ -163,6 +166,11 @@ pub enum ExitKind {
         code: Option<i32>,
         signal: Option<String>,
     },
+    /// It held more than its disk may, and was stopped for that.
+    Disk {
+        code: Option<i32>,
+        signal: Option<String>,
+    },
     StartFailed {
         stage: String,
         message: String,
@@ -204,9 +212,41 @@ pub struct ExitRecord {
     pub processes_peak: u64,
     #[serde(default)]
     pub processes_refused: u64,
+    /// What the kernel had counted when it began, and when it had ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<Box<Counters>>,
+    /// The generation it ran.
+    #[serde(default)]
+    pub generation: u64,
+    /// Who asked for the end, if anybody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_by: Option<String>,
+    /// Where its console begins and ends.
+    #[serde(default)]
+    pub console_from: u64,
+    #[serde(default)]
+    pub console_to: u64,
     /// What may have been the matter, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+}
+
+/// The kernel's counters, before and after.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    pub before: Counted,
+    pub after: Counted,
+}
+
+/// What the kernel has counted by then.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    pub cpu_usec: u64,
+    pub throttled_usec: u64,
+    pub oom_kills: u64,
+    pub processes_refused: u64,
+    pub read_bytes: u64,
+    pub write_bytes: u64,
 }
 
 impl ExitRecord {
@@ -224,6 +264,11 @@ impl ExitRecord {
             throttled_usec: 0,
             processes_peak: 0,
             processes_refused: 0,
+            counters: None,
+            generation: 0,
+            asked_by: None,
+            console_from: 0,
+            console_to: 0,
             hint: None,
         }
     }
@@ -240,15 +285,17 @@ impl ExitRecord {
         self.kind == lost || self.kind == never || self.was_asked()
     }
 
-    /// Whether somebody asked for the end; running out of time is nobody's wish.
+    /// Whether somebody asked for the end; running out of time or room is nobody's wish.
     pub fn was_asked(&self) -> bool {
-        self.reason.as_deref().is_some_and(|reason| reason != StopReason::Timeout.as_str())
+        let limits = [StopReason::Timeout, StopReason::Disk].map(StopReason::as_str);
+        self.reason.as_deref().is_some_and(|reason| !limits.contains(&reason))
     }
 
     /// How often each limit was met, as the kernel counted it.
-    pub fn breaches(&self) -> [(&'static str, u64); 3] {
+    pub fn breaches(&self) -> [(&'static str, u64); 4] {
         let timed_out = matches!(self.kind, ExitKind::Timeout { .. });
         [
+            ("disk_mb", u64::from(matches!(self.kind, ExitKind::Disk { .. }))),
             ("memory_mb", self.oom_kills),
             ("max_processes", self.processes_refused),
             ("timeout_seconds", u64::from(timed_out)),
@@ -276,6 +323,9 @@ impl ExitRecord {
             ExitKind::Oom { code, signal } => format!("out of memory ({})", how(code, signal)),
             ExitKind::Timeout { code, signal } => {
                 format!("time limit reached ({})", how(code, signal))
+            }
+            ExitKind::Disk { code, signal } => {
+                format!("disk limit passed ({})", how(code, signal))
             }
             ExitKind::StartFailed { stage, message } => {
                 format!("could not start ({stage}): {message}")

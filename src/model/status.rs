@@ -47,6 +47,16 @@ pub enum Verdict {
     Unsupported,
 }
 
+impl Verdict {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforced => "enforced",
+            Self::Degraded => "degraded",
+            Self::Unsupported => "unsupported",
+        }
+    }
+}
+
 /// One limit and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "StoredLimit")]

@@ -2,8 +2,8 @@
 
 use crate::model::condition::{self, Condition};
 use crate::model::{
-    ConditionType, ExitKind, InstancePhase, LimitStatus, Observed, Phase, Sandbox, Spec, Status,
-    Time, Truth, Verdict,
+    ConditionType, ExitKind, ExitRecord, InstancePhase, LimitStatus, Observed, Phase, Sandbox,
+    Spec, Status, StopReason, Time, Truth, Verdict,
 };
 use crate::plan::{Next, Policy, Step, View};
 
@@ -18,6 +18,32 @@ pub fn unenforced<'p>(spec: &Spec, policy: &'p Policy) -> Vec<(&'static str, &'p
         .filter(|(name, _)| spec.limits.get(name).is_some_and(|value| value > 0))
         .map(|(name, reason)| (*name, reason.as_str()))
         .collect()
+}
+
+/// Who asked for the end of an instance, if anybody did.
+pub fn asked_by(sandbox: &Sandbox, exit: &ExitRecord) -> Option<String> {
+    let reason = exit.reason.as_deref()?;
+    let is = |other: StopReason| reason == other.as_str();
+    let operator = "an operator";
+    if is(StopReason::SpecChanged) {
+        let edit = sandbox.history.edits.last();
+        return Some(edit.map_or_else(|| sandbox.owner.to_string(), |edit| edit.by.to_string()));
+    }
+    if is(StopReason::Deleted) {
+        // A file that is gone leaves the workspace for its return.
+        let removed = sandbox.deletion.is_some_and(|deletion| deletion.keep_workspace);
+        return Some(if removed { sandbox.owner.to_string() } else { operator.to_owned() });
+    }
+    if is(StopReason::Stopped) && sandbox.power.hold.is_none() {
+        return Some(sandbox.owner.to_string());
+    }
+    if is(StopReason::Timeout) {
+        return Some("the time limit".to_owned());
+    }
+    if is(StopReason::Disk) {
+        return Some("the disk limit".to_owned());
+    }
+    Some(operator.to_owned())
 }
 
 /// Since when nothing is known of what runs.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::*;
 use crate::model::spec::{BackoffRange, Stop};
 use crate::model::{
-    Checkpoint, Deletion, History, Iid, Isolation, Limits, Network, Owner, Phase, Power, Restart,
-    SandboxName, Spec, State, Status,
+    Checkpoint, Deletion, History, Iid, InUse, Isolation, Limits, Network, Owner, Phase, Power,
+    Restart, SandboxName, Spec, State, Status,
 };
 
 const NOW: Time = Time(1_000_000);
@@ -104,6 +104,8 @@ fn policy() -> Policy {
         boot_id: "boot".to_owned(),
         runtime: Some("runsc 1".to_owned()),
         is_busy: false,
+        disk_over: None,
+        in_use: InUse::default(),
         can_freeze: true,
         idle_freeze: None,
         drained: false,
@@ -184,12 +186,12 @@ fn a_changed_spec_reaches_as_far_as_it_must() {
     let command = changed(&|spec| spec.command.push("x".to_owned()));
     check(&command, &RUNS, "stop: its spec changed: command (Running)");
     let image = changed(&|spec| spec.image = Some("bash".to_owned()));
-    assert_eq!(diff::classify(&spec(), &image.spec).effect, Effect::Recreate);
+    assert_eq!(diff::classify(&spec(), &image.spec, &InUse::default()).effect, Effect::Recreate);
     let processes = |isolation| {
         let old = Spec { isolation, ..spec() };
         let mut new = old.clone();
         new.limits.max_processes += 1;
-        diff::classify(&old, &new).effect
+        diff::classify(&old, &new, &InUse::default()).effect
     };
     assert_eq!(processes(Isolation::Bubblewrap), Effect::InPlace);
     assert_eq!(processes(Isolation::Gvisor), Effect::Restart, "its guests are born with it");
@@ -441,4 +443,46 @@ fn a_status_says_generation_only_when_its_consequences_are_stored() {
     let once = planned(&sandbox, &RUNS).status;
     sandbox.status = once.clone();
     assert_eq!(planned(&sandbox, &RUNS).status, once);
+}
+
+#[test]
+fn each_field_says_how_it_is_changed_and_what_is_below_its_use_waits() {
+    let in_use = InUse { memory_bytes: 300 << 20, disk_bytes: 500 << 20, ..InUse::default() };
+    let effects = |memory_mb, disk_mb, in_use: &InUse| -> Vec<&str> {
+        let new = Spec { limits: Limits { memory_mb, disk_mb, ..spec().limits }, ..spec() };
+        diff::classify(&spec(), &new, in_use)
+            .fields
+            .iter()
+            .map(|(_, effect)| effect.word())
+            .collect()
+    };
+    let refused = "refused: below current use";
+    assert_eq!(effects(400, 600, &in_use), ["live", "restart"]);
+    assert_eq!(effects(200, 400, &in_use), [refused, refused]);
+    let quota = InUse { disk_grows: true, disk_shrinks: true, ..in_use };
+    assert_eq!(effects(400, 600, &quota), ["live", "live"]);
+    assert_eq!(effects(400, 0, &quota), ["live", "restart"]);
+    let mut small = web();
+    small.generation = 2;
+    small.spec = Arc::new(Spec { limits: Limits { memory_mb: 200, ..spec().limits }, ..spec() });
+    small.instance = Some(Arc::new(instance(InstancePhase::Running)));
+    let policy = Policy { in_use, ..policy() };
+    let planned = plan(&View::of(&small, &RUNS, NOW, &policy));
+    assert!(matches!(planned.next, Next::Wait(_)), "{planned:?}");
+    let want = "not changed yet: memory_mb refused: below current use (300 MiB)";
+    assert!(planned.why.starts_with(want), "{}", planned.why);
+}
+
+#[test]
+fn files_that_take_more_than_they_may_end_what_runs_and_keep_it_down() {
+    let policy = Policy { disk_over: Some(2048 << 20), ..policy() };
+    let mut full = web();
+    full.instance = Some(Arc::new(instance(InstancePhase::Running)));
+    let planned = plan(&View::of(&full, &RUNS, NOW, &policy));
+    let Next::Do(Step::Stop(stopping)) = planned.next else { panic!("{planned:?}") };
+    assert_eq!(stopping.reason, StopReason::Disk);
+    full.instance = None;
+    let planned = plan(&View::of(&full, &GONE, NOW, &policy));
+    assert_eq!(planned.next, Next::Settled);
+    assert!(planned.why.contains("2048 MiB of 1024; remove some"), "{}", planned.why);
 }

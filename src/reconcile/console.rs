@@ -70,6 +70,11 @@ impl Consoles {
         self.lock().get(&uid).map_or(0, |entry| entry.head.borrow().next)
     }
 
+    /// Has somebody look at a sandbox.
+    pub(super) fn look_at(&self, name: &SandboxName) {
+        self.queue.push(name);
+    }
+
     pub fn forget(&self, uid: Uuid) {
         self.lock().remove(&uid);
     }

@@ -17,7 +17,8 @@ use crate::model::{
     Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Observed,
     Owner, Record, Sandbox, Span, Time,
 };
-use crate::plan::{Next, Plan, Policy, Step, Stopping, View, backoff, report};
+use crate::plan::report::{self, report};
+use crate::plan::{Next, Plan, Policy, Step, Stopping, View, backoff};
 use crate::reconcile::world::{Again, RESYNC, World};
 use crate::store::{Core, StoreError};
 
@@ -349,7 +350,8 @@ impl Act<'_> {
         if fault::has(Bug::CleanUpBeforeRecord) {
             let _ = self.driver(self.instance()?)?.clean_up(&exit.iid);
         }
-        let (exit, now) = (exit.clone(), self.now);
+        let (mut exit, now) = (exit.clone(), self.now);
+        exit.asked_by = report::asked_by(self.sandbox, &exit);
         let policy = self.policy.clone();
         self.commit_instance(move |core, sandbox, instance| {
             if instance.phase == InstancePhase::Dead {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
-use crate::driver::{DriverError, Usage};
-use crate::model::{Isolation, Sandbox, SandboxName, Spec, Time};
+use crate::driver::{DriverError, Space, Usage};
+use crate::model::{InUse, Isolation, Sandbox, SandboxName, Spec, Time};
 use crate::plan::Plan;
 use crate::reconcile::blocking;
 use crate::reconcile::exec::{self, ExecError, Program, Session};
@@ -132,6 +132,30 @@ impl Handle {
             driver.map(|driver| driver.usage(&instance.iid)).unwrap_or_default()
         })
         .await
+    }
+
+    /// What a sandbox holds of its disk, console included, running or not; `None` where it has no limit of its own.
+    pub async fn disk(&self, sandbox: &Sandbox) -> Option<Space> {
+        let (world, uid, owner) = (Arc::clone(&self.world), sandbox.uid, sandbox.host_uid);
+        blocking(move || world.host.as_ref().and_then(|host| host.disk(uid, owner))).await
+    }
+
+    /// What each of these uses, in this order, and what their disks hold; nothing of what does not run. All at once,
+    /// by as many threads as there are cpus.
+    pub async fn usages(&self, sandboxes: Vec<Arc<Sandbox>>) -> Vec<(Usage, Option<Space>)> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = sandboxes.len().div_ceil(threads).max(1);
+        let parts = sandboxes.chunks(share).map(|part| {
+            let (world, part) = (Arc::clone(&self.world), part.to_vec());
+            blocking(move || part.iter().map(|sandbox| world.usage(sandbox)).collect::<Vec<_>>())
+        });
+        futures_util::future::join_all(parts).await.into_iter().flatten().collect()
+    }
+
+    /// What the running instance holds; nothing when none runs.
+    pub async fn in_use(&self, sandbox: &Arc<Sandbox>) -> InUse {
+        let (world, sandbox) = (Arc::clone(&self.world), Arc::clone(sandbox));
+        blocking(move || world.in_use(&sandbox)).await
     }
 
     /// How many sandboxes wait for whoever wants one of an image next.

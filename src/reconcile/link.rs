@@ -23,6 +23,8 @@ use crate::shim::protocol::{
 const INPUT_WITHIN: Duration = Duration::from_secs(10);
 /// Input sent in one frame.
 const INPUT_CHUNK_BYTES: usize = 16 * 1024;
+/// The first version of the protocol in which a shim says what it is told to.
+const ANNOUNCE_SINCE: u32 = 2;
 /// Inputs that wait behind one that is not read.
 const INPUT_COUNT_MAX: usize = 16;
 
@@ -44,6 +46,8 @@ pub enum Command {
         reply: oneshot::Sender<Result<(), InputError>>,
     },
     InputEnd,
+    /// Say something on the console.
+    Announce(String),
     Resize {
         cols: u16,
         rows: u16,
@@ -84,6 +88,8 @@ struct Input {
 struct Link {
     about: Following,
     phase: Option<Phase>,
+    /// Of the protocol, that the shim speaks.
+    version: u32,
     inputs: VecDeque<Input>,
     /// Offset of the next byte to send; not known before the shim has told its own.
     next: Option<u64>,
@@ -98,6 +104,7 @@ pub(super) async fn follow(stream: StdUnixStream, about: Following) {
     let mut link = Link {
         about,
         phase: None,
+        version: 0,
         inputs: VecDeque::new(),
         next: None,
         room_until: 0,
@@ -162,6 +169,7 @@ impl Link {
 
     fn heard_state(&mut self, state: &State) {
         self.heard_credit(state.stdin_next, state.stdin_credit, state.stdin_open);
+        self.version = state.version;
         let before = self.phase.replace(state.phase);
         // That it is being launched is what the loop has just ordered.
         let news = before != Some(state.phase) && state.phase != Phase::Launching;
@@ -211,6 +219,10 @@ impl Link {
                     let _ = reply.send(Err(InputError::Closed));
                 }
             }
+            Command::Announce(message) if self.version >= ANNOUNCE_SINCE => {
+                self.output.extend(control(&Request::Announce { message }));
+            }
+            Command::Announce(_) => (),
             Command::InputEnd => self.output.extend(control(&Request::StdinEnd)),
             Command::Resize { cols, rows } => {
                 self.output.extend(control(&Request::Resize { cols, rows }));

@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::driver::host::Host;
-use crate::driver::{Driver, DriverError};
+use crate::driver::{Driver, DriverError, Space, Usage};
 use crate::live::Live;
 use crate::model::admission::Rules;
 use crate::model::{
-    Instance, InstancePhase, Isolation, Network, Observed, Owner, Sandbox, SandboxName, Span, Time,
+    InUse, Instance, InstancePhase, Isolation, Network, Observed, Owner, Sandbox, SandboxName,
+    Span, Time,
 };
 use crate::plan::{Plan, Policy, View, plan};
 use crate::reconcile::activity::{Activity, Look};
 use crate::reconcile::console::Consoles;
 use crate::reconcile::exec::Sessions;
+use crate::reconcile::meter::Meter;
 use crate::store::{Snapshot, Store};
 
 /// A sandbox that something of exists for is looked at this often, whatever was reported.
@@ -32,6 +34,7 @@ pub struct World {
     /// Programs that are run inside what runs.
     pub sessions: Arc<Sessions>,
     pub activity: Activity,
+    pub meter: Meter,
     /// How long gVisor's sandboxes may be idle before they are frozen.
     pub idle_freeze: Live<Option<Span>>,
 }
@@ -65,6 +68,7 @@ impl World {
         let isolation = sandbox.spec.isolation;
         let driver = self.drivers.get(&isolation);
         let runtime = self.runtime(isolation);
+        let changed = sandbox.live().is_some_and(|live| live.generation != sandbox.generation);
         let can_freeze = driver.is_some_and(|driver| driver.can_freeze());
         // bubblewrap costs nothing while it is idle; and what the host's network brings would wake
         // nobody.
@@ -74,12 +78,34 @@ impl World {
             idle_freeze: self.idle_freeze.get().filter(|_| may_idle && can_freeze),
             unenforced: driver.map(|driver| driver.unenforced()).unwrap_or_default(),
             is_busy: self.sessions.any(sandbox.uid),
+            disk_over: self.meter.over(self, sandbox),
+            in_use: if changed { self.in_use(sandbox) } else { InUse::default() },
             unavailable: runtime.as_ref().err().cloned(),
             runtime: runtime.ok(),
             boot_id: self.boot_id.clone(),
             drained: snapshot.drained,
             source_fault: source_fault(sandbox, snapshot),
         }
+    }
+
+    /// What a running sandbox uses, as cheaply as that can be told.
+    pub(super) fn usage(&self, sandbox: &Sandbox) -> (Usage, Option<Space>) {
+        let Some(live) = sandbox.live() else { return (Usage::default(), None) };
+        let driver = self.driver(live.spec.isolation);
+        let usage = driver.map(|driver| driver.usage(&live.iid)).unwrap_or_default();
+        let volumes = self.host.as_ref().map(|host| &host.workspaces.volumes);
+        let space = volumes.and_then(|volumes| volumes.cheap_space(sandbox.uid, sandbox.host_uid));
+        (usage, space)
+    }
+
+    /// What the running instance holds, and what can be done about its disk.
+    pub(super) fn in_use(&self, sandbox: &Sandbox) -> InUse {
+        let Some(live) = sandbox.live() else { return InUse::default() };
+        let driver = self.driver(live.spec.isolation);
+        let usage = driver.map(|driver| driver.usage(&live.iid)).unwrap_or_default();
+        let volumes = self.host.as_ref().map(|host| &host.workspaces.volumes);
+        let disk = volumes.map(|volumes| volumes.in_use(sandbox.uid, sandbox.host_uid));
+        InUse { memory_bytes: usage.memory_used_bytes(), ..disk.unwrap_or_default() }
     }
 
     /// Looks and plans, and does nothing: what the loop would do next.

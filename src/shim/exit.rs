@@ -21,6 +21,14 @@ pub struct Exit {
     pub reason: Option<String>,
     #[serde(default)]
     pub usage: Usage,
+    /// What the kernel had counted before it began: not nothing, if it was started ahead.
+    #[serde(default)]
+    pub before: Usage,
+    /// Where its console began, and ended.
+    #[serde(default)]
+    pub console: (u64, u64),
+    #[serde(default)]
+    pub generation: u64,
     /// What may have been the matter, for people.
     #[serde(default)]
     pub hint: Option<String>,

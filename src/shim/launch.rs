@@ -44,6 +44,9 @@ pub struct Launch {
     pub spool_dir: PathBuf,
     pub spool_bytes_max: u64,
     pub timeout_ms: Option<u64>,
+    /// So much of its output is taken each second; the rest waits where it is.
+    #[serde(default)]
+    pub output_bytes_per_second: Option<u64>,
     /// How the run timeout ends the workload.
     pub stop_signal: i32,
     pub stop_grace_ms: u64,

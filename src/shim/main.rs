@@ -156,9 +156,16 @@ impl Shim {
             interests.push(Interest { fd: connection.fd(), read: true, write });
         }
         let io = &self.workload;
+        let paced = io.is_paced(clock::boot_ms());
         let ends: [(Source, Option<BorrowedFd<'_>>); 6] = [
-            (Source::Output(Stream::Stdout), io.stdout.as_ref().map(AsFd::as_fd)),
-            (Source::Output(Stream::Stderr), io.stderr.as_ref().map(AsFd::as_fd)),
+            (
+                Source::Output(Stream::Stdout),
+                io.stdout.as_ref().filter(|_| !paced).map(AsFd::as_fd),
+            ),
+            (
+                Source::Output(Stream::Stderr),
+                io.stderr.as_ref().filter(|_| !paced).map(AsFd::as_fd),
+            ),
             (Source::Stdin, io.stdin.wants_write()),
             (Source::Failure, io.failure.as_ref().map(AsFd::as_fd)),
             (Source::Terminal, io.terminal_listener()),
@@ -271,6 +278,10 @@ impl Shim {
                 self.spread(News { credit: true, ..News::default() });
             }
             Request::Deadline { timeout_ms } => self.workload.set_timeout(timeout_ms),
+            Request::Announce { message } => {
+                self.workload.announce(&message);
+                self.spread(News { console: true, ..News::default() });
+            }
             Request::Claim => {
                 if let Err(error) = self.workload.claim() {
                     return refuse("claim", &chain(&error));

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::shim::exit::Exit;
 
 /// The newest version this build speaks. Fields are added within a version; verbs are added with one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The oldest. Shims live for as long as what they watch, so this moves when nobody can have one of before.
 pub const OLDEST: u32 = 1;
 /// The code with which a peer is refused that speaks none of those.
@@ -65,6 +65,10 @@ pub enum Request {
     /// Makes what was started ahead somebody's: the file in the run directory says whose. Refused, it is
     /// good for nothing any more.
     Claim,
+    /// Says something on the console, as ours. Since version 2.
+    Announce {
+        message: String,
+    },
     /// Ends the shim. Only after the exit: before it, this is refused.
     Release,
 }

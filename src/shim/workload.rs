@@ -7,6 +7,8 @@
 //! `stop` and `kill` change no phase by themselves: only the death of the first process does.
 
 mod claimed;
+mod output;
+mod pace;
 mod unsupported;
 mod verdict;
 
@@ -22,18 +24,14 @@ use crate::shim::protocol::{Phase, Reply};
 use crate::shim::runtime::{self, Runtime};
 use crate::shim::spool::{Stream, Writer};
 use crate::shim::stdin::Stdin;
+use crate::sys::cgroup::Usage;
 use crate::sys::process::{self, Ended};
 use crate::sys::{SysError, clock, poll, spawn};
 use claimed::open_spool;
+use output::OUTPUT_BYTES_MAX;
+use pace::Pace;
 use unsupported::Unsupported;
 
-/// Read at once from an output: what a pipe holds.
-const OUTPUT_BYTES_MAX: usize = 64 * 1024;
-/// What the pipe of a workload that fills it is grown to. Fewer, larger steps: a busy console gains a
-/// third.
-const PIPE_BYTES_BUSY: i32 = 512 * 1024;
-/// Reads of a full output before others get their turn, and before readers are told.
-const READS_AT_ONCE: usize = 4;
 /// A process outside the group may hold our pipe open after everything inside has ended; it is
 /// waited for this long, then its output is no longer ours.
 const DRAIN_MS: u64 = 2_000;
@@ -45,10 +43,10 @@ const STORE_AGAIN_MS: u64 = 1_000;
 const PROBE_MS_MIN: u64 = 2;
 const PROBE_MS_MAX: u64 = 64;
 const PROBE_GIVE_UP_MS: u64 = 2_000;
+/// That the time is nearly over is said so long before, if there is that much.
+const WARN_BEFORE_MS: u64 = 60_000;
 /// bubblewrap's init is the first process of its pid namespace, and forks the workload first of all.
 const WORKLOAD_INNER_PID: u32 = 2;
-/// Kept of standard error, to say why bubblewrap failed.
-const STDERR_TAIL_BYTES: usize = 512;
 
 #[derive(Debug)]
 pub(super) struct Workload {
@@ -82,6 +80,10 @@ pub(super) struct Workload {
     buffer: Vec<u8>,
     /// Whether the pipe of stdout, and of stderr, was grown.
     grown: [bool; 2],
+    pace: Option<Pace>,
+    /// What the kernel had counted, and where the console ended, before it was anybody's.
+    before: Usage,
+    console_from: u64,
 }
 
 #[derive(Debug)]
@@ -116,6 +118,8 @@ struct Ending {
     sent: Option<i32>,
     kill_at_boot_ms: Option<u64>,
     timeout_at_boot_ms: Option<u64>,
+    /// When it is said that the time is nearly over.
+    warn_at_boot_ms: Option<u64>,
     timed_out: bool,
     killed: bool,
 }
@@ -140,14 +144,26 @@ struct StatusLine {
     exit_code: Option<i32>,
 }
 
+impl Ending {
+    /// Of what was launched then, and has so long.
+    fn of(timeout_ms: Option<u64>, launched_boot_ms: u64) -> Self {
+        let at = |timeout: u64| launched_boot_ms.saturating_add(timeout);
+        let early = |timeout: u64| timeout.checked_sub(WARN_BEFORE_MS).filter(|left| *left > 0);
+        Self {
+            timeout_at_boot_ms: timeout_ms.map(at),
+            warn_at_boot_ms: timeout_ms.and_then(early).map(at),
+            ..Self::default()
+        }
+    }
+}
+
 impl Workload {
     /// Starts it. A failure to start is an exit like any other, told and stored; an error means
     /// that there is not even a console to tell it on.
     pub(super) fn start(launch: Launch) -> Result<Self, SysError> {
         let now = clock::boot_ms();
         let launched_at_ms = clock::wall_ms();
-        let timeout_at_boot_ms = launch.timeout_ms.map(|timeout| now + timeout);
-        let ending = Ending { timeout_at_boot_ms, ..Ending::default() };
+        let ending = Ending::of(launch.timeout_ms, now);
         let runtime = Runtime::expect(&launch)?;
         let unsupported = match &launch.confinement {
             Confinement::Gvisor { user_log, .. } => Some(Unsupported::listen(user_log)?),
@@ -157,6 +173,7 @@ impl Workload {
         // Beside the child's own way to its program. Without a console it dies with us.
         let spool = if launch.warm { None } else { Some(open_spool(&launch)?) };
         let is_tty = launch.tty.is_some();
+        let pace = launch.output_bytes_per_second.map(Pace::new);
         let mut work = Self {
             launch,
             stdin: Stdin::new(None, is_tty),
@@ -182,7 +199,11 @@ impl Workload {
             stderr_tail: Vec::new(),
             buffer: vec![0; OUTPUT_BYTES_MAX],
             grown: [false; 2],
+            pace,
+            before: Usage::default(),
+            console_from: 0,
         };
+        work.console_from = work.spool_next();
         match started {
             Ok(child) => work.connect(child, is_tty),
             Err(error) => {
@@ -253,69 +274,15 @@ impl Workload {
     }
 
     pub(super) fn set_timeout(&mut self, timeout_ms: Option<u64>) {
-        self.ending.timeout_at_boot_ms = timeout_ms.map(|timeout| self.launched_boot_ms + timeout);
+        let Ending { timeout_at_boot_ms, warn_at_boot_ms, .. } =
+            Ending::of(timeout_ms, self.launched_boot_ms);
+        self.launch.timeout_ms = timeout_ms;
+        self.ending.timeout_at_boot_ms = timeout_at_boot_ms;
+        // What has been said is not said again, unless there is more time again.
+        self.ending.warn_at_boot_ms = warn_at_boot_ms.filter(|at| *at > clock::boot_ms());
     }
 
     // What is seen of it.
-
-    /// Reads one output, several times while it is full. Returns whether there was anything.
-    pub(super) fn read_output(&mut self, stream: Stream) -> bool {
-        let mut any = false;
-        for _ in 0..READS_AT_ONCE {
-            match self.read_once(stream) {
-                0 => return any,
-                OUTPUT_BYTES_MAX => {
-                    any = true;
-                    self.grow(stream);
-                }
-                _ => return true,
-            }
-        }
-        any
-    }
-
-    fn grow(&mut self, stream: Stream) {
-        let source = if stream == Stream::Stderr { &self.stderr } else { &self.stdout };
-        let grown = &mut self.grown[usize::from(stream == Stream::Stderr)];
-        if let Some(fd) = source.as_ref().filter(|_| !*grown) {
-            *grown = true;
-            poll::grow_pipe(fd.as_fd(), PIPE_BYTES_BUSY);
-        }
-    }
-
-    /// Bytes read; 0 when there are none now, or no more.
-    fn read_once(&mut self, stream: Stream) -> usize {
-        let source = if stream == Stream::Stderr { &self.stderr } else { &self.stdout };
-        let Some(fd) = source else { return 0 };
-        let count = match poll::read_some(fd.as_fd(), &mut self.buffer) {
-            Ok(Some(count @ 1..)) => count,
-            Ok(None) => return 0,
-            Ok(Some(_)) | Err(_) => {
-                self.close_output(stream);
-                return 0;
-            }
-        };
-        if stream == Stream::Stderr && self.heard_secret(count) {
-            return count;
-        }
-        if let Some(spool) = &mut self.spool {
-            spool.write(stream, clock::wall_ms(), &self.buffer[..count]);
-        }
-        if stream == Stream::Stdout && self.wrapper.probe_boot_ms.is_some() {
-            // bubblewrap itself never writes here: whoever did is the workload.
-            self.wrapper.probe_boot_ms = Some(clock::boot_ms());
-        }
-        if stream == Stream::Stderr && self.main.is_none() {
-            self.stderr_tail.extend_from_slice(&self.buffer[..count]);
-            let excess = self.stderr_tail.len().saturating_sub(STDERR_TAIL_BYTES);
-            self.stderr_tail.drain(..excess);
-        }
-        count
-    }
-
-    fn close_output(&mut self, stream: Stream) {
-        if stream == Stream::Stderr { self.stderr = None } else { self.stdout = None }
-    }
 
     /// The child said what failed, or exec closed the pipe.
     pub(super) fn read_failure(&mut self) {
@@ -434,6 +401,11 @@ impl Workload {
 
     /// Draws the conclusions that time and events allow.
     pub(super) fn advance(&mut self, now: u64) {
+        if self.ending.warn_at_boot_ms.is_some_and(|at| at <= now) {
+            self.ending.warn_at_boot_ms = None;
+            let seconds = self.launch.timeout_ms.unwrap_or(0) / 1000;
+            self.announce(&format!("60 s are left of the time limit of {seconds} s"));
+        }
         if self.ending.timeout_at_boot_ms.is_some_and(|at| at <= now) {
             self.ending.timeout_at_boot_ms = None;
             self.time_out();
@@ -472,7 +444,9 @@ impl Workload {
                 let waited = now.saturating_sub(self.launched_boot_ms);
                 let pause = (waited / 32).clamp(runtime::COUNTED_MS_MIN, runtime::COUNTED_MS_MAX);
                 let counted = narrow.map(|_| now + pause);
-                [self.ending.timeout_at_boot_ms, kill_at, probe, counted]
+                let paced = self.pace.and_then(|pace| pace.waits_until(now));
+                let warn_at = self.ending.warn_at_boot_ms;
+                [self.ending.timeout_at_boot_ms, warn_at, kill_at, probe, counted, paced]
                     .into_iter()
                     .flatten()
                     .min()
@@ -555,6 +529,7 @@ impl Workload {
     /// The first process is gone: nothing of it may be left, and nothing it said be lost.
     fn end(&mut self, ended: Ended, since: u64, now: u64) {
         self.reap();
+        self.pace = None;
         let left =
             self.launch.group.is_populated() || !process::children(std::process::id()).is_empty();
         if left {
@@ -588,7 +563,7 @@ impl Workload {
         }
     }
 
-    fn announce(&mut self, message: &str) {
+    pub(super) fn announce(&mut self, message: &str) {
         let line = format!("[sodiumd] {message}\n");
         if let Some(spool) = &mut self.spool {
             spool.write(Stream::System, clock::wall_ms(), line.as_bytes());

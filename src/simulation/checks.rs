@@ -127,6 +127,7 @@ impl Checks {
                 machine.truth.ran.contains_key(iid).then_some("it ran")
             }
             ExitKind::Lost { .. } | ExitKind::StartFailed { .. } => None,
+            ExitKind::Disk { .. } => Some("nothing counts its files"),
             ExitKind::Timeout { .. } => {
                 (!machine.truth.timed_out.contains(iid)).then_some("it had time left")
             }

@@ -20,6 +20,7 @@ use crate::model::{Isolation, Owner, SandboxName};
 use crate::reconcile::World;
 use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
+use crate::reconcile::meter::Meter;
 use crate::reconcile::pass::pass_blocking;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::task::{Wishes, finish};
@@ -84,6 +85,7 @@ impl Daemon {
             consoles: Arc::new(Consoles::new(Arc::clone(&queue), handle, 1, None)),
             sessions: Arc::default(),
             activity: Activity::default(),
+            meter: Meter::default(),
             idle_freeze: Live::default(),
         };
         let mut wishes = Wishes::default();

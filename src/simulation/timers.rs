@@ -11,6 +11,7 @@ use crate::live::Live;
 use crate::model::{Isolation, Time};
 use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
+use crate::reconcile::meter::Meter;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::{World, run};
 use crate::simulation::scene::{rules, spec, wish};
@@ -37,6 +38,7 @@ async fn what_failed_is_tried_again_when_it_was_promised_and_not_at_the_resync()
         consoles: Arc::new(Consoles::new(Arc::clone(&queue), handle, 1, None)),
         sessions: Arc::default(),
         activity: Activity::default(),
+        meter: Meter::default(),
         idle_freeze: Live::default(),
     });
     let store = world.store.clone();

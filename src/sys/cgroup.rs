@@ -132,16 +132,28 @@ pub struct Applied {
 #[serde(default)]
 pub struct Usage {
     pub memory_bytes: u64,
+    /// Of that, what the kernel would give up first: pages of files that nobody has used lately.
+    pub memory_cache_bytes: u64,
     pub memory_peak_bytes: u64,
     pub oom_kills: u64,
     pub cpu_usec: u64,
     pub throttled_usec: u64,
+    /// Periods in which it ran, and in how many of them it was stopped.
+    pub periods: u64,
+    pub throttled_periods: u64,
     pub pids: u64,
     pub pids_peak: u64,
     /// How often one more process was refused.
     pub pids_refused: u64,
     pub read_bytes: u64,
     pub write_bytes: u64,
+}
+
+impl Usage {
+    /// What it needs: without what is only kept because there is room.
+    pub fn memory_used_bytes(&self) -> u64 {
+        self.memory_bytes.saturating_sub(self.memory_cache_bytes)
+    }
 }
 
 impl Root {
@@ -482,6 +494,11 @@ fn count_cpus(list: &str) -> u64 {
             None => 1,
         })
         .sum()
+}
+
+fn add_periods(stat: &str, usage: &mut Usage) {
+    usage.periods = keyed(stat, "nr_periods");
+    usage.throttled_periods = keyed(stat, "nr_throttled");
 }
 
 /// Both versions have the same files for processes.

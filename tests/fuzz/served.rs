@@ -218,6 +218,7 @@ fn world(store: &Store, queue: &Arc<Queue>, rules: &Arc<Live<Rules>>) -> World {
         consoles: Arc::new(Consoles::new(Arc::clone(queue), runtime, store.epoch(), None)),
         sessions: Arc::default(),
         activity: Activity::default(),
+        meter: Default::default(),
         idle_freeze: Live::default(),
     }
 }

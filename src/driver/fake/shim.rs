@@ -169,6 +169,7 @@ fn out_of_time(kind: ExitKind) -> ExitKind {
         ExitKind::Signaled { signal } => ExitKind::Timeout { code: None, signal: Some(signal) },
         ExitKind::Oom { .. }
         | ExitKind::Timeout { .. }
+        | ExitKind::Disk { .. }
         | ExitKind::StartFailed { .. }
         | ExitKind::Lost { .. } => kind,
     }

@@ -64,6 +64,7 @@ impl Shimmed {
             spool_bytes_max: self.shares(&spec.limits).1,
             timeout_ms: (spec.limits.timeout_seconds > 0)
                 .then_some(spec.limits.timeout_seconds * 1000),
+            output_bytes_per_second: (spec.limits.output > 0).then_some(spec.limits.output),
             stop_signal: convert::signal_number(&spec.stop.signal),
             stop_grace_ms: spec.stop.grace.0,
             exit_path: host.exit_path(order.iid),

@@ -3,8 +3,9 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use crate::model::{ExitKind, ExitRecord, Iid, Time};
+use crate::model::{Counted, Counters, ExitKind, ExitRecord, Iid, StopReason, Time};
 use crate::shim::exit::{Cause, Exit};
+use crate::sys::cgroup::Usage;
 use crate::sys::{SysError, lock, process};
 
 /// What the kernel calls shims, and the server that they are forked from.
@@ -13,26 +14,49 @@ const SHIM: &str = "sodium-shim";
 /// The runtime's `own` processes are none of the sandbox's.
 pub(super) fn exit(exit: Exit, iid: &Iid, own: u64) -> ExitRecord {
     let name = |signal: Option<i32>| signal.map(process::signal_name);
+    // For a count of its files.
+    let over = exit.reason.as_deref() == Some(StopReason::Disk.as_str());
     let kind = match exit.cause {
+        Cause::Exited { code } if over => ExitKind::Disk { code: Some(code), signal: None },
+        Cause::Signaled { signal } if over => {
+            ExitKind::Disk { code: None, signal: name(Some(signal)) }
+        }
         Cause::Exited { code } => ExitKind::Exited { code },
         Cause::Signaled { signal } => ExitKind::Signaled { signal: process::signal_name(signal) },
         Cause::Oom { code, signal } => ExitKind::Oom { code, signal: name(signal) },
         Cause::Timeout { code, signal } => ExitKind::Timeout { code, signal: name(signal) },
         Cause::StartFailed { stage, message } => ExitKind::StartFailed { stage, message },
     };
+    let (before, after) = (counted(&exit.before), counted(&exit.usage));
     ExitRecord {
         iid: iid.clone(),
         kind,
         started_at: exit.started_at_ms.map(Time),
         ended_at: Time(exit.ended_at_ms),
         reason: exit.reason,
-        oom_kills: exit.usage.oom_kills,
+        oom_kills: after.oom_kills.saturating_sub(before.oom_kills),
         memory_peak_bytes: exit.usage.memory_peak_bytes,
-        cpu_usec: exit.usage.cpu_usec,
-        throttled_usec: exit.usage.throttled_usec,
+        cpu_usec: after.cpu_usec.saturating_sub(before.cpu_usec),
+        throttled_usec: after.throttled_usec.saturating_sub(before.throttled_usec),
         processes_peak: exit.usage.pids_peak.saturating_sub(own),
-        processes_refused: exit.usage.pids_refused,
+        processes_refused: after.processes_refused.saturating_sub(before.processes_refused),
+        counters: Some(Box::new(Counters { before, after })),
+        generation: exit.generation,
+        asked_by: None,
+        console_from: exit.console.0,
+        console_to: exit.console.1,
         hint: exit.hint,
+    }
+}
+
+fn counted(usage: &Usage) -> Counted {
+    Counted {
+        cpu_usec: usage.cpu_usec,
+        throttled_usec: usage.throttled_usec,
+        oom_kills: usage.oom_kills,
+        processes_refused: usage.pids_refused,
+        read_bytes: usage.read_bytes,
+        write_bytes: usage.write_bytes,
     }
 }
 

@@ -1,6 +1,6 @@
 //! A workload that was started ahead, and becomes somebody's.
 
-use super::{Ending, Life, Workload};
+use super::{Ending, Life, Pace, Workload};
 use crate::shim::claim::{self, Claim};
 use crate::shim::launch::Launch;
 use crate::shim::spool::Writer;
@@ -17,14 +17,14 @@ impl Workload {
         trees.iter().try_for_each(claim::attach)?;
         self.spool = Some(open_spool(&launch)?);
         let (now, wall) = (clock::boot_ms(), clock::wall_ms());
-        self.ending = Ending {
-            timeout_at_boot_ms: launch.timeout_ms.map(|timeout| now + timeout),
-            ..Ending::default()
-        };
+        self.ending = Ending::of(launch.timeout_ms, now);
+        self.pace = launch.output_bytes_per_second.map(Pace::new);
+        self.before = launch.group.usage();
         (self.launched_boot_ms, self.launched_at_ms) = (now, wall);
         self.started_at_ms = Some(wall);
         self.secret = Some(order.secret.clone());
         self.launch = launch;
+        self.console_from = self.spool_next();
         self.stdin.put_first(&order.encode());
         Ok(())
     }

@@ -13,7 +13,7 @@ impl Workload {
     pub(super) fn conclude(&mut self, ended: Ended) {
         let usage = self.launch.group.usage();
         let evidence = Evidence {
-            oom_kills: usage.oom_kills,
+            oom_kills: usage.oom_kills.saturating_sub(self.before.oom_kills),
             timed_out: self.ending.timed_out,
             killed_by_us: self.ending.killed,
         };
@@ -49,6 +49,9 @@ impl Workload {
             ended_at_ms: clock::wall_ms(),
             reason: self.ending.reason.clone(),
             usage,
+            before: self.before,
+            console: (self.console_from, self.spool_next()),
+            generation: self.launch.generation,
             hint,
         });
     }

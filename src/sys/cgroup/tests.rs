@@ -95,9 +95,13 @@ fn unlimited_is_said_in_each_versions_words() {
 fn usage_is_read_from_either_version() {
     let dir = tempfile::tempdir().unwrap();
     let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-    put("cpu.stat", "usage_usec 1500\nuser_usec 1000\nthrottled_usec 70\n");
+    put(
+        "cpu.stat",
+        "usage_usec 1500\nuser_usec 1000\nnr_periods 9\nnr_throttled 4\nthrottled_usec 70\n",
+    );
     put("memory.current", "4096\n");
     put("memory.peak", "8192\n");
+    put("memory.stat", "anon 1\ninactive_file 1024\n");
     put("memory.events", "low 0\noom 2\noom_kill 1\n");
     put("pids.current", "3\n");
     put("pids.peak", "5\n");
@@ -111,10 +115,13 @@ fn usage_is_read_from_either_version() {
     };
     let want = Usage {
         memory_bytes: 4096,
+        memory_cache_bytes: 1024,
         memory_peak_bytes: 8192,
         oom_kills: 1,
         cpu_usec: 1500,
         throttled_usec: 70,
+        periods: 9,
+        throttled_periods: 4,
         pids: 3,
         pids_peak: 5,
         pids_refused: 7,
@@ -157,9 +164,10 @@ fn a_real_group_limits_kills_and_goes_away() {
     assert!(!root.is_empty(), "this test needs root and cgroups");
     let group = root.group("g");
     group.create().unwrap();
-    let applied = group.apply(&LIMITS).unwrap();
+    let one_cpu = Some(Cpus { count: 1, turn: 3 });
+    let applied = group.apply(&Limits { cpus: one_cpu, ..LIMITS }).unwrap();
     let read_back: Vec<_> = applied.iter().map(|one| one.read_back).collect();
-    assert_eq!(read_back, [Some(64 << 20), Some(50), Some(20)]);
+    assert_eq!(read_back, [Some(64 << 20), Some(50), Some(20), Some(1)]);
     assert!(!group.is_populated());
 
     // A shell that moves itself in, so that its child is born inside.

@@ -105,9 +105,12 @@ pub(super) fn add_usage(dir: &Path, controller: Controller, usage: &mut Usage) {
             usage.memory_bytes = number(&read(dir, "memory.usage_in_bytes"));
             usage.memory_peak_bytes = number(&read(dir, "memory.max_usage_in_bytes"));
             usage.oom_kills = keyed(&read(dir, "memory.oom_control"), "oom_kill");
+            usage.memory_cache_bytes = keyed(&read(dir, "memory.stat"), "total_inactive_file");
         }
         Controller::Cpu => {
-            usage.throttled_usec = keyed(&read(dir, "cpu.stat"), "throttled_time") / 1000;
+            let stat = read(dir, "cpu.stat");
+            usage.throttled_usec = keyed(&stat, "throttled_time") / 1000;
+            super::add_periods(&stat, usage);
         }
         Controller::Cpuacct => usage.cpu_usec = number(&read(dir, "cpuacct.usage")) / 1000,
         Controller::Pids => super::add_pids(dir, usage),

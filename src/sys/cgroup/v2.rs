@@ -100,8 +100,12 @@ pub(super) fn add_usage(dir: &Path, controllers: &[Controller], usage: &mut Usag
                 usage.memory_bytes = number(&read(dir, "memory.current"));
                 usage.memory_peak_bytes = number(&read(dir, "memory.peak"));
                 usage.oom_kills = keyed(&read(dir, "memory.events"), "oom_kill");
+                usage.memory_cache_bytes = keyed(&read(dir, "memory.stat"), "inactive_file");
             }
-            Controller::Cpu => usage.throttled_usec = keyed(&cpu, "throttled_usec"),
+            Controller::Cpu => {
+                usage.throttled_usec = keyed(&cpu, "throttled_usec");
+                super::add_periods(&cpu, usage);
+            }
             Controller::Pids => super::add_pids(dir, usage),
             Controller::Blkio => {
                 for word in read(dir, "io.stat").split_whitespace() {
