@@ -105,6 +105,8 @@ enum Kind {
 pub struct About {
     pub version: &'static str,
     pub started_at_ms: u64,
+    /// Where it listens.
+    pub address: Option<std::net::SocketAddr>,
     pub boot_ms: fn() -> u64,
 }
 

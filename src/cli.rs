@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod doctor;
 mod exec;
+mod prove;
 mod show;
 mod store;
 
@@ -61,6 +62,8 @@ enum Command {
     },
     /// Try on this host everything that sandboxes need; exit 1 if something is degraded, 2 if broken
     Doctor,
+    /// Really try to pass every limit of a sandbox, or of an image, in one like it; exit 1 if one was passed
+    Prove { subject: String },
     /// Say what would be done and why; exit 2 when something would change
     Plan {
         /// What these files would change, if they were applied
@@ -221,6 +224,7 @@ fn client(cli: &Cli) -> anyhow::Result<Client> {
 async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
     let client = client(&cli)?;
     let output = cli.output;
+    let config = config_path(&cli);
     match cli.command {
         Command::Run | Command::Check { .. } | Command::Doctor | Command::Store(_) => {
             Ok(ExitCode::SUCCESS)
@@ -230,6 +234,7 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
             show::applied(&apply(&client, &files, dry_run).await?, output)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Prove { subject } => prove::prove(&client, &config, &subject, output).await,
         Command::Get { name } => get(&client, name.as_deref(), output).await,
         Command::Logs { name, follow, tail } => {
             let tail = tail.map(|bytes| format!("&tail={bytes}")).unwrap_or_default();

@@ -149,6 +149,7 @@ async fn serve(config: Config, path: PathBuf, kept: Option<TcpListener>) -> anyh
         about: api::About {
             version: env!("CARGO_PKG_VERSION"),
             started_at_ms: clock::boot_ms(),
+            address: Some(bound),
             boot_ms: clock::boot_ms,
         },
         clock: clock::wall_ms,
@@ -175,15 +176,20 @@ async fn serve(config: Config, path: PathBuf, kept: Option<TcpListener>) -> anyh
     info!("ending; sandboxes go on and are adopted by the next start");
     shutdown.cancel();
     watch.stop();
+    wind_down(tasks).await;
+    // The thread ends with its present scan.
+    let _ = reconcile::blocking(move || watching.join()).await;
+    ended
+}
+
+/// Lets what has begun come to its end, for a while.
+async fn wind_down(mut tasks: tokio::task::JoinSet<anyhow::Result<()>>) {
     let orderly = tokio::time::timeout(std::time::Duration::from_secs(5), async {
         while tasks.join_next().await.is_some() {}
     });
     if orderly.await.is_err() {
         warn!("some requests did not end in time and were cut off");
     }
-    // The thread ends with its present scan.
-    let _ = reconcile::blocking(move || watching.join()).await;
-    ended
 }
 
 /// The listener that the service manager kept for us, or a new one, which it is given to keep.

@@ -22,6 +22,7 @@ pub mod exec;
 pub mod exit;
 pub mod init;
 pub mod launch;
+pub mod probe;
 pub mod protocol;
 pub mod spool;
 

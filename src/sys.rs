@@ -18,6 +18,7 @@ pub mod seccomp;
 pub mod service;
 pub mod socket;
 pub mod spawn;
+pub mod trial;
 
 use std::fs::File;
 use std::io::{self, Read};

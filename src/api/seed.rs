@@ -45,6 +45,7 @@ pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
         "status": if broken.is_some() || store != "ok" { "degraded" } else { "ok" },
         "version": api.about.version,
         "isolation": default,
+        "address": api.about.address,
         "uptime": uptime as f64 / 1000.0,
         "isolations": verdicts,
         "runtimes": runtimes,

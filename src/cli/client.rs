@@ -43,6 +43,10 @@ impl Client {
         self.json(Method::POST, path, body).await
     }
 
+    pub(super) async fn put(&self, path: &str, body: &str) -> anyhow::Result<Value> {
+        self.json(Method::PUT, path, body).await
+    }
+
     pub(super) async fn delete(&self, path: &str) -> anyhow::Result<Value> {
         self.json(Method::DELETE, path, "").await
     }

@@ -77,7 +77,7 @@ fn ready(sandbox: &Value) -> String {
 }
 
 /// What a person should know: a fault of the source first, then why it is as it is.
-fn about(sandbox: &Value) -> String {
+pub(super) fn about(sandbox: &Value) -> String {
     let fault = condition(sandbox, "SpecCurrent").filter(|one| one["status"] == "False");
     let shown = fault.or_else(|| condition(sandbox, "Ready"));
     shown.map_or_else(String::new, |one| text(&one["message"]))

@@ -7,9 +7,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::driver::shown::{ETC, ETC_NETWORK, GROUP, HOME, INSIDE_ID, PASSWD, Shown};
+use crate::driver::shown::{
+    ETC, ETC_NETWORK, GROUP, HOME, INIT, INIT_COPY, INSIDE_ID, PASSWD, Shown, add_init,
+};
 use crate::driver::{DriverError, Order};
-use crate::model::Network;
+use crate::model::{Network, Spec};
 use crate::shim::launch::STATUS_FD;
 use crate::sys::path;
 use crate::sys::seccomp;
@@ -24,6 +26,7 @@ const WORKSPACE_FD: i32 = 12;
 const PASSWD_FD: i32 = 13;
 const GROUP_FD: i32 = 14;
 const TMP_FD: i32 = 15;
+const INIT_FD: i32 = 16;
 
 /// The program, and what its sandboxes are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,9 +37,14 @@ pub struct Bubblewrap {
     pub shown: Shown,
 }
 
+/// Whether it is the probe that is to run, which is no program of the host's.
+fn is_probe(spec: &Spec) -> bool {
+    spec.command.first().is_some_and(|program| program == INIT)
+}
+
 impl Bubblewrap {
     /// Finds the program and writes the files that every sandbox is shown.
-    pub fn detect(run: &Path) -> Result<Self, DriverError> {
+    pub fn detect(run: &Path, shim: &Path) -> Result<Self, DriverError> {
         let hint = "install it with: apt-get install bubblewrap";
         let program = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap"]
             .into_iter()
@@ -45,6 +53,7 @@ impl Bubblewrap {
             .ok_or(DriverError::Missing { program: "bwrap", hint })?;
         let failed = |source| DriverError::Host { stage: "write what sandboxes are shown", source };
         let shown = Shown::make(run).map_err(failed)?;
+        add_init(run, shim).map_err(failed)?;
         path::write_durably(&shown.made.join(FILTER), &seccomp::program_bytes()).map_err(failed)?;
         let said = Command::new(&program).arg("--version").output();
         let said =
@@ -54,7 +63,13 @@ impl Bubblewrap {
     }
 
     /// What bubblewrap is to find open, and at which number.
-    pub fn inherited(&self, workspace: &Path, tmp: Option<&Path>) -> Vec<(i32, PathBuf)> {
+    pub fn inherited(
+        &self,
+        spec: &Spec,
+        workspace: &Path,
+        tmp: Option<&Path>,
+    ) -> Vec<(i32, PathBuf)> {
+        let init = is_probe(spec).then(|| (INIT_FD, self.shown.made.join(INIT_COPY)));
         let tmp = tmp.map(|tmp| (TMP_FD, tmp.to_owned()));
         let always = [
             (FILTER_FD, self.shown.made.join(FILTER)),
@@ -62,7 +77,7 @@ impl Bubblewrap {
             (PASSWD_FD, self.shown.made.join(PASSWD)),
             (GROUP_FD, self.shown.made.join(GROUP)),
         ];
-        always.into_iter().chain(tmp).collect()
+        always.into_iter().chain(tmp).chain(init).collect()
     }
 
     /// The arguments, the zeroth included. Pure: the tests read like `bwrap --help`.
@@ -107,6 +122,9 @@ impl Bubblewrap {
             add(&["--perms", "1777", "--tmpfs", "/tmp"]);
         }
         add(&["--dir", "/run", "--dir", "/var", "--symlink", "/tmp", "/var/tmp"]);
+        if is_probe(order.spec) {
+            add(&["--ro-bind-fd", &INIT_FD.to_string(), INIT]);
+        }
         add(&["--bind-fd", &WORKSPACE_FD.to_string(), HOME]);
         // After everything was mounted into it.
         add(&["--remount-ro", "/", "--chdir", HOME]);

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::driver::Order;
+use crate::driver::shown::{INIT, INIT_COPY};
 
 /// Read-only trees of the host that programs need.
 const READ_ONLY: &[&str] = &[
@@ -32,8 +33,8 @@ const DEVICES: &[&str] = &[
 ];
 
 /// Trees the workload may read and run from.
-pub fn read_only() -> Vec<PathBuf> {
-    READ_ONLY.iter().map(PathBuf::from).collect()
+pub fn read_only(made: &Path) -> Vec<PathBuf> {
+    READ_ONLY.iter().map(PathBuf::from).chain([made.join(INIT_COPY)]).collect()
 }
 
 /// Trees the workload may write to.
@@ -43,9 +44,12 @@ pub fn writable<'t>(trees: impl Iterator<Item = &'t Path>) -> Vec<PathBuf> {
 }
 
 /// The program on the host: a path as it stands, a name by the sandbox's PATH.
-pub fn program(order: &Order<'_>, search_path: &str) -> String {
+pub fn program(order: &Order<'_>, search_path: &str, made: &Path) -> String {
     let command = order.spec.resolved_command();
     let name = command.first().cloned().unwrap_or_default();
+    if name == INIT {
+        return made.join(INIT_COPY).to_string_lossy().into_owned();
+    }
     if name.contains('/') {
         return name;
     }

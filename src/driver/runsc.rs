@@ -26,6 +26,8 @@ const GUEST_ROOT_OFFSET: u32 = 1_000_000_000;
 const HOST_TASKS_PER_PROCESS: u64 = 4;
 const HOST_TASKS_OWN: u64 = 128;
 
+/// In a guest's /tmp.
+const OCCUPIED: &str = ".sodium";
 /// What a guest's root needs to become somebody, and gives up with that.
 const BECOMING: [&str; 5] =
     ["CAP_SYS_ADMIN", "CAP_SYS_RESOURCE", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"];
@@ -85,6 +87,7 @@ impl Runsc {
             fs::create_dir_all(&dir)
                 .map_err(|source| failed(SysError::io("mkdir", &dir, source)))?;
         }
+        occupy(&runsc.tmp()).map_err(failed)?;
         Ok(runsc)
     }
 
@@ -207,6 +210,17 @@ impl Runsc {
             mounts.push(own(TMP, "tmpfs", &["nosuid", "nodev", "mode=1777"]));
         }
         mounts
+    }
+}
+
+/// Puts something into a directory that is to be a guest's /tmp: over one with nothing in it, runsc mounts a file
+/// system in memory, which no limit on the disk would count.
+pub(super) fn occupy(tmp: &Path) -> Result<(), SysError> {
+    match fs::create_dir(tmp.join(OCCUPIED)) {
+        Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(SysError::io("mkdir", tmp, source))
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

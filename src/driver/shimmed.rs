@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::driver::bwrap::{self, Bubblewrap};
 use crate::driver::host::Host;
 use crate::driver::runsc::{self, Runsc};
+use crate::driver::shown;
 use crate::driver::workspace::Kept;
 use crate::driver::{Adjust, Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder};
 use crate::model::{ExitRecord, Iid, Isolation, LimitStatus, Limits, Observed, Platform, Time};
@@ -73,7 +74,7 @@ pub struct Shimmed {
 
 impl Shimmed {
     pub fn bubblewrap(host: Arc<Host>) -> Result<Self, DriverError> {
-        let bundle = Bundle::Bubblewrap(Bubblewrap::detect(&host.paths.run)?);
+        let bundle = Bundle::Bubblewrap(Bubblewrap::detect(&host.paths.run, &host.paths.shim)?);
         Ok(Self { host, bundle })
     }
 
@@ -103,6 +104,8 @@ impl Shimmed {
     }
 
     pub fn process(host: Arc<Host>) -> Self {
+        // Without it, `prove` says that there is no such program.
+        let _ = shown::add_init(&host.paths.run, &host.paths.shim);
         Self { host, bundle: Bundle::Process }
     }
 

@@ -17,9 +17,15 @@ pub(super) const HOME_NAME: &str = "container";
 pub(super) const TMP: &str = "/home/.tmp";
 pub(super) const TMP_NAME: &str = ".tmp";
 /// Where a guest that was started ahead finds the program that becomes what it is claimed for.
-pub(super) const INIT: &str = "/sodium-init";
+pub const INIT: &str = "/sodium-init";
 /// Who the workload is inside.
 pub(super) const INSIDE_ID: u32 = 1000;
+
+/// The same program, as it lies in [`Shown::made`] for those whose sandboxes are not shown a root of ours.
+pub(super) const INIT_COPY: &str = "sodium-init";
+
+/// Where all of it is, in the run directory.
+pub(super) const MADE: &str = "shown";
 
 /// Files in [`Shown::made`].
 pub(super) const PASSWD: &str = "passwd";
@@ -56,7 +62,7 @@ pub struct Shown {
 impl Shown {
     /// Looks at the host and writes the files.
     pub fn make(run: &Path) -> Result<Self, SysError> {
-        let made = run.join("shown");
+        let made = run.join(MADE);
         fs::create_dir_all(&made).map_err(|source| SysError::io("mkdir", &made, source))?;
         let home = format!("container:x:{INSIDE_ID}:{INSIDE_ID}:container:{HOME}:/bin/bash\n");
         let nobody = "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
@@ -116,6 +122,26 @@ impl Shown {
         fs::copy(self.made.join(GROUP), inside("etc/group"))?;
         Ok(())
     }
+}
+
+/// Lays the shim among what is made for sandboxes, where one may be shown it under its other name: for `prove`.
+pub fn add_init(run: &Path, shim: &Path) -> Result<(), SysError> {
+    let made = run.join(MADE);
+    let (to, unfinished) = (made.join(INIT_COPY), made.join("sodium-init.new"));
+    let same = |a: fs::Metadata, b: fs::Metadata| {
+        a.len() == b.len() && a.modified().ok() == b.modified().ok()
+    };
+    if let (Ok(there), Ok(ours)) = (fs::metadata(&to), fs::metadata(shim))
+        && same(there, ours)
+    {
+        return Ok(());
+    }
+    let copied = fs::create_dir_all(&made)
+        .and_then(|()| fs::copy(shim, &unfinished))
+        .and_then(|_| fs::metadata(shim)?.modified())
+        .and_then(|at| fs::File::options().write(true).open(&unfinished)?.set_modified(at))
+        .and_then(|()| fs::rename(&unfinished, &to));
+    copied.map_err(|source| SysError::io("copy", shim, source))
 }
 
 fn remove(dir: &Path) -> io::Result<()> {

@@ -365,7 +365,9 @@ impl Act<'_> {
             instance.phase = InstancePhase::Dead;
             let bad = !exit.is_success() && !exit.is_innocent();
             let level = if bad { Level::Warning } else { Level::Normal };
-            let message = format!("{}: {}", instance.iid, exit.summary());
+            let by = exit.asked_by.as_ref().map(|by| format!(", asked for by {by}"));
+            let by = by.unwrap_or_default();
+            let message = format!("{}: {}{by}", instance.iid, exit.summary());
             instance.exit = Some(exit.clone());
             core.event(Some(&sandbox.name), level, ("Ended", message), now)?;
             let gone = Observed::Gone { exit: None, began: true };

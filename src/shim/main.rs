@@ -14,7 +14,7 @@ use crate::shim::protocol::{
 };
 use crate::shim::spool::Stream;
 use crate::shim::workload::Workload;
-use crate::shim::{complain, exec, init};
+use crate::shim::{complain, exec, init, probe};
 use crate::sys::lock::{self, Lock};
 use crate::sys::poll::{self, Interest, Ready, Signals, Timer};
 use crate::sys::{SysError, clock, process, pty, socket, spawn};
@@ -31,7 +31,11 @@ const CONNECTIONS_MAX: usize = 16;
 pub fn run() -> ExitCode {
     let name = std::env::args().next().unwrap_or_default();
     if name.ends_with(init::NAME) {
-        return init::run();
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        return match words.split_first() {
+            Some((first, rest)) if first == probe::WORD => probe::run(rest),
+            _ => init::run(),
+        };
     }
     let done = forkserver::serve().and_then(|assignment| match assignment {
         Some(Assignment::Instance(duty)) => Shim::begin(duty).map(|shim| {

@@ -39,7 +39,8 @@ impl Bwrap {
             "strict": false
         }))
         .unwrap();
-        let bubblewrap = Bubblewrap::detect(&made).unwrap();
+        let bubblewrap =
+            Bubblewrap::detect(&made, Path::new(env!("CARGO_BIN_EXE_sodium-shim"))).unwrap();
         let uid = uuid::Uuid::nil();
         let order = Order {
             iid: &Iid::new(uid, 1),
@@ -57,7 +58,7 @@ impl Bwrap {
         Self {
             program: bubblewrap.program.clone(),
             args,
-            inherited: bubblewrap.inherited(&workspace, None),
+            inherited: bubblewrap.inherited(&spec, &workspace, None),
         }
     }
 

@@ -116,7 +116,7 @@ async fn apply_says_first_and_does_then() {
     assert_eq!(
         dry.json["results"][0],
         json!({"name": "a", "action": "change", "effect": "restart",
-        "fields": ["command"]})
+        "fields": ["command"], "effects": {"command": "restart"}})
     );
     desk.write_spec("f.yaml", "owned", &sleeper());
     desk.wait_phase("owned", "Running").await;

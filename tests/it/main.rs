@@ -4,6 +4,7 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test names what it expects; the rest fails")]
 #![allow(unreachable_pub, reason = "pub says what a test module offers to the others")]
 
+mod alarms;
 mod api_seed;
 mod api_v1;
 mod bounds;
@@ -19,6 +20,7 @@ mod freeze;
 mod gvisor;
 mod limits;
 mod power;
+mod prove;
 mod store;
 mod tidy;
 mod upgrade;

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use super::{Bundle, Gvisor, SEARCH_PATH, Shimmed, convert, hints, ledger};
 use crate::driver::runsc::{self, Guest};
-use crate::driver::shown::HOME;
+use crate::driver::shown::{HOME, MADE};
 use crate::driver::workspace::{Place, Wanted};
 use crate::driver::{DriverError, Order, process};
 use crate::model::{Iid, LimitStatus, Limits, SandboxName, Spec};
@@ -82,7 +82,7 @@ impl Shimmed {
         Ok(match &self.bundle {
             Bundle::Bubblewrap(bwrap) => {
                 let place = own_files(place)?;
-                let inherited = bwrap.inherited(&place.files, place.tmp.as_deref());
+                let inherited = bwrap.inherited(order.spec, &place.files, place.tmp.as_deref());
                 let args = bwrap.args(order, place.tmp.is_some());
                 (text(&bwrap.program), args, Confinement::Bubblewrap { inherited })
             }
@@ -109,10 +109,10 @@ impl Shimmed {
                 (text(&runsc.program), runsc.args(order, &run_dir, platform, image), confinement)
             }
             Bundle::Process => (
-                process::program(order, SEARCH_PATH),
+                process::program(order, SEARCH_PATH, &self.host.paths.run.join(MADE)),
                 order.spec.resolved_command(),
                 Confinement::Itself {
-                    read_only: process::read_only(),
+                    read_only: process::read_only(&self.host.paths.run.join(MADE)),
                     writable: process::writable(own_files(place)?.writable()),
                 },
             ),
@@ -204,6 +204,9 @@ impl Shimmed {
         let host = |stage| move |source| DriverError::Host { stage, source };
         let image = self.wake(order)?;
         let place = self.workspace(order)?;
+        if let (Bundle::Gvisor(_), Some(tmp)) = (&self.bundle, &place.tmp) {
+            runsc::occupy(tmp).map_err(host("prepare /tmp"))?;
+        }
         let launch = self.launch(order, Some(&place), image.as_deref())?;
         let group = self.host.group(order.iid);
         let io = order.spec.limits.io > 0;

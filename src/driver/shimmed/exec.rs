@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::begin::environment;
 use super::{Bundle, SEARCH_PATH, Shimmed, ledger};
+use crate::driver::shown::MADE;
 use crate::driver::{DriverError, ExecOrder, process, runsc};
 use crate::model::Iid;
 use crate::shim::exec::order::{Confined, ExecOrder as Written, Way};
@@ -61,7 +62,7 @@ impl Shimmed {
             Bundle::Bubblewrap(_) => Way::Namespaces { pid, confined },
             Bundle::Process => Way::Beside {
                 confined,
-                read_only: process::read_only(),
+                read_only: process::read_only(&self.host.paths.run.join(MADE)),
                 writable: process::writable([&*workspace, &*tmp].into_iter()),
             },
             Bundle::Gvisor(gvisor) => {

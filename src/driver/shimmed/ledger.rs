@@ -157,7 +157,13 @@ fn status(name: &str, limits: &Limits, applied: &[Applied], counting: Counting) 
         "timeout_seconds" => kept("timer in the shim", (requested > 0).then_some(requested)),
         "output" => kept("pace of the shim", (requested > 0).then_some(requested)),
         _ if requested == 0 => kept("", None),
-        _ => from_cgroup(Controller::Blkio, &|bytes| bytes),
+        _ => match from_cgroup(Controller::Blkio, &|bytes| bytes) {
+            (mechanism, None, ..) => {
+                let why = "its files lie on nothing whose pace the kernel can limit".to_owned();
+                (mechanism, None, Verdict::Unsupported, why)
+            }
+            kept => kept,
+        },
     };
     LimitStatus { limit: name.to_owned(), requested, mechanism, read_back, verdict, reason }
 }

@@ -1,0 +1,190 @@
+//! `sodiumd prove`: runs a probe inside the isolation and the limits of a sandbox, or of an image, that really tries
+//! to pass each of them, and prints what the kernel answered. In a sandbox of its own, which is gone afterwards; the
+//! one that is named goes on undisturbed.
+
+mod judge;
+mod order;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use crate::cli::client::{self, Client};
+use crate::cli::{Output, show};
+use crate::config::{self, Config};
+use judge::{Row, Verdict};
+use order::Order;
+
+/// How often a sandbox is looked at that will have ended in a moment.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// No probe takes this long.
+const PROBE_WITHIN: Duration = Duration::from_secs(180);
+
+const GONE_WITHIN: Duration = Duration::from_secs(20);
+
+/// What a probe left behind.
+pub(super) struct Evidence {
+    /// What it said, line by line.
+    pub said: Vec<Value>,
+    pub exit: Value,
+    /// The ledger while one of them ran.
+    pub limits: Value,
+}
+
+/// What the probes are told of this host.
+pub(super) struct Host {
+    /// Files that are no sandbox's business.
+    pub files: Vec<String>,
+    /// Where a link out of the workspace leads.
+    pub outside: PathBuf,
+    /// The daemon's own address, of which nobody in a sandbox should hear.
+    pub daemon: Option<SocketAddr>,
+}
+
+impl Host {
+    fn of(config: &Config) -> Self {
+        let state = &config.state_path;
+        let files =
+            [state.join("sodiumd.db"), state.join("token"), config.sandboxes_path.join(".")];
+        Self {
+            files: files.iter().map(|path| path.display().to_string()).collect(),
+            outside: state.clone(),
+            daemon: None,
+        }
+    }
+}
+
+/// Exit 0: everything held. 1: something did not.
+pub(super) async fn prove(
+    client: &Client,
+    config: &Path,
+    subject: &str,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let config = config::load(config).context("find out where the daemon keeps its files")?;
+    let mut host = Host::of(&config);
+    let health = client.get("/health").await?;
+    host.daemon = health["address"].as_str().and_then(|text| text.parse().ok());
+    let spec = spec_of(client, subject).await?;
+    let name = format!("prove-{:08x}", std::process::id());
+    let proof = Proof { client, name: &name };
+    let rows = proof.all(&spec, &host, output).await;
+    // Whatever became of it.
+    let gone = proof.remove().await;
+    let rows = rows?;
+    if rows.is_empty() {
+        bail!("nothing was tried");
+    }
+    gone.context("delete the sandbox of the probe")?;
+    if !output.is_for_people() {
+        show::value(&json!({"subject": subject, "items": rows}), output)?;
+    }
+    let held = rows.iter().all(|row| row.verdict != Verdict::Passed);
+    Ok(ExitCode::from(u8::from(!held)))
+}
+
+/// Of the sandbox of this name, or of one that only names the image.
+async fn spec_of(client: &Client, subject: &str) -> anyhow::Result<Value> {
+    let images = client.get("/v1/images").await?;
+    let items = images["items"].as_array().cloned().unwrap_or_default();
+    match client.get(&format!("/v1/sandboxes/{}", client::part(subject))).await {
+        Ok(sandbox) => Ok(sandbox["spec"].clone()),
+        Err(_) if items.iter().any(|image| image["id"] == subject) => Ok(json!({"image": subject})),
+        Err(error) => Err(error.context(format!("{subject} is neither a sandbox nor an image"))),
+    }
+}
+
+/// The sandbox of the probe.
+struct Proof<'a> {
+    client: &'a Client,
+    name: &'a str,
+}
+
+impl Proof<'_> {
+    async fn all(&self, spec: &Value, host: &Host, output: Output) -> anyhow::Result<Vec<Row>> {
+        // Once, so that every default is filled in; it does not run yet.
+        let filled = self.declare(&order::stopped(spec)).await?["spec"].clone();
+        let mut rows = Vec::new();
+        let mut ledger = Value::Null;
+        for order in order::all(&filled, host) {
+            let evidence = self.run(&order, &mut ledger).await?;
+            let Some(row) = judge::judge(&order, &evidence, host) else { continue };
+            if output.is_for_people() {
+                show::line(&row.line())?;
+            }
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    async fn remove(&self) -> anyhow::Result<()> {
+        let path = format!("/v1/sandboxes/{}", self.name);
+        self.client.delete(&path).await?;
+        let deadline = Instant::now() + GONE_WITHIN;
+        while self.client.get(&path).await.is_ok() {
+            if Instant::now() > deadline {
+                bail!("{} is deleted and stays", self.name);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    async fn declare(&self, spec: &Value) -> anyhow::Result<Value> {
+        let name = self.name;
+        let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
+            "metadata": {"name": name}, "spec": spec});
+        self.client.put(&format!("/v1/sandboxes/{name}"), &document.to_string()).await
+    }
+
+    /// Runs one probe to its end.
+    async fn run(&self, order: &Order, ledger: &mut Value) -> anyhow::Result<Evidence> {
+        let declared = self.declare(&order.spec).await?;
+        let generation = &declared["metadata"]["generation"];
+        let path = format!("/v1/sandboxes/{}", self.name);
+        let deadline = Instant::now() + PROBE_WITHIN;
+        let exit = loop {
+            let now = self.client.get(&path).await?;
+            if ledger.is_null() && now["status"]["phase"] == "Running" {
+                *ledger = self.client.get(&format!("{path}/limits")).await?;
+            }
+            let exit = &now["status"]["last_exit"];
+            let is_over =
+                now["status"]["phase"] != "Running" && now["status"]["phase"] != "Starting";
+            if is_over && exit["kind"] == "start_failed" && order.may_not_start {
+                break exit.clone();
+            }
+            if is_over && exit["generation"] == *generation {
+                break exit.clone();
+            }
+            if is_over && exit["kind"] == "start_failed"
+                || now["status"]["phase"] == "Failed" && exit.is_null()
+            {
+                bail!("the probe could not start: {}", show::about(&now));
+            }
+            if Instant::now() > deadline {
+                bail!("{}: the probe did not end: {}", order.what, show::about(&now));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        };
+        let said = self.said(&exit).await?;
+        Ok(Evidence { said, exit, limits: ledger.clone() })
+    }
+
+    async fn said(&self, exit: &Value) -> anyhow::Result<Vec<Value>> {
+        let from = exit["console_from"].as_u64().unwrap_or(0);
+        let path = format!("/v1/sandboxes/{}/logs?offset={from}", self.name);
+        let mut bytes = Vec::new();
+        let gather = |piece: &[u8]| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        };
+        self.client.stream(&path, gather).await?;
+        let text = String::from_utf8_lossy(&bytes);
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+}

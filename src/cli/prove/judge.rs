@@ -1,0 +1,290 @@
+//! Whether a limit or a wall held, from what the probe said, how it ended and what the ledger has.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::cli::prove::order::{LINKED, Order, What};
+use crate::cli::prove::{Evidence, Host};
+use crate::model::Time;
+
+/// A scheduler's periods and the reading of clocks are not exact.
+const CPU_SLACK_PERCENT: u64 = 15;
+/// Of processes and files, so many may be the runtime's.
+const FEW: u64 = 4;
+/// From the time limit to the end: the grace, and a busy machine.
+const TIME_SLACK_MS: u64 = 4_000;
+/// What gVisor's kernel lets its guests do, to whom the host's gives nothing.
+const OF_GVISOR: &str = "make a user namespace";
+/// Output that a second of it may be over.
+const OUTPUT_SLACK_PERCENT: u64 = 40;
+
+/// What became of a try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verdict {
+    /// It held.
+    Held,
+    /// It did not.
+    Passed,
+    /// There is no such limit, or no such wall by this isolation.
+    None,
+}
+
+/// One try, for people and programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Row {
+    pub limit: String,
+    pub asked: Option<u64>,
+    pub verdict: Verdict,
+    /// What keeps it.
+    pub mechanism: String,
+    /// What the kernel answered.
+    pub answer: String,
+}
+
+impl Row {
+    pub(super) fn line(&self) -> String {
+        let mark = match self.verdict {
+            Verdict::Held => '✓',
+            Verdict::Passed => '✗',
+            Verdict::None => '–',
+        };
+        let asked = self.asked.map_or_else(String::new, |asked| asked.to_string());
+        let mechanism = match self.mechanism.as_str() {
+            "" => String::new(),
+            mechanism => format!(" ({mechanism})"),
+        };
+        format!("{mark} {:<16} {asked:>8}  {}{mechanism}", self.limit, self.answer)
+    }
+}
+
+/// Judges one probe.
+pub(super) fn judge(order: &Order, evidence: &Evidence, host: &Host) -> Option<Row> {
+    let (verdict, answer) = match order.what {
+        What::Memory => memory(order, evidence),
+        What::Cpu => cpu(order, evidence),
+        What::Disk => disk(order, evidence),
+        What::Inodes => inodes(order, evidence),
+        What::Processes => counted(order, evidence, "processes"),
+        What::Files => counted(order, evidence, "files"),
+        What::Time => time(evidence),
+        What::Output => output(order, evidence),
+        What::Io => io(order, evidence),
+        What::Host => walls(order, evidence),
+        What::Network => network(order, evidence),
+        What::Privileges => privileges(order, evidence),
+        // It is followed by the next one.
+        What::Link => return None,
+        What::LinkFollowed => followed(evidence, host),
+    };
+    let limits = evidence.limits["items"].as_array().cloned().unwrap_or_default();
+    let name =
+        if order.what == What::Inodes { "disk_mb".to_owned() } else { order.what.to_string() };
+    let entry = limits.into_iter().find(|limit| limit["limit"] == name).unwrap_or_default();
+    Some(Row {
+        limit: order.what.to_string(),
+        asked: (order.limit > 0 && order.what != What::Inodes).then_some(order.limit),
+        verdict,
+        mechanism: entry["mechanism"].as_str().unwrap_or_default().to_owned(),
+        answer,
+    })
+}
+
+type Judged = (Verdict, String);
+
+fn held(holds: bool) -> Verdict {
+    if holds { Verdict::Held } else { Verdict::Passed }
+}
+
+/// The last line that has this.
+fn last<'e>(evidence: &'e Evidence, key: &str) -> Option<&'e Value> {
+    evidence.said.iter().rev().find(|line| !line[key].is_null())
+}
+
+fn number(evidence: &Evidence, key: &str) -> u64 {
+    last(evidence, key).and_then(|line| line[key].as_u64()).unwrap_or(0)
+}
+
+fn word(value: &Value) -> String {
+    value.as_str().unwrap_or("nothing refused it").to_owned()
+}
+
+/// Without a limit there is nothing to be kept.
+fn unlimited(order: &Order) -> Option<Judged> {
+    (order.limit == 0).then(|| (Verdict::None, "no limit was asked for".to_owned()))
+}
+
+fn kind(evidence: &Evidence) -> String {
+    let exit = &evidence.exit;
+    let how = exit["signal"].as_str().map(str::to_owned);
+    let code = exit["code"].as_i64().map(|code| format!("code {code}"));
+    let how = how.or(code).map_or_else(String::new, |how| format!(" ({how})"));
+    format!("{}{how}", exit["kind"].as_str().unwrap_or("no end"))
+}
+
+fn ran_ms(evidence: &Evidence) -> u64 {
+    let at = |key: &str| serde_json::from_value::<Time>(evidence.exit[key].clone()).ok();
+    at("started_at").zip(at("ended_at")).map_or(u64::MAX, |(from, to)| from.until(to).0)
+}
+
+fn memory(order: &Order, evidence: &Evidence) -> Judged {
+    unlimited(order).unwrap_or_else(|| {
+        let reached = number(evidence, "held_mb");
+        let killed = evidence.exit["oom_kills"].as_u64().unwrap_or(0);
+        let refused = last(evidence, "answer").is_some();
+        let passed = last(evidence, "passed").is_some();
+        // Ended before it had tried anything, it has proved nothing.
+        let tried = reached >= order.limit / 4;
+        let holds = tried && !passed && (killed > 0 || refused) && reached <= order.limit;
+        let answer = format!("{}, {killed} OOM kills, at {reached} MiB", kind(evidence));
+        (held(holds), answer)
+    })
+}
+
+fn cpu(order: &Order, evidence: &Evidence) -> Judged {
+    unlimited(order).unwrap_or_else(|| {
+        // As the host counts it: a guest of gVisor's believes that it has what it was promised.
+        let used = evidence.exit["cpu_usec"].as_u64().unwrap_or(0);
+        let percent = used / 10 / ran_ms(evidence).max(1);
+        let cpus = number(evidence, "cpus");
+        let most = order.limit * (100 + CPU_SLACK_PERCENT) / 100 + 2;
+        let throttled = evidence.exit["throttled_usec"].as_u64().unwrap_or(0) / 1000;
+        let there = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let right = cpus == order.limit.div_ceil(100).min(there.max(1));
+        let answer = format!(
+            "{percent} % with all cpus busy, {cpus} to be seen, throttled for {throttled} ms"
+        );
+        (held((1..=most).contains(&percent) && right), answer)
+    })
+}
+
+fn disk(order: &Order, evidence: &Evidence) -> Judged {
+    unlimited(order).unwrap_or_else(|| {
+        let (home, tmp) = (number(evidence, "home_mb"), number(evidence, "tmp_mb"));
+        let line = last(evidence, "home_mb").cloned().unwrap_or_default();
+        let lives = line["then"].is_null() && evidence.exit["kind"] == "exited";
+        let refused = !line["answer"].is_null() && !line["tmp_answer"].is_null();
+        let answer = format!(
+            "{} after {home} MiB; /tmp: {} after {tmp} MiB more; then it went on",
+            word(&line["answer"]),
+            word(&line["tmp_answer"])
+        );
+        (held(refused && home + tmp <= order.limit && lives), answer)
+    })
+}
+
+fn inodes(order: &Order, evidence: &Evidence) -> Judged {
+    unlimited(order).unwrap_or_else(|| {
+        let line = last(evidence, "inodes").cloned().unwrap_or_default();
+        let answer =
+            format!("{} after {} files", word(&line["answer"]), number(evidence, "inodes"));
+        // btrfs counts bytes alone.
+        let verdict = if line["answer"].is_null() { Verdict::None } else { Verdict::Held };
+        (verdict, answer)
+    })
+}
+
+fn counted(order: &Order, evidence: &Evidence, what: &str) -> Judged {
+    unlimited(order).unwrap_or_else(|| {
+        let line = last(evidence, what).cloned().unwrap_or_default();
+        let count = number(evidence, what);
+        let least = order.limit.saturating_sub(FEW);
+        let holds = !line["answer"].is_null() && (least..=order.limit).contains(&count);
+        (held(holds), format!("{} after {count} {what}", word(&line["answer"])))
+    })
+}
+
+fn time(evidence: &Evidence) -> Judged {
+    let ran = ran_ms(evidence);
+    let tried = last(evidence, "tried").is_some() && last(evidence, "passed").is_none();
+    let holds = evidence.exit["kind"] == "timeout" && ran < 3_000 + TIME_SLACK_MS && tried;
+    (
+        held(holds),
+        format!("{} after {ran} ms of a limit of 2 s, though it ignored SIGTERM", kind(evidence)),
+    )
+}
+
+fn output(order: &Order, evidence: &Evidence) -> Judged {
+    let (written, ms) = (number(evidence, "written"), number(evidence, "ms").max(1));
+    let kept = evidence.exit["console_to"].as_u64().unwrap_or(0)
+        - evidence.exit["console_from"].as_u64().unwrap_or(0);
+    if order.limit == 0 {
+        let answer = format!("{} MiB in {ms} ms; the console is bounded", written >> 20);
+        return (Verdict::None, answer);
+    }
+    let rate = written * 1000 / ms;
+    // What is in the pipe counts for written.
+    let most = order.limit * (100 + OUTPUT_SLACK_PERCENT) / 100 + (64 << 10) * 1000 / ms;
+    (held(rate <= most && kept > 0), format!("{rate} bytes a second came through"))
+}
+
+fn io(order: &Order, evidence: &Evidence) -> Judged {
+    let (stored, ms) = (number(evidence, "stored"), number(evidence, "ms").max(1));
+    let rate = stored * 1000 / ms;
+    let answer = format!("{rate} bytes a second were stored");
+    if order.limit == 0 {
+        return (Verdict::None, answer);
+    }
+    // A second's worth may go before the kernel has anything to hold back.
+    let most = order.limit + order.limit * 1000 / ms;
+    (held((1..=most).contains(&rate)), answer)
+}
+
+fn walls(order: &Order, evidence: &Evidence) -> Judged {
+    let line = last(evidence, "read").cloned().unwrap_or_default();
+    let list = |key: &str| {
+        let items = line[key].as_array().cloned().unwrap_or_default();
+        items.iter().map(word).collect::<Vec<String>>()
+    };
+    let (read, wrote) = (list("read"), list("wrote"));
+    let (seen, signalled) = (number(evidence, "seen"), number(evidence, "signalled"));
+    // A plain process sees that there are others; no more than that.
+    let hidden = seen == 0 || order.isolation == "process";
+    let holds = line.is_object() && read.is_empty() && wrote.is_empty() && signalled == 0 && hidden;
+    let named = |paths: &[String]| match paths {
+        [] => "none".to_owned(),
+        paths => paths.join(" "),
+    };
+    let answer = format!(
+        "files of the host read: {}, written: {}; processes seen: {seen}, to be signalled: {signalled}",
+        named(&read),
+        named(&wrote)
+    );
+    (held(holds), answer)
+}
+
+fn network(order: &Order, evidence: &Evidence) -> Judged {
+    let line = last(evidence, "connections").cloned().unwrap_or_default();
+    let connections = line["connections"].as_array().cloned().unwrap_or_default();
+    let texts: Vec<String> = connections
+        .iter()
+        .map(|one| format!("{}: {}", word(&one["to"]), word(&one["answer"])))
+        .collect();
+    let shared = order.isolation == "process" || order.spec["network"] == "host";
+    if shared {
+        return (Verdict::None, "it has the host's network".to_owned());
+    }
+    let none = connections.iter().all(|one| !one["answer"].is_null());
+    (held(none && !connections.is_empty()), texts.join(", "))
+}
+
+fn privileges(order: &Order, evidence: &Evidence) -> Judged {
+    let line = last(evidence, "got").cloned().unwrap_or_default();
+    let got = line["got"].as_array().cloned().unwrap_or_default();
+    let (own, got): (Vec<String>, Vec<String>) =
+        got.iter().map(word).partition(|what| order.isolation == "gvisor" && what == OF_GVISOR);
+    let answer = match (got.is_empty(), own.is_empty()) {
+        (false, _) => got.join(", "),
+        (true, true) => "none was given".to_owned(),
+        (true, false) => format!("{OF_GVISOR}, of gVisor's own kernel, and no other"),
+    };
+    (held(line.is_object() && got.is_empty()), answer)
+}
+
+fn followed(evidence: &Evidence, host: &Host) -> Judged {
+    let name = LINKED.rsplit('/').next().unwrap_or_default();
+    let escaped = host.outside.join(name).exists();
+    let said = evidence.exit["message"].as_str().unwrap_or("it was not followed");
+    let answer = if escaped { "a file was written through a link" } else { said };
+    (held(!escaped), answer.to_owned())
+}

@@ -1,0 +1,83 @@
+//! What a program may try that it should not be let do: for the probe, which tries it.
+
+use std::io;
+
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::time::TimeValLike;
+use nix::unistd::{Pid, setuid};
+
+use crate::sys::SysError;
+
+/// Cpus that this process may run on.
+pub fn cpu_count() -> usize {
+    let set = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).count().max(1)
+}
+
+/// What this process has computed, in microseconds.
+pub fn cpu_usec() -> u64 {
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| {
+        let all = usage.user_time() + usage.system_time();
+        u64::try_from(all.num_microseconds()).unwrap_or(0)
+    })
+}
+
+/// A child that does nothing, by the plain old call: the newer ones are kept from workloads.
+pub fn idle_child() -> Result<u32, SysError> {
+    // SAFETY: the probe has one thread, so that the child may do anything; it only waits.
+    match unsafe { nix::unistd::fork() } {
+        Ok(nix::unistd::ForkResult::Parent { child }) => Ok(child.as_raw().unsigned_abs()),
+        Ok(nix::unistd::ForkResult::Child) => loop {
+            nix::unistd::pause();
+        },
+        Err(errno) => Err(SysError::nix("fork", errno)),
+    }
+}
+
+/// Ends a child of ours that was not reaped: its number cannot be anybody else's.
+pub fn kill_child(pid: u32) {
+    let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+    let _ = super::process::wait_for(pid);
+}
+
+/// Whether a signal would be delivered to it. None is sent.
+pub fn may_signal(pid: u32) -> bool {
+    kill(Pid::from_raw(pid.cast_signed()), None).is_ok()
+}
+
+/// From now on, only SIGKILL ends us.
+pub fn ignore_requests_to_end() {
+    for ask in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        // SAFETY: ignoring a signal runs no code of ours when it comes.
+        let _ = unsafe { signal(ask, SigHandler::SigIgn) };
+    }
+}
+
+/// Tries to become more than we are. For each, whether it worked.
+pub fn privileges() -> Vec<(&'static str, bool)> {
+    let became_root = setuid(nix::unistd::Uid::from_raw(0)).is_ok();
+    let call = |number: libc::c_long, arguments: [usize; 5]| {
+        let [a, b, c, d, e] = arguments;
+        // SAFETY: each call below is given null or integers; one that is let through fails for want of
+        // an argument, or changes this process alone.
+        let ret = unsafe { libc::syscall(number, a, b, c, d, e) };
+        // Refused for what it was given, it was let through.
+        ret >= 0
+            || matches!(
+                io::Error::last_os_error().raw_os_error(),
+                Some(libc::EFAULT | libc::EINVAL | libc::EBADF)
+            )
+    };
+    let new_user = usize::try_from(libc::CLONE_NEWUSER).unwrap_or(0);
+    vec![
+        ("become root", became_root),
+        ("make a user namespace", call(libc::SYS_unshare, [new_user, 0, 0, 0, 0])),
+        ("mount", call(libc::SYS_mount, [0, 0, 0, 0, 0])),
+        ("load a program into the kernel", call(libc::SYS_bpf, [0, 0, 0, 0, 0])),
+        ("load a module", call(libc::SYS_init_module, [0, 0, 0, 0, 0])),
+        ("use a key ring", call(libc::SYS_keyctl, [0, 0, 0, 0, 0])),
+        ("use io_uring", call(libc::SYS_io_uring_setup, [0, 0, 0, 0, 0])),
+    ]
+}
