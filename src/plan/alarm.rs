@@ -1,7 +1,7 @@
 //! When a limit bites, or is near: what to say, from one reading to the next. Pure; who reads and who says it is
 //! [`crate::reconcile`]'s business.
 
-use crate::model::{Level, Limits, Reading, Span, Time};
+use crate::model::{ExitRecord, Level, Limits, Reading, Span, Time};
 
 /// A limit is near when this much of it is used,
 const NEAR_PERCENT: u64 = 90;
@@ -148,6 +148,12 @@ impl Watch {
         let message = format!("cpu throttled {percent} % of the last minute");
         Some(Alarm { breach: Some("cpu_percent"), ..warning("CpuThrottled", message) })
     }
+}
+
+/// What an end has to say that nobody could read before: what is out of memory ends as a whole.
+pub fn of_end(exit: &ExitRecord) -> Option<Alarm> {
+    let count = Some(exit.oom_kills).filter(|count| *count > 0)?;
+    Some(warning("OutOfMemory", format!("memory: {}", counted(count, "OOM kill"))))
 }
 
 /// The length of a cpu period.

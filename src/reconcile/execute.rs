@@ -18,7 +18,7 @@ use crate::model::{
     Owner, Record, Sandbox, Span, Time,
 };
 use crate::plan::report::{self, report};
-use crate::plan::{Next, Plan, Policy, Step, Stopping, View, backoff};
+use crate::plan::{Next, Plan, Policy, Step, Stopping, View, alarm, backoff};
 use crate::reconcile::world::{Again, RESYNC, World};
 use crate::store::{Core, StoreError};
 
@@ -369,6 +369,10 @@ impl Act<'_> {
             let by = by.unwrap_or_default();
             let message = format!("{}: {}{by}", instance.iid, exit.summary());
             instance.exit = Some(exit.clone());
+            for alarm in alarm::of_end(&exit) {
+                let message = format!("{}: {}", instance.iid, alarm.message);
+                core.event(Some(&sandbox.name), alarm.level, (alarm.reason, message), now)?;
+            }
             core.event(Some(&sandbox.name), level, ("Ended", message), now)?;
             let gone = Observed::Gone { exit: None, began: true };
             let after = Sandbox { instance: Some(Arc::new(instance.clone())), ..sandbox.clone() };

@@ -66,6 +66,8 @@ pub enum Cause {
 pub struct Evidence {
     pub oom_kills: u64,
     pub timed_out: bool,
+    /// It was killed as a whole since one of its processes was.
+    pub out_of_memory: bool,
     /// We killed it, so that a SIGKILL proves nothing.
     pub killed_by_us: bool,
 }
@@ -78,6 +80,9 @@ pub fn classify(ended: Ended, evidence: Evidence) -> Cause {
     };
     if evidence.timed_out {
         return Cause::Timeout { code, signal };
+    }
+    if evidence.out_of_memory {
+        return Cause::Oom { code, signal };
     }
     // 137 is what a shell answers when its child was killed.
     let killed = matches!(ended, Ended::Signaled(9) | Ended::Exited(137));
@@ -107,7 +112,7 @@ mod tests {
 
     #[track_caller]
     fn check(ended: Ended, oom_kills: u64, killed_by_us: bool, want: Cause) {
-        let evidence = Evidence { oom_kills, timed_out: false, killed_by_us };
+        let evidence = Evidence { oom_kills, killed_by_us, ..Evidence::default() };
         assert_eq!(classify(ended, evidence), want);
     }
 

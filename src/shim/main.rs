@@ -79,6 +79,7 @@ enum Source {
     Failure,
     Terminal,
     UserLog,
+    Memory,
 }
 
 impl Shim {
@@ -161,7 +162,7 @@ impl Shim {
         }
         let io = &self.workload;
         let paced = io.is_paced(clock::boot_ms());
-        let ends: [(Source, Option<BorrowedFd<'_>>); 6] = [
+        let ends: [(Source, Option<BorrowedFd<'_>>); 7] = [
             (
                 Source::Output(Stream::Stdout),
                 io.stdout.as_ref().filter(|_| !paced).map(AsFd::as_fd),
@@ -174,6 +175,7 @@ impl Shim {
             (Source::Failure, io.failure.as_ref().map(AsFd::as_fd)),
             (Source::Terminal, io.terminal_listener()),
             (Source::UserLog, io.user_log()),
+            (Source::Memory, io.memory_event()),
         ];
         for (source, fd) in ends {
             let Some(fd) = fd else { continue };
@@ -206,6 +208,7 @@ impl Shim {
             Source::Failure => self.workload.read_failure(),
             Source::Terminal => self.workload.take_terminal(),
             Source::UserLog => self.workload.read_user_log(),
+            Source::Memory => self.workload.heard_of_memory(),
         }
     }
 

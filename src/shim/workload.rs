@@ -7,6 +7,7 @@
 //! `stop` and `kill` change no phase by themselves: only the death of the first process does.
 
 mod claimed;
+mod memory;
 mod output;
 mod pace;
 mod unsupported;
@@ -28,6 +29,7 @@ use crate::sys::cgroup::Usage;
 use crate::sys::process::{self, Ended};
 use crate::sys::{SysError, clock, poll, spawn};
 use claimed::open_spool;
+use memory::Memory;
 use output::OUTPUT_BYTES_MAX;
 use pace::Pace;
 use unsupported::Unsupported;
@@ -81,6 +83,7 @@ pub(super) struct Workload {
     /// Whether the pipe of stdout, and of stderr, was grown.
     grown: [bool; 2],
     pace: Option<Pace>,
+    memory: Memory,
     /// What the kernel had counted, and where the console ended, before it was anybody's.
     before: Usage,
     console_from: u64,
@@ -169,6 +172,7 @@ impl Workload {
             Confinement::Gvisor { user_log, .. } => Some(Unsupported::listen(user_log)?),
             Confinement::Bubblewrap { .. } | Confinement::Itself { .. } => None,
         };
+        let memory = if launch.warm { Memory::default() } else { Memory::watch(&launch.group) };
         let started = child::start(&launch);
         // Beside the child's own way to its program. Without a console it dies with us.
         let spool = if launch.warm { None } else { Some(open_spool(&launch)?) };
@@ -200,6 +204,7 @@ impl Workload {
             buffer: vec![0; OUTPUT_BYTES_MAX],
             grown: [false; 2],
             pace,
+            memory,
             before: Usage::default(),
             console_from: 0,
         };
@@ -388,6 +393,15 @@ impl Workload {
         }
     }
 
+    /// Where the kernel tells that there is no memory left.
+    pub(super) fn memory_event(&self) -> Option<BorrowedFd<'_>> {
+        self.memory.fd()
+    }
+
+    pub(super) fn heard_of_memory(&mut self) {
+        self.memory.heard(clock::boot_ms());
+    }
+
     /// From now on the console is that terminal.
     pub(super) fn take_terminal(&mut self) {
         let (Some(size), Some(runtime)) = (self.launch.tty, &mut self.runtime) else { return };
@@ -409,6 +423,9 @@ impl Workload {
         if self.ending.timeout_at_boot_ms.is_some_and(|at| at <= now) {
             self.ending.timeout_at_boot_ms = None;
             self.time_out();
+        }
+        if self.memory.look(&self.launch.group, now) {
+            self.kill_all();
         }
         if let Some(signal) = self.ending.signal_due
             && let Some(main) = &self.main
@@ -446,7 +463,8 @@ impl Workload {
                 let counted = narrow.map(|_| now + pause);
                 let paced = self.pace.and_then(|pace| pace.waits_until(now));
                 let warn_at = self.ending.warn_at_boot_ms;
-                [self.ending.timeout_at_boot_ms, warn_at, kill_at, probe, counted, paced]
+                let memory = self.memory.next_look();
+                [self.ending.timeout_at_boot_ms, warn_at, kill_at, probe, counted, paced, memory]
                     .into_iter()
                     .flatten()
                     .min()

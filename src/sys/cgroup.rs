@@ -406,6 +406,20 @@ impl Group {
         self.unified.as_ref().is_some_and(|dir| v2::is_frozen(dir))
     }
 
+    /// Tells when something in it is out of memory, where that does not end everything in it anyway: version 1 kills
+    /// one process. `None`: it does, or there is no limit.
+    pub fn watch_memory(&self) -> Option<OwnedFd> {
+        self.v1.get(&Controller::Memory).and_then(|dir| v1::watch_memory(dir).ok())
+    }
+
+    /// How many processes were killed in it for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        let first = self.v1.get(&Controller::Memory);
+        let second = self.unified.as_ref().map(|dir| read(dir, "memory.events"));
+        let text = first.map(|dir| read(dir, "memory.oom_control")).or(second);
+        keyed(&text.unwrap_or_default(), "oom_kill")
+    }
+
     /// What it has used so far. Files that are missing count as zero.
     pub fn usage(&self) -> Usage {
         let mut usage = Usage::default();

@@ -9,15 +9,14 @@
 #![allow(unreachable_pub, reason = "pub says what a module offers to the others")]
 
 mod desk;
+mod limits;
 mod raw;
 mod report;
 mod timing;
 
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use serde_json::json;
-use tokio_tungstenite::tungstenite::Message;
 
 use desk::{Desk, median, p99, pss_kib};
 use report::Bar;
@@ -48,6 +47,9 @@ async fn main() {
     }
     if wanted("declared") {
         bars.extend(declared().await);
+    }
+    if wanted("limits") {
+        bars.extend(limits::bars().await);
     }
     if wanted("console") {
         bars.extend(console().await);
@@ -110,17 +112,7 @@ async fn first_bytes(
     let (mut ours, mut reference) = (Vec::new(), Vec::new());
     for round in 0..starts {
         desk.wait_ready().await;
-        let began = Instant::now();
-        let asked = desk.post("/sandboxes/echo/start", "{}");
-        let first = async {
-            loop {
-                if let Message::Binary(_) = console.next().await.unwrap().unwrap() {
-                    return began.elapsed();
-                }
-            }
-        };
-        let (_, first) = tokio::join!(asked, first);
-        desk.wait_stopped("echo").await;
+        let first = desk.first_byte("echo", &mut console).await;
         desk.wait_ready().await;
         let raw = raw();
         // The first of each warms caches.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::desk::{Desk, TOKEN, document, save};
 
@@ -89,6 +90,22 @@ impl Desk {
             self.port
         );
         tokio_tungstenite::connect_async(url).await.unwrap().0
+    }
+
+    /// From the request to start it to its first byte on an open console; it ends by itself.
+    pub async fn first_byte(&self, name: &str, console: &mut Socket) -> Duration {
+        let began = Instant::now();
+        let asked = self.post_owned(format!("/sandboxes/{name}/start"), "{}");
+        let first = async {
+            loop {
+                if let Message::Binary(_) = console.next().await.unwrap().unwrap() {
+                    return began.elapsed();
+                }
+            }
+        };
+        let (_, first) = tokio::join!(asked, first);
+        self.wait_stopped(name).await;
+        first
     }
 
     pub async fn wait_stopped(&self, name: &str) {

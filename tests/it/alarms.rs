@@ -74,6 +74,9 @@ async fn a_limit_that_is_near_or_met_is_said_while_it_is() {
     );
     let killed = wait_event(&desk, "loses", "OutOfMemory").await;
     assert!(killed.ends_with("memory: 1 OOM kill"), "{killed}");
+    // As a whole, though it was a child that took too much.
+    let ended = desk.wait_phase("loses", "Failed").await;
+    assert_eq!(ended["status"]["last_exit"]["kind"], "oom", "{ended:#}");
     // By the shim, which needs nobody for it; and by us.
     desk.wait_logs("forks", "[sodiumd] 60 s are left of the time limit of 62 s").await;
     wait_event(&desk, "forks", "TimeoutNear").await;
@@ -84,11 +87,11 @@ async fn a_limit_that_is_near_or_met_is_said_while_it_is() {
     assert!(disk["usage"].as_u64().unwrap() >= 16, "{disk:#}");
     let Value::String(page) = desk.get("/metrics").await.json else { panic!("no text") };
     for line in [
-        "sodiumd_sandboxes{phase=\"Running\"} 4",
+        "sodiumd_sandboxes{phase=\"Running\"} 3",
         "sodiumd_sandbox_limit{name=\"fills\",limit=\"disk_mb\"} 24",
         "sodiumd_sandbox_limit_verdict{name=\"fills\",limit=\"disk_mb\",verdict=\"enforced\"} 1",
         "sodiumd_sandbox_limit_breaches_total{name=\"fills\",limit=\"disk_mb\"} 1",
-        "sodiumd_sandbox_oom_kills_total{name=\"loses\"} 1",
+        "sodiumd_sandbox_limit_breaches_total{name=\"loses\",limit=\"memory_mb\"} 1",
     ] {
         assert!(page.lines().any(|found| found == line), "{line} is not in {page}");
     }

@@ -1,6 +1,6 @@
 //! A workload that was started ahead, and becomes somebody's.
 
-use super::{Ending, Life, Pace, Workload};
+use super::{Ending, Life, Memory, Pace, Workload};
 use crate::shim::claim::{self, Claim};
 use crate::shim::launch::Launch;
 use crate::shim::spool::Writer;
@@ -20,6 +20,7 @@ impl Workload {
         self.ending = Ending::of(launch.timeout_ms, now);
         self.pace = launch.output_bytes_per_second.map(Pace::new);
         self.before = launch.group.usage();
+        self.memory = Memory::watch(&launch.group);
         (self.launched_boot_ms, self.launched_at_ms) = (now, wall);
         self.started_at_ms = Some(wall);
         self.secret = Some(order.secret.clone());

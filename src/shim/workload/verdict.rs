@@ -15,6 +15,7 @@ impl Workload {
         let evidence = Evidence {
             oom_kills: usage.oom_kills.saturating_sub(self.before.oom_kills),
             timed_out: self.ending.timed_out,
+            out_of_memory: self.memory.is_over(),
             killed_by_us: self.ending.killed,
         };
         let cause = match self.start_failure() {

@@ -1,8 +1,11 @@
 //! Version 1: one hierarchy per controller, each with files of its own.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -49,6 +52,17 @@ fn memory(dir: &Path, bytes: Option<u64>) -> Result<Option<u64>, SysError> {
     }
     let now = number(&read(dir, "memory.limit_in_bytes"));
     Ok((now < MEMORY_UNLIMITED_FROM).then_some(now))
+}
+
+/// A descriptor that becomes readable when the group is out of memory.
+pub(super) fn watch_memory(dir: &Path) -> Result<OwnedFd, SysError> {
+    let path = dir.join("memory.oom_control");
+    let control = File::open(&path).map_err(|source| SysError::io("open", &path, source))?;
+    let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        .map_err(|errno| SysError::nix("eventfd", errno))?;
+    let order = format!("{} {}", event.as_fd().as_raw_fd(), control.as_raw_fd());
+    write(dir, "cgroup.event_control", &order)?;
+    Ok(event.into())
 }
 
 /// A new group's period is [`PERIOD_USEC`], and nobody changes it.
