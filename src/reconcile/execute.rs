@@ -369,7 +369,7 @@ impl Act<'_> {
             let by = by.unwrap_or_default();
             let message = format!("{}: {}{by}", instance.iid, exit.summary());
             instance.exit = Some(exit.clone());
-            for alarm in alarm::of_end(&exit) {
+            if let Some(alarm) = alarm::of_end(&exit) {
                 let message = format!("{}: {}", instance.iid, alarm.message);
                 core.event(Some(&sandbox.name), alarm.level, (alarm.reason, message), now)?;
             }

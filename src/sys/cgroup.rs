@@ -16,7 +16,7 @@ mod v1;
 mod v2;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -473,6 +473,22 @@ fn read(dir: &Path, file: &str) -> String {
     super::read_small(&dir.join(file)).unwrap_or_default()
 }
 
+/// The same of a file that is a number, or a few lines: by one read, where asking for its end would double the price
+/// of what is read of thousands of groups.
+fn read_brief(dir: &Path, file: &str) -> String {
+    /// A page is the most that the kernel gives at once; what leaves so much of it was all.
+    const ROOM_BYTES: usize = 1024;
+    let mut page = [0_u8; 4096];
+    let opened = File::open(dir.join(file));
+    match opened.and_then(|mut file| io::Read::read(&mut file, &mut page)) {
+        Ok(count) if count + ROOM_BYTES <= page.len() => {
+            String::from_utf8_lossy(&page[..count]).into_owned()
+        }
+        Ok(_) => read(dir, file),
+        Err(_) => String::new(),
+    }
+}
+
 /// The number after `key` in a file of `key number` lines.
 fn keyed(text: &str, key: &str) -> u64 {
     text.lines()
@@ -517,10 +533,10 @@ fn add_periods(stat: &str, usage: &mut Usage) {
 
 /// Both versions have the same files for processes.
 fn add_pids(dir: &Path, usage: &mut Usage) {
-    usage.pids = number(&read(dir, "pids.current"));
+    usage.pids = number(&read_brief(dir, "pids.current"));
     // Older kernels keep no peak.
-    usage.pids_peak = number(&read(dir, "pids.peak")).max(usage.pids);
-    usage.pids_refused = keyed(&read(dir, "pids.events"), "max");
+    usage.pids_peak = number(&read_brief(dir, "pids.peak")).max(usage.pids);
+    usage.pids_refused = keyed(&read_brief(dir, "pids.events"), "max");
 }
 
 fn number(text: &str) -> u64 {

@@ -116,12 +116,14 @@ fn volumes() -> Vec<Bar> {
 /// A thousand that run and do nothing.
 async fn crowd_at_rest() -> Vec<Bar> {
     let mut desk = Desk::new(json!({"isolation": "process"})).await;
-    let since = desk.last_event().await;
     for index in 0..RUNNING {
         let spec = json!({"command": ["sleep", "100000"], "limits": {"timeout_seconds": 0}});
         desk.put(&format!("s{index}"), &spec).await;
     }
-    desk.wait_started(since, RUNNING).await;
+    let all = format!("sodiumd_sandboxes{{phase=\"Running\"}} {RUNNING}\n");
+    while !desk.metrics().await.contains(&all) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
     // Until each has been seen to do nothing often enough.
     tokio::time::sleep(Duration::from_secs(90)).await;
     let before = desk.cpu_ticks();
@@ -130,8 +132,7 @@ async fn crowd_at_rest() -> Vec<Bar> {
     let mut times = Vec::new();
     for round in 0..21 {
         let began = Instant::now();
-        let page = desk.http.get(desk.url("/metrics")).bearer_auth(super::desk::TOKEN).send().await;
-        let page = page.unwrap().text().await.unwrap();
+        let page = desk.metrics().await;
         assert!(page.matches("sodiumd_sandbox_memory_bytes{").count() == RUNNING);
         if round > 0 {
             times.push(ms(began.elapsed()));

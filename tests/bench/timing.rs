@@ -92,6 +92,11 @@ impl Desk {
         tokio_tungstenite::connect_async(url).await.unwrap().0
     }
 
+    pub async fn metrics(&self) -> String {
+        let sent = self.http.get(self.url("/metrics")).bearer_auth(TOKEN).send().await;
+        sent.unwrap().text().await.unwrap()
+    }
+
     /// From the request to start it to its first byte on an open console; it ends by itself.
     pub async fn first_byte(&self, name: &str, console: &mut Socket) -> Duration {
         let began = Instant::now();

@@ -9,7 +9,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Applied, Controller, Limits, Usage, keyed, number, read, write};
+use super::{Applied, Controller, Limits, Usage, keyed, number, read, read_brief, write};
 use crate::sys::SysError;
 
 /// The length of a cpu period, in microseconds.
@@ -116,21 +116,22 @@ fn io(dir: &Path, limits: &Limits) -> Option<u64> {
 pub(super) fn add_usage(dir: &Path, controller: Controller, usage: &mut Usage) {
     match controller {
         Controller::Memory => {
-            usage.memory_bytes = number(&read(dir, "memory.usage_in_bytes"));
-            usage.memory_peak_bytes = number(&read(dir, "memory.max_usage_in_bytes"));
-            usage.oom_kills = keyed(&read(dir, "memory.oom_control"), "oom_kill");
-            usage.memory_cache_bytes = keyed(&read(dir, "memory.stat"), "total_inactive_file");
+            usage.memory_bytes = number(&read_brief(dir, "memory.usage_in_bytes"));
+            usage.memory_peak_bytes = number(&read_brief(dir, "memory.max_usage_in_bytes"));
+            usage.oom_kills = keyed(&read_brief(dir, "memory.oom_control"), "oom_kill");
+            usage.memory_cache_bytes =
+                keyed(&read_brief(dir, "memory.stat"), "total_inactive_file");
         }
         Controller::Cpu => {
-            let stat = read(dir, "cpu.stat");
+            let stat = read_brief(dir, "cpu.stat");
             usage.throttled_usec = keyed(&stat, "throttled_time") / 1000;
             super::add_periods(&stat, usage);
         }
-        Controller::Cpuacct => usage.cpu_usec = number(&read(dir, "cpuacct.usage")) / 1000,
+        Controller::Cpuacct => usage.cpu_usec = number(&read_brief(dir, "cpuacct.usage")) / 1000,
         Controller::Pids => super::add_pids(dir, usage),
         Controller::Cpuset => (),
         Controller::Blkio => {
-            for line in read(dir, "blkio.throttle.io_service_bytes").lines() {
+            for line in read_brief(dir, "blkio.throttle.io_service_bytes").lines() {
                 let mut words = line.split(' ');
                 match (words.next(), words.next(), words.next()) {
                     (Some(_), Some("Read"), Some(count)) => usage.read_bytes += number(count),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Applied, Controller, Limits, Usage, keyed, number, read, write};
+use super::{Applied, Controller, Limits, Usage, keyed, number, read, read_brief, write};
 use crate::sys::SysError;
 
 /// The length of a cpu period, in microseconds.
@@ -92,15 +92,15 @@ pub(super) fn is_frozen(dir: &Path) -> bool {
 }
 
 pub(super) fn add_usage(dir: &Path, controllers: &[Controller], usage: &mut Usage) {
-    let cpu = read(dir, "cpu.stat");
+    let cpu = read_brief(dir, "cpu.stat");
     usage.cpu_usec = keyed(&cpu, "usage_usec");
     for controller in controllers {
         match controller {
             Controller::Memory => {
-                usage.memory_bytes = number(&read(dir, "memory.current"));
-                usage.memory_peak_bytes = number(&read(dir, "memory.peak"));
-                usage.oom_kills = keyed(&read(dir, "memory.events"), "oom_kill");
-                usage.memory_cache_bytes = keyed(&read(dir, "memory.stat"), "inactive_file");
+                usage.memory_bytes = number(&read_brief(dir, "memory.current"));
+                usage.memory_peak_bytes = number(&read_brief(dir, "memory.peak"));
+                usage.oom_kills = keyed(&read_brief(dir, "memory.events"), "oom_kill");
+                usage.memory_cache_bytes = keyed(&read_brief(dir, "memory.stat"), "inactive_file");
             }
             Controller::Cpu => {
                 usage.throttled_usec = keyed(&cpu, "throttled_usec");
@@ -108,7 +108,7 @@ pub(super) fn add_usage(dir: &Path, controllers: &[Controller], usage: &mut Usag
             }
             Controller::Pids => super::add_pids(dir, usage),
             Controller::Blkio => {
-                for word in read(dir, "io.stat").split_whitespace() {
+                for word in read_brief(dir, "io.stat").split_whitespace() {
                     match word.split_once('=') {
                         Some(("rbytes", count)) => usage.read_bytes += number(count),
                         Some(("wbytes", count)) => usage.write_bytes += number(count),
