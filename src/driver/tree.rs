@@ -2,15 +2,21 @@
 //! symlink in them is followed.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 
+pub(super) use crate::sys::disk::walk::{allocated_bytes, clear, remove, set_project};
 use crate::sys::{SysError, disk, path};
 
 /// Where programs of the system lie, whatever our own environment says.
 const PROGRAMS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Of a directory that belongs to a tenant.
+pub(super) const MODE: u32 = 0o700;
+/// Of what a program says, so much is kept: it becomes part of a sandbox's status.
+const SAID_BYTES_MAX: u64 = 4096;
 
 /// By a program that follows no symlink, keeps what is sparse sparse, and shares blocks where the file
 /// system can.
@@ -22,7 +28,17 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), SysError> {
 }
 
 /// Runs a program of a package to its end and gives what it printed; what it complained of, if it failed.
-pub(super) fn run(mut command: Command, package: &str) -> Result<String, SysError> {
+pub(super) fn run(command: Command, package: &str) -> Result<String, SysError> {
+    run_to(command, package, 0, Stdio::null())
+}
+
+/// The same of a program that says by codes up to this that it did what it was to do.
+pub(super) fn run_to(
+    mut command: Command,
+    package: &str,
+    code_max: i32,
+    stdin: Stdio,
+) -> Result<String, SysError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |source: io::Error| match source.kind() == io::ErrorKind::NotFound {
         true => {
@@ -30,70 +46,54 @@ pub(super) fn run(mut command: Command, package: &str) -> Result<String, SysErro
         }
         false => SysError { call: program.clone(), source },
     };
-    let done = command.env("PATH", PROGRAMS).stdin(Stdio::null()).output().map_err(failed)?;
-    if done.status.success() {
-        return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+    command.env("PATH", PROGRAMS).stdin(stdin);
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    let (said, complained) = (child.stdout.take(), child.stderr.take());
+    // Both at once, or a program that fills the other pipe waits for us.
+    let (said, complained) = thread::scope(|scope| {
+        let complained = scope.spawn(|| beginning(complained));
+        (beginning(said), complained.join().unwrap_or_default())
+    });
+    let status = child.wait().map_err(failed)?;
+    if status.code().is_some_and(|code| code <= code_max) {
+        return Ok(said);
     }
-    let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
-    Err(failed(io::Error::other(format!("{}: {said}", done.status))))
+    let why = if complained.trim().is_empty() { said } else { complained };
+    Err(failed(io::Error::other(format!("{status}: {}", why.trim()))))
 }
 
-/// std removes by directory descriptors, so that a tenant cannot lead it away.
-pub(super) fn remove(path: &Path) -> Result<(), SysError> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(SysError::io("remove", path, source)),
-    }
+/// What is read to its end, but not kept to its end: a program may complain of every file of a tenant's.
+fn beginning(pipe: Option<impl Read>) -> String {
+    let Some(mut pipe) = pipe else { return String::new() };
+    let mut kept = Vec::new();
+    let _ = pipe.by_ref().take(SAID_BYTES_MAX).read_to_end(&mut kept);
+    let _ = io::copy(&mut pipe, &mut io::sink());
+    String::from_utf8_lossy(&kept).into_owned()
 }
 
 /// A directory that belongs to a tenant, if each has an owner of its own.
 pub(super) fn make(dir: &Path, ids: Option<(u32, u32)>) -> Result<(), SysError> {
     fs::DirBuilder::new()
-        .mode(0o700)
+        .mode(MODE)
         .create(dir)
         .map_err(|source| SysError::io("mkdir", dir, source))?;
     ids.map_or(Ok(()), |(uid, gid)| path::give(dir, uid, gid))
 }
 
+/// Makes one that is there as if it were new. Where there is no room, not even this can be written.
+pub(super) fn own(dir: &Path, ids: Option<(u32, u32)>) -> Result<(), SysError> {
+    let about = fs::symlink_metadata(dir).map_err(|source| SysError::io("stat", dir, source))?;
+    if about.mode() & 0o7777 != MODE {
+        path::set_mode(dir, MODE)?;
+    }
+    match ids {
+        Some((uid, gid)) if (about.uid(), about.gid()) != (uid, gid) => path::give(dir, uid, gid),
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Gives everything below `dir` to its new owner; symlinks themselves are given, never what they lead to.
 pub(super) fn give(dir: &Path, uid: u32) -> Result<(), SysError> {
-    path::give(dir, uid, uid)?;
-    for entry in read(dir)? {
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if is_dir { give(&entry.path(), uid)? } else { path::give(&entry.path(), uid, uid)? }
-    }
-    Ok(())
-}
-
-/// Puts everything below `dir` into a project of quotas. What cannot be opened, like a pipe, takes no room.
-pub(super) fn set_project(dir: &Path, project: u32) -> Result<(), SysError> {
-    disk::quota::set_project(dir, project)?;
-    for entry in read(dir)? {
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => set_project(&entry.path(), project)?,
-            Ok(kind) if kind.is_file() => disk::quota::set_project(&entry.path(), project)?,
-            Ok(_) | Err(_) => (),
-        }
-    }
-    Ok(())
-}
-
-fn read(dir: &Path) -> Result<Vec<fs::DirEntry>, SysError> {
-    let entries = fs::read_dir(dir).map_err(|source| SysError::io("read", dir, source))?;
-    Ok(entries.flatten().collect())
-}
-
-/// What a tree takes of the disk. What vanishes meanwhile is not counted.
-pub(super) fn allocated_bytes(dir: &Path) -> u64 {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => {
-                disk::allocated_bytes(&meta) + allocated_bytes(&entry.path())
-            }
-            Ok(meta) => disk::allocated_bytes(&meta),
-            Err(_) => 0,
-        })
-        .sum()
+    disk::walk::give(dir, uid, uid)
 }

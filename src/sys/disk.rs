@@ -2,12 +2,14 @@
 
 pub mod loopback;
 pub mod quota;
+pub mod walk;
 
 use std::fs::{self, File};
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Whence, lseek};
 
@@ -105,16 +107,28 @@ pub fn copy_sparse(from: &Path, to: &Path) -> Result<(), SysError> {
     target.set_len(length).map_err(failed)?;
     let seek = |offset: u64, whence| {
         let offset = i64::try_from(offset).unwrap_or(i64::MAX);
-        lseek(&source, offset, whence).map(i64::unsigned_abs)
+        match lseek(&source, offset, whence) {
+            Ok(at) => Ok(Some(at.unsigned_abs())),
+            // From here on there is nothing but a hole.
+            Err(Errno::ENXIO) => Ok(None),
+            Err(errno) => Err(failed(errno.into())),
+        }
     };
     let mut at = 0;
-    // ENXIO: from here on there is nothing but a hole.
-    while let Ok(start) = seek(at, Whence::SeekData) {
-        let end = seek(start, Whence::SeekHole).unwrap_or(length);
+    while let Some(start) = seek(at, Whence::SeekData)? {
+        let end = seek(start, Whence::SeekHole)?.unwrap_or(length);
         let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(0)];
         source.read_exact_at(&mut bytes, start).map_err(failed)?;
         target.write_all_at(&bytes, start).map_err(failed)?;
         at = end;
     }
-    Ok(())
+    // It gets its name when it is whole, which after a loss of power means that it is on disk.
+    target.sync_all().map_err(failed)
+}
+
+/// Has everything that was written to the file system at `path` be on disk.
+pub fn sync(path: &Path) -> Result<(), SysError> {
+    let failed = |source| SysError::io("sync", path, source);
+    let file = File::open(path).map_err(failed)?;
+    nix::unistd::syncfs(&file).map_err(|errno| failed(errno.into()))
 }

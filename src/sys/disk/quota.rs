@@ -72,18 +72,36 @@ pub fn is_enforced(dir: &Path) -> bool {
 /// Puts an empty directory, and what will be made in it, into a project.
 pub fn set_project(dir: &Path, project: u32) -> Result<(), SysError> {
     let file = File::open(dir).map_err(|source| SysError::io("open", dir, source))?;
-    let call = |what: &str| SysError::last(format!("{what} {}", dir.display()));
+    set_project_of(&file, project, true).map_err(|errno| {
+        SysError::nix(format!("set project {project} of {}", dir.display()), errno)
+    })
+}
+
+/// The same of one thing alone. What will be made in it: if it `hands_down` its project.
+pub(super) fn set_project_of(file: &File, project: u32, hands_down: bool) -> nix::Result<()> {
+    let mut attributes = attributes(file)?;
+    if hands_down {
+        attributes.flags |= FS_XFLAG_PROJINHERIT;
+    }
+    attributes.project = project;
+    // SAFETY: the pointer is to a whole `struct fsxattr`.
+    let ret = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attributes) };
+    nix::errno::Errno::result(ret).map(drop)
+}
+
+/// The project that a directory is in. 0: in none.
+pub fn project_of(dir: &Path) -> Result<u32, SysError> {
+    let file = File::open(dir).map_err(|source| SysError::io("open", dir, source))?;
+    attributes(&file)
+        .map(|attributes| attributes.project)
+        .map_err(|errno| SysError::nix(format!("FS_IOC_FSGETXATTR {}", dir.display()), errno))
+}
+
+fn attributes(file: &File) -> nix::Result<Attributes> {
     let mut attributes = Attributes::default();
     // SAFETY: the pointer is to a whole `struct fsxattr`.
     let ret = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attributes) };
-    if ret < 0 {
-        return Err(call("FS_IOC_FSGETXATTR"));
-    }
-    attributes.flags |= FS_XFLAG_PROJINHERIT;
-    attributes.project = project;
-    // SAFETY: the same.
-    let ret = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attributes) };
-    if ret < 0 { Err(call("FS_IOC_FSSETXATTR")) } else { Ok(()) }
+    nix::errno::Errno::result(ret).map(|_| attributes)
 }
 
 /// Limits a project on the file system that `dir` lies on; zeros are no limit.
