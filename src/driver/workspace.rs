@@ -15,7 +15,7 @@ use crate::driver::tree;
 use crate::driver::volume::{self, Ask, Volume, Volumes};
 use crate::error::chain;
 use crate::model::{DiskRules, SandboxName, Verdict};
-use crate::sys::{SysError, path};
+use crate::sys::{SysError, disk, path};
 
 /// Where the workspaces of removed files wait for their undo period to end.
 const ASIDE: &str = ".removed";
@@ -226,7 +226,9 @@ impl Workspaces {
 
     pub fn remove(&self, uid: Uuid) -> Result<(), SysError> {
         self.volumes.remove(uid)?;
-        tree::remove(&self.plain(uid).with_extension("new"))?;
+        for left in ["new", "old"] {
+            tree::remove(&self.plain(uid).with_extension(left))?;
+        }
         tree::remove(&self.plain(uid))
     }
 
@@ -330,15 +332,24 @@ fn create(
     fs::rename(&unfinished, dir).map_err(|source| SysError::io("rename", dir, source))
 }
 
-/// To another file system: a copy that gets its name when it is whole, and then the original goes.
+/// To another file system: a copy that gets its name when it is whole and on disk, and then the original goes at
+/// once, so that each of them is all there or not there at all.
 fn move_tree(from: &Path, to: &Path) -> Result<(), SysError> {
+    let rename = |from: &Path, to: &Path| {
+        fs::rename(from, to).map_err(|source| SysError::io("rename", from, source))
+    };
     if fs::symlink_metadata(to).is_err() {
         let unfinished = to.with_extension("new");
         tree::remove(&unfinished)?;
         tree::copy(from, &unfinished)?;
-        fs::rename(&unfinished, to).map_err(|source| SysError::io("rename", to, source))?;
+        disk::sync(&unfinished)?;
+        rename(&unfinished, to)?;
+        disk::sync(to)?;
     }
-    tree::remove(from)
+    let old = from.with_extension("old");
+    tree::remove(&old)?;
+    rename(from, &old)?;
+    tree::remove(&old)
 }
 
 fn lay(
