@@ -10,18 +10,19 @@
 //!   SANDBOXES/.mounts/UID.memory/{..}     in memory, for as long as an instance runs
 //! ```
 
+mod aside;
 mod btrfs;
 mod image;
 
 use std::fs;
 use std::io;
-use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
 use uuid::Uuid;
 
+pub(super) use self::aside::{remove_aside, touch};
 use crate::driver::tree;
 use crate::model::InUse;
 use crate::model::disk::DiskChoice;
@@ -34,8 +35,6 @@ const BYTES_PER_INODE: u64 = 16 * 1024;
 const INODES_MIN: u64 = 1024;
 /// What all mounts lie in.
 const MOUNTS: &str = ".mounts";
-/// The first inode of a btrfs subvolume.
-const SUBVOLUME_INODE: u64 = 256;
 /// Volumes are whole multiples of this.
 pub const MIB: u64 = 1 << 20;
 /// The smallest: less than this, a file system has no room for anything but itself.
@@ -110,8 +109,12 @@ impl Volume {
 
     /// Empties what is meant to last as long as one instance.
     pub fn renew_tmp(&self, ids: Option<(u32, u32)>) -> Result<(), SysError> {
-        tree::remove(&self.tmp())?;
-        tree::make(&self.tmp(), ids)
+        // A full volume has no room for a new one, not even after the old one is gone.
+        if fs::symlink_metadata(self.tmp()).is_err() {
+            return tree::make(&self.tmp(), ids);
+        }
+        tree::clear(&self.tmp())?;
+        tree::own(&self.tmp(), ids)
     }
 
     /// The limit in bytes, as the kernel has it.
@@ -119,7 +122,7 @@ impl Volume {
         match self.kind {
             Kind::Quota => quota::project(&self.dir, owner).ok().map(|project| project.bytes_max),
             Kind::Btrfs => btrfs::usage(&self.dir).ok().and_then(|usage| usage.bytes_max),
-            Kind::Image => disk::device(&self.dir).and_then(disk::device_bytes),
+            Kind::Image => image::bytes_at(&self.dir),
             Kind::Memory => disk::space(&self.dir).ok().map(|space| space.total_bytes),
         }
     }
@@ -127,7 +130,10 @@ impl Volume {
     /// What it holds and may hold.
     pub fn space(&self, owner: u32) -> Option<Space> {
         match self.kind {
-            Kind::Image | Kind::Memory => disk::space(&self.dir).ok(),
+            Kind::Image | Kind::Memory if disk::is_mount_point(&self.dir) => {
+                disk::space(&self.dir).ok()
+            }
+            Kind::Image | Kind::Memory => None,
             Kind::Quota => {
                 let project = quota::project(&self.dir, owner).ok()?;
                 let free = |max: u64, used: u64| max.saturating_sub(used);
@@ -229,13 +235,6 @@ impl Volumes {
         }
     }
 
-    fn image_works(&self) -> Result<(), SysError> {
-        let at = self.mounts.join(".try");
-        self.mount_point(&at)?;
-        let tried = image::works(&self.root, &at);
-        self.remove_mount_point(&at).and(tried)
-    }
-
     /// Where all that is mounted is.
     pub fn mounts(&self) -> PathBuf {
         self.mounts.clone()
@@ -260,15 +259,15 @@ impl Volumes {
     /// The volume of a sandbox, if it has one.
     pub fn find(&self, uid: Uuid) -> Option<Volume> {
         let memory = self.memory(uid);
-        if memory.exists() {
+        if disk::is_mount_point(&memory) {
             return Some(Volume { dir: memory, kind: Kind::Memory });
         }
         let dir = self.dir_of(uid);
         if self.image(uid).exists() {
             return Some(Volume { dir: self.mount_of(uid), kind: Kind::Image });
         }
-        let inode = fs::symlink_metadata(&dir).ok()?.st_ino();
-        let kind = if inode == SUBVOLUME_INODE { Kind::Btrfs } else { Kind::Quota };
+        fs::symlink_metadata(&dir).ok()?;
+        let kind = if btrfs::is_subvolume(&dir) { Kind::Btrfs } else { Kind::Quota };
         Some(Volume { dir, kind })
     }
 
@@ -310,32 +309,14 @@ impl Volumes {
         Ok(Volume { dir, kind })
     }
 
-    /// Has an image that is there be mounted.
-    pub fn mount(&self, uid: Uuid) -> Result<(), SysError> {
-        let (image, at) = (self.image(uid), self.mount_of(uid));
-        if !image.exists() || disk::is_mount_point(&at) {
-            return Ok(());
-        }
-        self.mount_point(&at)?;
-        image::mount(&image, &at)
-    }
-
-    /// Whether a volume was put aside as this.
-    pub fn is_aside(&self, path: &Path) -> bool {
-        [IMAGE, TREE].iter().any(|kind| extended(path, kind).exists())
-    }
-
-    /// Removes what was put aside as this.
-    pub fn remove_aside(&self, path: &Path) -> Result<(), SysError> {
-        [IMAGE, TREE].iter().try_for_each(|kind| remove_aside(&extended(path, kind)))
-    }
-
     /// One in memory, with nothing in it.
     pub fn fresh_memory(&self, uid: Uuid, bytes: u64) -> Result<Volume, SysError> {
         self.drop_memory(uid)?;
         let dir = self.memory(uid);
         self.mount_point(&dir)?;
-        mount::tmpfs(&dir, bytes, inodes_of(bytes))?;
+        // Of tmpfs, 0 is no limit.
+        let inodes = if bytes == 0 { 0 } else { inodes_of(bytes) };
+        mount::tmpfs(&dir, bytes, inodes)?;
         Ok(Volume { dir, kind: Kind::Memory })
     }
 
@@ -358,62 +339,14 @@ impl Volumes {
             make_dir(&unfinished)?;
             quota::set_project(&unfinished, ask.owner)?;
             quota::limit(dir.parent().unwrap_or(dir), ask.owner, ask.bytes, inodes_of(ask.bytes))?;
-            return fs::rename(&unfinished, dir)
-                .map_err(|source| SysError::io("rename", &unfinished, source));
+            return rename(&unfinished, dir);
+        }
+        if quota::project_of(dir)? != ask.owner {
+            tree::set_project(dir, ask.owner)?;
         }
         let held = quota::project(dir, ask.owner)?.used_bytes;
         refuse_below(held, ask.bytes)?;
         quota::limit(dir, ask.owner, ask.bytes, inodes_of(ask.bytes))
-    }
-
-    fn ensure_image(&self, uid: Uuid, ask: &Ask) -> Result<(), SysError> {
-        let (image, at) = (self.image(uid), self.mount_of(uid));
-        let there = fs::metadata(&image).map(|meta| meta.len()).ok();
-        if there.is_none_or(|bytes| bytes < ask.bytes) {
-            let _one = self.promises.lock().expect("nobody panics while promising room");
-            self.check_promises(&image, ask.bytes)?;
-            match there {
-                None => image::create(&self.root, &image, ask.bytes)?,
-                Some(_) => {
-                    image::unmount(&at)?;
-                    image::resize(&image, ask.bytes)?;
-                }
-            }
-        } else if there.is_some_and(|bytes| bytes > ask.bytes) {
-            self.mount(uid)?;
-            refuse_below(disk::space(&at)?.used_bytes(), ask.bytes)?;
-            image::unmount(&at)?;
-            image::resize(&image, ask.bytes)?;
-        }
-        self.mount(uid)
-    }
-
-    /// An image whose host runs full loses what was written to it: so no more is promised than is there.
-    fn check_promises(&self, image: &Path, bytes: u64) -> Result<(), SysError> {
-        let mut promised = bytes;
-        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let Ok(meta) = entry.metadata() else { continue };
-            if path == image {
-                promised = promised.saturating_sub(disk::allocated_bytes(&meta));
-            } else if path.extension().is_some_and(|extension| extension == "img") {
-                promised += meta.len().saturating_sub(disk::allocated_bytes(&meta));
-            }
-        }
-        let free = disk::space(&self.root)?.free_bytes;
-        if promised + self.reserve_bytes <= free {
-            return Ok(());
-        }
-        let why = format!(
-            "the host has {} MiB free; sandboxes may still take {} MiB and {} MiB stay free (disk.reserve_mb)",
-            free / MIB,
-            (promised - bytes.min(promised)) / MIB,
-            self.reserve_bytes / MIB,
-        );
-        Err(SysError {
-            call: format!("promise {} MiB of disk", bytes / MIB),
-            source: io::Error::other(why),
-        })
     }
 
     /// Gives a volume another limit while something runs in it. An error says why that has to wait.
@@ -426,100 +359,37 @@ impl Volumes {
             }
             Kind::Memory => refuse_below(held, ask.bytes)
                 .and_then(|()| mount::resize_tmpfs(&volume.dir, ask.bytes, inodes_of(ask.bytes))),
-            Kind::Image => {
-                let image = self.image(uid);
-                let _one = self.promises.lock().expect("nobody panics while promising room");
-                self.check_promises(&image, ask.bytes)?;
-                image::grow_mounted(&image, &volume.dir, ask.bytes)
-            }
+            Kind::Image => self.grow_image(uid, ask.bytes),
         }
     }
 
-    /// Removes a volume and what is in it. Repeating it is harmless.
+    /// Removes a volume and what is in it, and one that was never finished. Repeating it is harmless.
     pub fn remove(&self, uid: Uuid) -> Result<(), SysError> {
         self.drop_memory(uid)?;
-        let Some(Volume { dir, kind }) = self.find(uid) else { return Ok(()) };
-        match kind {
-            Kind::Btrfs => btrfs::remove(&dir)?,
-            Kind::Image => {
-                image::unmount(&dir)?;
-                self.remove_mount_point(&dir)?;
-            }
-            Kind::Quota | Kind::Memory => tree::remove(&dir)?,
+        let (dir, unfinished) = (self.dir_of(uid), self.dir_of(uid).with_extension("new"));
+        // Mounted or not, and whether or not there is an image: what is begun is ended.
+        let beside = self.mounts.join(format!("{uid}.{}", image::UNFINISHED));
+        for at in [self.mount_of(uid), beside] {
+            image::unmount(&at)?;
+            self.remove_mount_point(&at)?;
         }
-        match fs::remove_file(self.image(uid)) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(SysError::io("remove", &self.image(uid), source))
-            }
-            Ok(()) | Err(_) => Ok(()),
+        for dir in [&dir, &unfinished] {
+            self.remove_limit(dir)?;
+            aside::remove_aside(dir)?;
         }
+        tree::remove(&self.image(uid))
     }
 
-    /// Moves a volume to `to`, with an extension that says what it is. False: there is none.
-    pub fn put_aside(&self, uid: Uuid, to: &Path) -> Result<bool, SysError> {
-        self.drop_memory(uid)?;
-        let Some(Volume { dir, kind }) = self.find(uid) else { return Ok(false) };
-        let (from, to) = match kind {
-            Kind::Image => (self.image(uid), extended(to, IMAGE)),
-            Kind::Quota | Kind::Btrfs | Kind::Memory => (dir.clone(), extended(to, TREE)),
-        };
-        if kind == Kind::Image {
-            image::unmount(&dir)?;
-            self.remove_mount_point(&dir)?;
+    /// A number without files must not have a limit either: it is another sandbox's next.
+    fn remove_limit(&self, dir: &Path) -> Result<(), SysError> {
+        if !dir.is_dir() || btrfs::is_subvolume(dir) || !quota::is_enforced(dir) {
+            return Ok(());
         }
-        remove_aside(&to)?;
-        touch(&from);
-        fs::rename(&from, &to).map_err(|source| SysError::io("rename", &from, source))?;
-        Ok(true)
-    }
-
-    /// Takes back what was put aside, for another owner. False: there is none.
-    pub fn take_back(&self, uid: Uuid, from: &Path, owner: u32) -> Result<bool, SysError> {
-        let (image, dir) = (extended(from, IMAGE), extended(from, TREE));
-        let moved = |from: &Path, to: &Path| {
-            fs::rename(from, to).map_err(|source| SysError::io("rename", from, source))
-        };
-        if image.exists() {
-            moved(&image, &self.image(uid))?;
-            self.mount(uid)?;
-        } else if dir.exists() {
-            if quota::is_enforced(&dir) {
-                tree::set_project(&dir, owner)?;
-            }
-            moved(&dir, &self.dir_of(uid))?;
-        } else {
-            return Ok(false);
+        match quota::project_of(dir)? {
+            0 => Ok(()),
+            project => quota::limit(dir, project, 0, 0),
         }
-        let files = self.find(uid).map(|volume| volume.files());
-        files.map_or(Ok(true), |files| tree::give(&files, owner).map(|()| true))
     }
-}
-
-/// What something that was put aside is called besides.
-const IMAGE: &str = "img";
-const TREE: &str = "volume";
-
-fn extended(path: &Path, extension: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(extension);
-    name.into()
-}
-
-/// Removes what was put aside, whatever it is.
-pub(super) fn remove_aside(path: &Path) -> Result<(), SysError> {
-    match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => tree::remove(path),
-        Ok(_) => fs::remove_file(path).map_err(|source| SysError::io("remove", path, source)),
-        Err(_) => Ok(()),
-    }
-}
-
-/// Its age is how long it has been aside.
-pub(super) fn touch(path: &Path) {
-    let now =
-        std::time::UNIX_EPOCH + std::time::Duration::from_millis(crate::sys::clock::wall_ms());
-    let _ = fs::File::open(path).and_then(|file| file.set_modified(now));
 }
 
 /// Takes away all that is mounted for volumes below `sandboxes`, for whoever is about to remove it.
@@ -539,6 +409,10 @@ fn refuse_below(held: u64, bytes: u64) -> Result<(), SysError> {
         call: format!("limit the disk to {} MiB", bytes / MIB),
         source: io::Error::other(why),
     })
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), SysError> {
+    fs::rename(from, to).map_err(|source| SysError::io("rename", from, source))
 }
 
 fn make_dir(dir: &Path) -> Result<(), SysError> {

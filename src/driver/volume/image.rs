@@ -1,29 +1,176 @@
 //! A volume in a file: an ext4 of ours on a loop device. The file is sparse, and what is deleted in it is given
 //! back. Tenants never see the file, so that they cannot hand the kernel a file system of their making.
+//!
+//! It grows while it is in use. For every other size a new image is made and the files are copied into it, which
+//! takes the old one's place when it is whole: a resize2fs that loses its power loses the files.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
-use std::process::Command;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
-use super::MIB;
+use uuid::Uuid;
+
+use super::{Ask, MIB, Volumes, refuse_below, rename};
 use crate::driver::{tree, volume};
 use crate::sys::disk::{self, loopback};
 use crate::sys::{SysError, mount};
 
-/// Whose programs make, check and resize ext4.
+/// Whose programs make and check ext4.
 const PACKAGE: &str = "e2fsprogs";
 /// Where file systems lie that images begin as copies of: one for each size, made once.
 const TEMPLATES: &str = ".templates";
+/// What an image is called until it is whole.
+pub(super) const UNFINISHED: &str = "new";
 /// From here on an image has a journal, which takes this much of it.
 const JOURNAL_FROM_BYTES: u64 = 32 * MIB;
 const JOURNAL_MIB: u64 = 4;
+/// e2fsck found something and mended it.
+const MENDED: i32 = 3;
+/// Where ext4 describes itself.
+const SUPERBLOCK: u64 = 1024;
+const MAGIC: u16 = 0xEF53;
+/// It was unmounted in order, and no error was met in it.
+const CLEAN: u16 = 1;
+const ERRORS: u16 = 2;
+const HAS_JOURNAL: u16 = 4;
+/// ext4 lies in groups of so many bytes, and leaves out a last one that is too small for its own tables.
+const GROUP_BYTES: u64 = 128 * MIB;
+const GROUP_TABLES_BYTES: u64 = 3 * MIB;
+/// A device lets go of its file shortly after the last mount of it.
+const RELEASE_TRIES: usize = 40;
+const RELEASE_PAUSE: Duration = Duration::from_millis(25);
+
+impl Volumes {
+    pub(super) fn image_works(&self) -> Result<(), SysError> {
+        let at = self.mounts.join(".try");
+        self.mount_point(&at)?;
+        let tried = works(&self.root, &at);
+        self.remove_mount_point(&at).and(tried)
+    }
+
+    /// Has an image that is there be mounted, and able to be written to.
+    pub fn mount(&self, uid: Uuid) -> Result<(), SysError> {
+        let (image, at) = (self.image(uid), self.mount_of(uid));
+        if !image.exists() {
+            return Ok(());
+        }
+        // As after an error, such as a host whose disk was full.
+        if disk::is_mount_point(&at) && mount::of(&at).is_some_and(|about| about.read_only) {
+            release(&image, &at)?;
+        }
+        self.mount_at(&image, &at)
+    }
+
+    pub(super) fn mount_at(&self, image: &Path, at: &Path) -> Result<(), SysError> {
+        if disk::is_mount_point(at) {
+            return Ok(());
+        }
+        self.mount_point(at)?;
+        self::mount(image, at)
+    }
+
+    pub(super) fn ensure_image(&self, uid: Uuid, ask: &Ask) -> Result<(), SysError> {
+        let image = self.image(uid);
+        if !image.exists() {
+            let unfinished = self.promised_image(&image, ask.bytes)?;
+            rename(&unfinished, &image)?;
+            return self.mount(uid);
+        }
+        self.mount(uid)?;
+        let has = bytes(&image)?;
+        // Without the privilege to do so, a copy is how it grows.
+        if has > ask.bytes || has < ask.bytes && self.grow_image(uid, ask.bytes).is_err() {
+            self.copy_image(uid, ask.bytes)?;
+        }
+        self.mount(uid)
+    }
+
+    /// A new one that has its promise, and not yet its name.
+    fn promised_image(&self, image: &Path, bytes: u64) -> Result<PathBuf, SysError> {
+        let unfinished = image.with_extension(UNFINISHED);
+        let _one = self.promises.lock().expect("nobody panics while promising room");
+        tree::remove(&unfinished)?;
+        self.check_promises(&unfinished, bytes)?;
+        disk::copy_sparse(&template(&self.root, bytes)?, &unfinished)?;
+        Ok(unfinished)
+    }
+
+    /// Only the kernel's administrator may make one larger that is in use, and nobody can make it smaller.
+    pub(super) fn grow_image(&self, uid: Uuid, bytes: u64) -> Result<(), SysError> {
+        let image = self.image(uid);
+        let failed = |source| SysError::io("grow", &image, source);
+        if self::bytes(&image)? > bytes {
+            let why = "an image in use can only grow; it shrinks at the next start";
+            return Err(failed(io::Error::other(why)));
+        }
+        let _one = self.promises.lock().expect("nobody panics while promising room");
+        self.check_promises(&image, bytes)?;
+        let file = File::options().write(true).open(&image).map_err(failed)?;
+        loopback::grow(&file, &self.mount_of(uid), bytes)
+    }
+
+    /// Copies the files of an image that is mounted into one of another size, and lets that take its place.
+    fn copy_image(&self, uid: Uuid, bytes: u64) -> Result<(), SysError> {
+        let (image, at) = (self.image(uid), self.mount_of(uid));
+        let beside = self.mounts.join(format!("{uid}.{UNFINISHED}"));
+        refuse_below(disk::space(&at)?.used_bytes(), bytes)?;
+        // Of an attempt before this one.
+        unmount(&beside)?;
+        let unfinished = self.promised_image(&image, bytes)?;
+        let copied = self.mount_at(&unfinished, &beside).and_then(|()| {
+            tree::copy(&at.join("files"), &beside.join("files"))?;
+            disk::sync(&beside)
+        });
+        let closed = release(&unfinished, &beside);
+        self.remove_mount_point(&beside)?;
+        if let Err(error) = copied.and(closed) {
+            tree::remove(&unfinished)?;
+            let call = format!("limit the disk to {} MiB: {}", bytes / MIB, error.call);
+            return Err(SysError { call, ..error });
+        }
+        unmount(&at)?;
+        rename(&unfinished, &image)
+    }
+
+    /// An image whose host runs full loses what was written to it: so no more is promised than is there.
+    fn check_promises(&self, image: &Path, bytes: u64) -> Result<(), SysError> {
+        let (mut others, mut own) = (0, bytes);
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let Ok(meta) = entry.metadata() else { continue };
+            if path == image {
+                own = bytes.saturating_sub(disk::allocated_bytes(&meta));
+            } else if meta.is_file() {
+                others += meta.len().saturating_sub(disk::allocated_bytes(&meta));
+            }
+        }
+        let free = disk::space(&self.root)?.free_bytes;
+        if own.saturating_add(others).saturating_add(self.reserve_bytes) <= free {
+            return Ok(());
+        }
+        let why = format!(
+            "the host has {} MiB free; sandboxes may still take {} MiB and {} MiB stay free (disk.reserve_mb)",
+            free / MIB,
+            others / MIB,
+            self.reserve_bytes / MIB,
+        );
+        Err(SysError {
+            call: format!("promise {} MiB of disk", bytes / MIB),
+            source: io::Error::other(why),
+        })
+    }
+}
 
 /// Makes one, mounts it, writes to it, and takes it away again.
-pub(super) fn works(root: &Path, at: &Path) -> Result<(), SysError> {
+fn works(root: &Path, at: &Path) -> Result<(), SysError> {
     let image = root.join(".try.img");
-    let tried = create(root, &image, volume::BYTES_MIN)
+    tree::remove(&image)?;
+    let tried = template(root, volume::BYTES_MIN)
+        .and_then(|template| disk::copy_sparse(&template, &image))
         .and_then(|()| self::mount(&image, at))
         .and_then(|()| {
             fs::write(at.join("file"), "x").map_err(|source| SysError::io("write", at, source))
@@ -33,16 +180,7 @@ pub(super) fn works(root: &Path, at: &Path) -> Result<(), SysError> {
     tried
 }
 
-/// A new image, under its name only when it is whole.
-pub(super) fn create(root: &Path, image: &Path, bytes: u64) -> Result<(), SysError> {
-    let template = template(root, bytes)?;
-    let unfinished = image.with_extension("new");
-    let _ = fs::remove_file(&unfinished);
-    disk::copy_sparse(&template, &unfinished)?;
-    fs::rename(&unfinished, image).map_err(|source| SysError::io("rename", image, source))
-}
-
-fn template(root: &Path, bytes: u64) -> Result<std::path::PathBuf, SysError> {
+fn template(root: &Path, bytes: u64) -> Result<PathBuf, SysError> {
     let dir = root.join(TEMPLATES);
     let template = dir.join(format!("ext4-{}.img", bytes / MIB));
     if template.exists() {
@@ -50,11 +188,12 @@ fn template(root: &Path, bytes: u64) -> Result<std::path::PathBuf, SysError> {
     }
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
     made.map_err(|source| SysError::io("mkdir", &dir, source))?;
-    let unfinished = template.with_extension("new");
+    let unfinished = template.with_extension(UNFINISHED);
     let failed = |source| SysError::io("make", &unfinished, source);
     let options =
         File::options().write(true).create(true).truncate(true).mode(0o600).open(&unfinished);
-    options.and_then(|file| file.set_len(bytes)).map_err(failed)?;
+    let file = options.map_err(failed)?;
+    file.set_len(bytes).map_err(failed)?;
     let mut command = Command::new("mke2fs");
     command.args(["-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-O"]);
     if bytes >= JOURNAL_FROM_BYTES {
@@ -67,13 +206,41 @@ fn template(root: &Path, bytes: u64) -> Result<std::path::PathBuf, SysError> {
     command.args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"]);
     command.arg(&unfinished);
     tree::run(command, PACKAGE)?;
-    fs::rename(&unfinished, &template).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    rename(&unfinished, &template)?;
     Ok(template)
 }
 
-pub(super) fn mount(image: &Path, at: &Path) -> Result<(), SysError> {
+fn mount(image: &Path, at: &Path) -> Result<(), SysError> {
+    let lock = lock(image)?;
+    let superblock = superblock(image)?;
+    if loopback::attached(image).is_none() && !superblock.is_sound() {
+        check(image, superblock.has_journal, &lock)?;
+    }
     let device = loopback::attach(image)?;
     mount::ext4(&device.path, at)
+}
+
+/// Mends what an unclean end has left. With a journal, that loses nothing, or it is left to a person; without one,
+/// to lose what was being written is what such an end means.
+fn check(image: &Path, has_journal: bool, lock: &File) -> Result<(), SysError> {
+    let failed = |source| SysError::io("check", image, source);
+    let mut command = Command::new("e2fsck");
+    command.args(["-f", if has_journal { "-p" } else { "-y" }]).arg(image);
+    // The program keeps the lock, should it outlive us.
+    let held = Stdio::from(lock.try_clone().map_err(failed)?);
+    tree::run_to(command, PACKAGE, MENDED, held).map(drop).map_err(|error| {
+        let hint = format!("hint: `e2fsck -f -y {}` mends what it can", image.display());
+        SysError { call: format!("{}; {hint}", error.call), ..error }
+    })
+}
+
+/// Waits for whoever checks the image: perhaps a program that a daemon before this one began.
+fn lock(image: &Path) -> Result<File, SysError> {
+    let failed = |source| SysError::io("lock", image, source);
+    let file = File::open(image).map_err(failed)?;
+    file.lock().map_err(failed)?;
+    Ok(file)
 }
 
 /// Takes a mount away, and the device behind it. Nothing of ours runs in it; what somebody else still has open
@@ -92,30 +259,73 @@ pub(super) fn unmount(at: &Path) -> Result<(), SysError> {
     Ok(())
 }
 
-/// Of one that is not mounted. It was checked to hold no more than it is to have.
-pub(super) fn resize(image: &Path, bytes: u64) -> Result<(), SysError> {
-    let failed = |source| SysError::io("resize", image, source);
-    let file = File::options().write(true).open(image).map_err(failed)?;
-    if file.metadata().map_err(failed)?.len() < bytes {
-        file.set_len(bytes).map_err(failed)?;
+/// The same, to the end: what is in the image now is all that will be.
+fn release(image: &Path, at: &Path) -> Result<(), SysError> {
+    unmount(at)?;
+    for _ in 0..RELEASE_TRIES {
+        if loopback::attached(image).is_none() {
+            return Ok(());
+        }
+        thread::sleep(RELEASE_PAUSE);
     }
-    let mut check = Command::new("e2fsck");
-    check.args(["-f", "-p"]).arg(image);
-    tree::run(check, PACKAGE)?;
-    let mut command = Command::new("resize2fs");
-    command.arg(image).arg(format!("{}K", bytes / 1024));
-    tree::run(command, PACKAGE)?;
-    file.set_len(bytes).map_err(failed)
+    let source = io::ErrorKind::ResourceBusy.into();
+    Err(SysError::io("unmount", image, source))
 }
 
-/// Of one that is in use. Only the kernel's administrator may, and only to make it larger.
-pub(super) fn grow_mounted(image: &Path, at: &Path, bytes: u64) -> Result<(), SysError> {
-    let failed = |source| SysError::io("grow", image, source);
-    let file = File::options().write(true).open(image).map_err(failed)?;
-    if file.metadata().map_err(failed)?.len() > bytes {
-        let source =
-            io::Error::other("an image in use can only grow; it shrinks at the next start");
-        return Err(failed(source));
+/// How large an image is, and its file system with it: one that has not grown to the end is as small as before.
+pub(super) fn bytes(image: &Path) -> Result<u64, SysError> {
+    // Of one in use, the device has what is not in the file yet.
+    let number = loopback::attached(image);
+    let device = number.map(loopback::path_of);
+    let length = fs::metadata(image).map_err(|source| SysError::io("stat", image, source))?.len();
+    let superblock = superblock(device.as_deref().unwrap_or(image))?;
+    Ok(superblock.within(length))
+}
+
+/// Of one that is mounted at `at`.
+pub(super) fn bytes_at(at: &Path) -> Option<u64> {
+    let device = disk::device(at).filter(|_| disk::is_mount_point(at))?;
+    let number = u32::try_from(device.1).ok().filter(|_| device.0 == loopback::MAJOR)?;
+    let superblock = superblock(&loopback::path_of(number)).ok()?;
+    Some(superblock.within(disk::device_bytes(device)?))
+}
+
+/// What a file system says of itself.
+#[derive(Debug, Clone, Copy)]
+struct Superblock {
+    bytes: u64,
+    state: u16,
+    has_journal: bool,
+}
+
+impl Superblock {
+    fn is_sound(self) -> bool {
+        self.state & CLEAN != 0 && self.state & ERRORS == 0
     }
-    loopback::grow(&file, at, bytes)
+
+    /// How much of so many bytes it takes: all of them, but for a last group that is of no use.
+    fn within(self, length: u64) -> u64 {
+        let left = length.saturating_sub(self.bytes);
+        let is_whole =
+            left == 0 || self.bytes.is_multiple_of(GROUP_BYTES) && left < GROUP_TABLES_BYTES;
+        if is_whole { length } else { self.bytes }
+    }
+}
+
+fn superblock(path: &Path) -> Result<Superblock, SysError> {
+    let failed = |source| SysError::io("read", path, source);
+    let mut block = [0; 1024];
+    let file = File::open(path).map_err(failed)?;
+    file.read_exact_at(&mut block, SUPERBLOCK).map_err(failed)?;
+    let short = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
+    let long = |at: usize| u64::from(short(at)) | u64::from(short(at + 2)) << 16;
+    if short(0x38) != MAGIC {
+        return Err(failed(io::Error::other("it is no ext4")));
+    }
+    let blocks = long(0x4) | long(0x150) << 32;
+    Ok(Superblock {
+        bytes: blocks << (10 + long(0x18).min(6)),
+        state: short(0x3A),
+        has_journal: short(0x5C) & HAS_JOURNAL != 0,
+    })
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
+use std::os::linux::fs::MetadataExt;
 
 use super::*;
 use crate::driver::workspace::{Place, Wanted, Workspaces};
@@ -189,10 +190,174 @@ fn a_btrfs_subvolume_is_full_at_its_limit_and_takes_another_one_at_once() {
     let (written, refusal) = fill(&place.files.join("big"), 30);
     assert!((12..=16).contains(&written), "{written}");
     assert_eq!(refusal, Some(ErrorKind::QuotaExceeded));
+    // Not even a directory can be made now: it begins again all the same.
+    fs::write(place.tmp.unwrap().join("x"), "").unwrap_err();
+    let place = ground.prepare(uid, Some(16 * MIB)).unwrap();
     let kept = ground.spaces.adjust(uid, OWNER, Some(32 * MIB));
     assert_eq!((kept.verdict, kept.read_back), (Verdict::Enforced, Some(32 * MIB)));
     let kept = ground.spaces.adjust(uid, OWNER, Some(4 * MIB));
     assert!(kept.verdict == Verdict::Degraded && kept.reason.contains("it holds"), "{kept:?}");
+    // A tenant may have made one of its own.
+    let mut command = std::process::Command::new("btrfs");
+    command.args(["subvolume", "create"]).arg(place.files.join("inner"));
+    tree::run(command, "btrfs-progs").unwrap();
     ground.spaces.remove(uid).unwrap();
     assert!(!place.files.exists());
+}
+
+fn image_of(ground: &Ground, uid: Uuid) -> PathBuf {
+    ground.dir.path().join(format!("sandboxes/.disk/{uid}.img"))
+}
+
+fn unmount_one(ground: &Ground, uid: Uuid) {
+    image::unmount(&ground.spaces.volumes.mount_of(uid)).unwrap();
+}
+
+fn run(words: &[&str], at: &Path) -> String {
+    let mut command = std::process::Command::new(words[0]);
+    command.args(&words[1..]).arg(at);
+    tree::run(command, "e2fsprogs").unwrap()
+}
+
+#[test]
+fn an_image_whose_growth_was_cut_off_is_as_large_as_before_and_grows_at_the_next_start() {
+    let ground = Ground::new(DiskChoice::Image);
+    let uid = Uuid::now_v7();
+    ground.prepare(uid, Some(16 * MIB)).unwrap();
+    unmount_one(&ground, uid);
+    let image = image_of(&ground, uid);
+    fs::File::options().write(true).open(&image).unwrap().set_len(32 * MIB).unwrap();
+    assert_eq!(image::bytes(&image).unwrap(), 16 * MIB);
+    ground.spaces.volumes.mount(uid).unwrap();
+    let volume = ground.spaces.volumes.find(uid).unwrap();
+    assert_eq!(volume.read_back(OWNER), Some(16 * MIB));
+    let place = ground.prepare(uid, Some(32 * MIB)).unwrap();
+    assert_eq!((place.kept.verdict, place.kept.read_back), (Verdict::Enforced, Some(32 * MIB)));
+    assert!(place.files.join("main.sh").exists());
+}
+
+#[test]
+fn an_image_that_was_not_unmounted_in_order_is_checked_before_it_is_used() {
+    let ground = Ground::new(DiskChoice::Image);
+    for bytes in [16 * MIB, 32 * MIB] {
+        let uid = Uuid::now_v7();
+        ground.prepare(uid, Some(bytes)).unwrap();
+        unmount_one(&ground, uid);
+        let image = image_of(&ground, uid);
+        run(&["debugfs", "-w", "-R", "set_super_value state 2"], &image);
+        run(&["debugfs", "-w", "-R", "set_super_value free_blocks_count 7"], &image);
+        let place = ground.prepare(uid, Some(bytes)).unwrap();
+        assert!(place.files.join("main.sh").exists());
+        fs::write(place.files.join("more"), "x").unwrap();
+        unmount_one(&ground, uid);
+        run(&["e2fsck", "-f", "-n"], &image);
+    }
+}
+
+#[test]
+fn an_image_that_cannot_be_mended_without_loss_is_left_as_it_is_with_a_hint() {
+    let ground = Ground::new(DiskChoice::Image);
+    let uid = Uuid::now_v7();
+    ground.prepare(uid, Some(32 * MIB)).unwrap();
+    unmount_one(&ground, uid);
+    let image = image_of(&ground, uid);
+    run(&["debugfs", "-w", "-R", "clri /files"], &image);
+    run(&["debugfs", "-w", "-R", "set_super_value state 2"], &image);
+    let refused = ground.prepare(uid, Some(32 * MIB)).unwrap_err();
+    assert!(refused.contains("hint: `e2fsck -f -y "), "{refused}");
+}
+
+#[test]
+fn a_volume_that_became_read_only_is_mended_at_the_next_start() {
+    let ground = Ground::new(DiskChoice::Image);
+    let uid = Uuid::now_v7();
+    let place = ground.prepare(uid, Some(16 * MIB)).unwrap();
+    run(&["mount", "-o", "remount,ro"], &ground.spaces.volumes.mount_of(uid));
+    fs::write(place.files.join("x"), "").unwrap_err();
+    let place = ground.prepare(uid, Some(16 * MIB)).unwrap();
+    fs::write(place.files.join("x"), "").unwrap();
+}
+
+#[test]
+fn an_image_that_is_still_in_use_somewhere_has_one_device() {
+    let ground = Ground::new(DiskChoice::Image);
+    let uid = Uuid::now_v7();
+    let place = ground.prepare(uid, Some(16 * MIB)).unwrap();
+    let held = fs::File::create(place.files.join("held")).unwrap();
+    let before = disk::device(&place.files);
+    unmount_one(&ground, uid);
+    let place = ground.prepare(uid, Some(16 * MIB)).unwrap();
+    assert_eq!(disk::device(&place.files), before);
+    drop(held);
+}
+
+#[test]
+fn a_move_into_a_volume_that_was_cut_off_is_ended_by_the_next_start() {
+    let ground = Ground::new(DiskChoice::Image);
+    let uid = Uuid::now_v7();
+    let plain = ground.prepare(uid, None).unwrap().files;
+    fs::write(plain.join("mine"), "kept").unwrap();
+    let inside = ground.prepare(uid, Some(16 * MIB)).unwrap();
+    // As before the original was gone.
+    tree::copy(&inside.files, &plain).unwrap();
+    let inside = ground.prepare(uid, Some(16 * MIB)).unwrap();
+    assert!(!plain.exists() && inside.files.join("mine").exists());
+    // And as while it was going, on the way out.
+    tree::copy(&inside.files, &plain).unwrap();
+    fs::rename(&inside.files, inside.files.with_extension("old")).unwrap();
+    let inside = ground.prepare(uid, Some(16 * MIB)).unwrap();
+    assert!(!plain.exists() && inside.files.join("mine").exists());
+}
+
+#[test]
+fn what_was_begun_for_a_volume_goes_with_it() {
+    let ground = Ground::new(DiskChoice::Image);
+    let (old, new) = (Uuid::now_v7(), Uuid::now_v7());
+    let name = SandboxName::try_from("web").unwrap();
+    ground.prepare(old, Some(8 * MIB)).unwrap();
+    let volumes = &ground.spaces.volumes;
+    fs::write(volumes.dir_of(old).with_extension("new"), "").unwrap();
+    ground.spaces.put_aside(old, &name).unwrap();
+    ground.spaces.remove(old).unwrap();
+    assert!(!volumes.dir_of(old).with_extension("new").exists());
+    // As after being given to another owner, and before it got its place.
+    let aside = ground.dir.path().join("sandboxes/.removed/web.img");
+    volumes.mount_at(&aside, &volumes.mount_of(new)).unwrap();
+    ground.spaces.remove(new).unwrap();
+    assert_eq!(mount::below(&ground.dir.path().join("sandboxes")), [] as [PathBuf; 0]);
+    assert!(ground.spaces.take_back(old, OWNER + 1, &name).unwrap());
+    let file = ground.spaces.path(old).join("main.sh");
+    assert_eq!(fs::metadata(file).unwrap().st_uid(), OWNER + 1);
+}
+
+#[test]
+fn one_in_memory_without_a_limit_has_none_on_files_either() {
+    let ground = Ground::new(DiskChoice::Auto);
+    let place = ground.prepare_so(Uuid::now_v7(), None, true).unwrap();
+    for n in 0..1500 {
+        fs::write(place.files.join(n.to_string()), "").unwrap();
+    }
+}
+
+#[test]
+fn an_image_is_used_again_after_a_loss_of_power() {
+    let ground = Ground::new(DiskChoice::Image);
+    for (bytes, then) in [(16, 16), (16, 24), (32, 32), (32, 48), (48, 32)] {
+        let uid = Uuid::now_v7();
+        let place = ground.prepare(uid, Some(bytes * MIB)).unwrap();
+        fill(&place.files.join("synced"), 2);
+        disk::sync(&place.files).unwrap();
+        for n in 0..100 {
+            fs::write(place.files.join(n.to_string()), "on its way").unwrap();
+        }
+        let (image, copy) = (image_of(&ground, uid), ground.dir.path().join("copy"));
+        // What is on the disk at this moment.
+        disk::copy_sparse(&image, &copy).unwrap();
+        unmount_one(&ground, uid);
+        rename(&copy, &image).unwrap();
+        let place = ground.prepare(uid, Some(then * MIB)).unwrap();
+        assert_eq!(place.kept.read_back, Some(then * MIB), "{:?}", place.kept);
+        assert_eq!(fs::metadata(place.files.join("synced")).unwrap().len(), 2 * MIB);
+        assert!(place.files.join("main.sh").exists());
+    }
 }

@@ -66,13 +66,24 @@ pub struct Device {
 pub fn attach(image: &Path) -> Result<Device, SysError> {
     let file = File::options().read(true).write(true).open(image);
     let file = file.map_err(|source| SysError::io("open", image, source))?;
+    // Two devices of one image would each write what the other does not know of.
+    if let Some(number) = attached(image)
+        && let Ok(held) = open(&path_of(number))
+        && attached(image) == Some(number)
+    {
+        return Ok(Device { path: path_of(number), _held: held });
+    }
     let control = open(Path::new(CONTROL))?;
     for _ in 0..TRIES {
         // SAFETY: takes no argument and gives a number.
         let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
         let number = u32::try_from(number).map_err(|_| SysError::last("LOOP_CTL_GET_FREE"))?;
-        let path = PathBuf::from(format!("/dev/loop{number}"));
-        let held = open(&path)?;
+        let path = path_of(number);
+        let held = match open(&path) {
+            // Somebody else has just removed it.
+            Err(error) if [libc::ENOENT, libc::ENXIO].contains(&error.errno()) => continue,
+            opened => opened?,
+        };
         if configure(&held, &file)? {
             return Ok(Device { path, _held: held });
         }
@@ -97,25 +108,45 @@ fn configure(device: &OwnedFd, file: &File) -> Result<bool, SysError> {
     if failed.errno() == libc::EBUSY { Ok(false) } else { Err(failed) }
 }
 
+/// The device that an image is behind, wherever it is mounted.
+pub fn attached(image: &Path) -> Option<u32> {
+    let image = std::fs::canonicalize(image).ok()?;
+    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    devices.map(|device| device.path()).find_map(|device| {
+        let number = device.file_name()?.to_str()?.strip_prefix("loop")?.parse().ok()?;
+        let file = std::fs::read_to_string(device.join("loop/backing_file")).ok()?;
+        (Path::new(file.trim_end_matches('\n')) == image).then_some(number)
+    })
+}
+
+pub fn path_of(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/loop{number}"))
+}
+
 /// Makes an image, the device of it and the ext4 that is mounted from that at `at` larger, while they are in use.
+/// One that was made larger only in part is as small as its file system is.
 pub fn grow(image: &File, at: &Path, bytes: u64) -> Result<(), SysError> {
-    let before = image.metadata().map_err(|source| SysError::io("stat", at, source))?.len();
-    image.set_len(bytes).map_err(|source| SysError::io("grow", at, source))?;
-    let grown = grow_device(at, bytes / BLOCK_BYTES);
-    if grown.is_err() {
-        // As it was: the file system in it has not noticed.
-        let _ = image.set_len(before);
+    let failed = |source| SysError::io("grow", at, source);
+    let before = image.metadata().map_err(failed)?.len();
+    let number = super::device(at).map_or(0, |(_, minor)| u32::try_from(minor).unwrap_or(0));
+    let device = open(&path_of(number))?;
+    let notice = || {
+        // SAFETY: takes no argument.
+        let ret = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY, 0) };
+        if ret < 0 { Err(SysError::last("LOOP_SET_CAPACITY")) } else { Ok(()) }
+    };
+    image.set_len(bytes).map_err(failed)?;
+    notice()?;
+    let grown = resize(at, bytes / BLOCK_BYTES);
+    if grown.as_ref().is_err_and(|error| error.errno() == libc::EPERM) {
+        // The file system has not been touched.
+        image.set_len(before).map_err(failed)?;
+        notice()?;
     }
     grown
 }
 
-fn grow_device(at: &Path, blocks: u64) -> Result<(), SysError> {
-    let number = super::device(at).map_or(0, |(_, minor)| minor);
-    let device = open(Path::new(&format!("/dev/loop{number}")))?;
-    // SAFETY: takes no argument.
-    if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY, 0) } < 0 {
-        return Err(SysError::last("LOOP_SET_CAPACITY"));
-    }
+fn resize(at: &Path, blocks: u64) -> Result<(), SysError> {
     let dir = File::open(at).map_err(|source| SysError::io("open", at, source))?;
     // SAFETY: the pointer is to the number of blocks, a u64.
     let ret = unsafe { libc::ioctl(dir.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) };
