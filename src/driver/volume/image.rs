@@ -58,9 +58,11 @@ impl Volumes {
         if !image.exists() {
             return Ok(());
         }
-        // As after an error, such as a host whose disk was full.
-        if disk::is_mount_point(&at) && mount::of(&at).is_some_and(|about| about.read_only) {
+        // As on a host whose disk was full: what is in the cache and what is in the image differ.
+        let read_only = |at| mount::of(at).is_some_and(|about| about.read_only);
+        if disk::is_mount_point(&at) && (read_only(&at) || disk::sync(&at).is_err()) {
             release(&image, &at)?;
+            check(&image, superblock(&image)?.has_journal, &lock(&image)?)?;
         }
         self.mount_at(&image, &at)
     }
