@@ -47,9 +47,13 @@ impl Shimmed {
         stem: &Path,
     ) -> Result<Written, DriverError> {
         let workspace = self.host.workspaces.path(order.uid);
-        let tmp = workspace.with_file_name("tmp");
+        let volume = self.host.workspaces.volumes.find(order.uid);
+        let tmp = volume.map(|volume| volume.tmp());
         let home = self.home(&workspace).into_owned();
         let mut env = environment(order.name, order.spec, &home);
+        if let (Bundle::Process, Some(tmp)) = (&self.bundle, &tmp) {
+            env.entry("TMPDIR".to_owned()).or_insert_with(|| tmp.to_string_lossy().into_owned());
+        }
         env.extend(order.env.clone());
         let work_dir = PathBuf::from(order.work_dir.unwrap_or(&home));
         let open_files = ledger::open_files(&order.spec.limits).map(|(value, _)| value);
@@ -63,7 +67,9 @@ impl Shimmed {
             Bundle::Process => Way::Beside {
                 confined,
                 read_only: process::read_only(&self.host.paths.run.join(MADE)),
-                writable: process::writable([&*workspace, &*tmp].into_iter()),
+                writable: process::writable(
+                    [Some(&*workspace), tmp.as_deref()].into_iter().flatten(),
+                ),
             },
             Bundle::Gvisor(gvisor) => {
                 let (process, pid_file) =
