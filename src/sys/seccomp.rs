@@ -62,6 +62,9 @@ const DENIED: &[(&str, libc::c_long)] = &[
     ("swapoff", libc::SYS_swapoff),
     ("acct", libc::SYS_acct),
     ("quotactl", libc::SYS_quotactl),
+    ("quotactl_fd", 443),
+    // What FS_IOC_FSSETXATTR does.
+    ("file_setattr", 469),
     ("syslog", libc::SYS_syslog),
     ("sethostname", libc::SYS_sethostname),
     ("setdomainname", libc::SYS_setdomainname),
@@ -97,6 +100,22 @@ const DENIED: &[(&str, libc::c_long)] = &[
     ("modify_ldt", libc::SYS_modify_ldt),
 ];
 
+/// Requests of ioctl(2) that no workload may make.
+const REQUESTS: &[u32] = &[
+    // Typing into somebody's terminal, and pasting into the console.
+    0x5412,
+    0x541C,
+    // Having its files counted as those of another project or of none, which FS_IOC_FSSETXATTR and
+    // FS_IOC_SETFLAGS do, or in a btrfs subvolume or snapshot of its own, without a limit.
+    0x401C_5820,
+    0x4008_6602,
+    0x4004_6602,
+    0x5000_9401,
+    0x5000_940E,
+    0x5000_9417,
+    0x5000_9418,
+];
+
 /// Address families a workload may open sockets of. Netlink is what getifaddrs asks.
 const FAMILIES: &[i32] = &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
@@ -115,17 +134,7 @@ pub fn program() -> Vec<sock_filter> {
         libc::SYS_clone,
         &[load(ARG0), jump(BPF_JSET, NEW_NAMESPACES, 0, 1), ret(EPERM), ret(ALLOW)],
     ));
-    // Typing into somebody's terminal, and pasting into the console.
-    code.extend(only_for(
-        libc::SYS_ioctl,
-        &[
-            load(ARG1),
-            jump(BPF_JEQ, number(libc::TIOCSTI.cast_signed()), 1, 0),
-            jump(BPF_JEQ, number(libc::TIOCLINUX.cast_signed()), 0, 1),
-            ret(EPERM),
-            ret(ALLOW),
-        ],
-    ));
+    code.extend(only_for(libc::SYS_ioctl, &requests()));
     code.extend(only_for(libc::SYS_socket, &families()));
     code.push(ret(ALLOW));
     code
@@ -158,6 +167,15 @@ pub fn load_filter() -> Result<(), SysError> {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const prog)
     };
     if ret < 0 { Err(SysError::last("seccomp(SET_MODE_FILTER)")) } else { Ok(()) }
+}
+
+fn requests() -> Vec<sock_filter> {
+    let mut code = vec![load(ARG1)];
+    for request in REQUESTS {
+        code.extend([jump(BPF_JEQ, *request, 0, 1), ret(EPERM)]);
+    }
+    code.push(ret(ALLOW));
+    code
 }
 
 fn families() -> Vec<sock_filter> {
@@ -262,6 +280,9 @@ mod tests {
         check(libc::SYS_ioctl, [0, 0x5412], EPERM);
         check(libc::SYS_ioctl, [0, 0xFFFF_FFFF_0000_5412], EPERM);
         check(libc::SYS_ioctl, [0, 0x541C], EPERM);
+        for request in REQUESTS {
+            check(libc::SYS_ioctl, [0, u64::from(*request)], EPERM);
+        }
         for family in [17, 38, 40] {
             check(libc::SYS_socket, [family, 1], EAFNOSUPPORT);
         }

@@ -23,8 +23,7 @@ SYS_QUOTACTL_FD, NEXT_PROJECT = 443, 0x800009 << 8 | 2
 
 FILL = """import errno, os, shutil
 home = os.environ['HOME']
-# A plain process has it beside its workspace.
-tmp = '/tmp' if home == '/home/container' else os.path.dirname(home) + '/tmp'
+tmp = os.environ.get('TMPDIR', '/tmp')
 def fill(path, most=100):
     '''Until there is no room, or so many MiB; what the file holds, and why not more.'''
     try:
@@ -293,3 +292,28 @@ def an_image_whose_host_was_full_is_mended_by_the_next_start():
         assert inside(daemon, "web", "fill(home + '/big', 8)") == (8, "nothing")
         is_kept(daemon, "web", "ext4 image", 48)
         leaves_nothing(daemon, at)
+
+
+@rule
+def a_tenant_cannot_have_its_files_counted_elsewhere():
+    """As those of another project or of none, or in a subvolume without a limit."""
+    program = """import errno, fcntl, os
+def tries(request, argument):
+    try:
+        fcntl.ioctl(here, request, argument)
+        return 'done'
+    except OSError as error:
+        return errno.errorcode[error.errno]
+here = os.open(os.environ['HOME'], os.O_RDONLY)
+project = bytes(12) + (7).to_bytes(4, 'little') + bytes(12)
+print(tries(0x401C5820, project), tries(0x40086602, bytes(8)), tries(0x5000940E, bytearray(8) + b'sub' + bytearray(4085)))
+"""
+    refused = {"EPERM"}
+    for place in [EXT4, BTRFS]:
+        with ground(**place) as at, daemon_on(at).start() as daemon:
+            for isolation in ["process", "bubblewrap"]:
+                declare(daemon, isolation, isolation)
+                status, said = daemon.ask("POST", f"/v1/sandboxes/{isolation}/exec", {"command": ["python3", "-c", program]})
+                own = said["stdout"].split()
+                assert status == 200 and len(own) == 3 and set(own) <= refused, said
+            leaves_nothing(daemon, at)
