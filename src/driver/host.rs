@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::driver::forks::ForkServer;
 use crate::driver::shimmed::checkpoint;
+use crate::driver::shimmed::measure::Measures;
 use crate::driver::tree;
 use crate::driver::workspace::Workspaces;
 use crate::driver::{DriverError, Space};
@@ -51,6 +52,7 @@ pub struct Host {
     /// Instances for which this daemon has ordered a shim, and when, since boot.
     ordered: Mutex<HashMap<Iid, u64>>,
     pub(super) forks: ForkServer,
+    pub(super) measures: Measures,
 }
 
 impl Host {
@@ -74,7 +76,16 @@ impl Host {
         let forks = ForkServer::new(&paths.shim, &paths.run.join("shims.log"));
         let ordered = Mutex::default();
         let console_bytes = AtomicU64::new(console_bytes);
-        Ok(Self { paths, cgroups, workspaces, console_bytes, epoch, ordered, forks })
+        Ok(Self {
+            paths,
+            cgroups,
+            workspaces,
+            console_bytes,
+            epoch,
+            ordered,
+            forks,
+            measures: Measures::default(),
+        })
     }
 
     /// How much of its console each sandbox keeps.

@@ -9,6 +9,7 @@ mod platform;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -214,12 +215,12 @@ impl Runsc {
 }
 
 /// Puts something into a directory that is to be a guest's /tmp: over one with nothing in it, runsc mounts a file
-/// system in memory, which no limit on the disk would count.
+/// system in memory, which no limit on the disk would count. A disk that is full has room for nothing, and what is
+/// then in memory is within that limit.
 pub(super) fn occupy(tmp: &Path) -> Result<(), SysError> {
+    let fine = [ErrorKind::AlreadyExists, ErrorKind::StorageFull, ErrorKind::QuotaExceeded];
     match fs::create_dir(tmp.join(OCCUPIED)) {
-        Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(SysError::io("mkdir", tmp, source))
-        }
+        Err(source) if !fine.contains(&source.kind()) => Err(SysError::io("mkdir", tmp, source)),
         Ok(()) | Err(_) => Ok(()),
     }
 }

@@ -32,6 +32,7 @@ mod exec;
 mod foreign;
 mod hints;
 mod ledger;
+pub(super) mod measure;
 mod warm;
 
 use ledger::Counting;
@@ -355,6 +356,7 @@ impl Driver for Shimmed {
                 Ok(()) | Err(_) => (),
             }
         }
+        self.host.measures.forget(iid);
         let mut ordered = self.host.ordered();
         ordered.remove(iid);
         ordered.remove(&own);
@@ -380,7 +382,7 @@ impl Driver for Shimmed {
     }
 
     fn usage(&self, iid: &Iid) -> Usage {
-        let mut usage = self.host.group(iid).usage();
+        let mut usage = self.host.measures.usage(iid, &self.host.group(iid));
         if let Counting::Host { own } = self.counting() {
             usage.pids = usage.pids.saturating_sub(own);
             usage.pids_peak = usage.pids_peak.saturating_sub(own);

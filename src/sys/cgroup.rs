@@ -420,6 +420,15 @@ impl Group {
         keyed(&text.unwrap_or_default(), "oom_kill")
     }
 
+    /// The cpu that it has used: of all that can be asked, what changes whenever anything in it does.
+    pub fn cpu_usec(&self) -> u64 {
+        if let Some(dir) = &self.unified {
+            return keyed(&read_brief(dir, "cpu.stat"), "usage_usec");
+        }
+        let dir = self.v1.get(&Controller::Cpuacct);
+        dir.map_or(0, |dir| number(&read_brief(dir, "cpuacct.usage")) / 1000)
+    }
+
     /// What it has used so far. Files that are missing count as zero.
     pub fn usage(&self) -> Usage {
         let mut usage = Usage::default();

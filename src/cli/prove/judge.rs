@@ -12,7 +12,7 @@ const CPU_SLACK_PERCENT: u64 = 15;
 /// Of processes and files, so many may be the runtime's.
 const FEW: u64 = 4;
 /// From the time limit to the end: the grace, and a busy machine.
-const TIME_SLACK_MS: u64 = 4_000;
+const TIME_SLACK_MS: u64 = 5_000;
 /// What gVisor's kernel lets its guests do, to whom the host's gives nothing.
 const OF_GVISOR: &str = "make a user namespace";
 /// Output that a second of it may be over.
@@ -67,7 +67,7 @@ pub(super) fn judge(order: &Order, evidence: &Evidence, host: &Host) -> Option<R
         What::Inodes => inodes(order, evidence),
         What::Processes => counted(order, evidence, "processes"),
         What::Files => counted(order, evidence, "files"),
-        What::Time => time(evidence),
+        What::Time => time(order, evidence),
         What::Output => output(order, evidence),
         What::Io => io(order, evidence),
         What::Host => walls(order, evidence),
@@ -194,13 +194,17 @@ fn counted(order: &Order, evidence: &Evidence, what: &str) -> Judged {
     })
 }
 
-fn time(evidence: &Evidence) -> Judged {
+fn time(order: &Order, evidence: &Evidence) -> Judged {
+    let limit = order.time_seconds();
     let ran = ran_ms(evidence);
     let tried = last(evidence, "tried").is_some() && last(evidence, "passed").is_none();
-    let holds = evidence.exit["kind"] == "timeout" && ran < 3_000 + TIME_SLACK_MS && tried;
+    let holds = evidence.exit["kind"] == "timeout" && ran < limit * 1000 + TIME_SLACK_MS && tried;
     (
         held(holds),
-        format!("{} after {ran} ms of a limit of 2 s, though it ignored SIGTERM", kind(evidence)),
+        format!(
+            "{} after {ran} ms of a limit of {limit} s, though it ignored SIGTERM",
+            kind(evidence)
+        ),
     )
 }
 

@@ -7,8 +7,9 @@ use crate::cli::prove::Host;
 
 /// How the shim is called where it is the probe, and the word that says so.
 const PROBE: [&str; 2] = ["/sodium-init", "probe"];
-/// A time limit to be met within a moment.
+/// A time limit to be met within a moment, and one that leaves gVisor time to start on a slow machine.
 const TIME_SECONDS: u64 = 2;
+const TIME_SECONDS_GVISOR: u64 = 5;
 /// How long one that does not go is waited for.
 const GRACE: &str = "1s";
 /// No probe needs longer, and none should be ended by another limit than the one it tries.
@@ -25,6 +26,13 @@ pub(super) struct Order {
     pub spec: Value,
     /// That it cannot is what is hoped for.
     pub may_not_start: bool,
+}
+
+impl Order {
+    /// The time limit that is tried, whatever the subject's is.
+    pub(super) fn time_seconds(&self) -> u64 {
+        if self.isolation == "gvisor" { TIME_SECONDS_GVISOR } else { TIME_SECONDS }
+    }
 }
 
 /// What a probe tries to pass.
@@ -124,7 +132,7 @@ pub(super) fn all(spec: &Value, host: &Host) -> Vec<Order> {
     ];
     for order in &mut orders {
         match order.what {
-            What::Time => order.spec["limits"]["timeout_seconds"] = json!(TIME_SECONDS),
+            What::Time => order.spec["limits"]["timeout_seconds"] = json!(order.time_seconds()),
             What::LinkFollowed => {
                 order.spec["files"] = json!({LINKED: "out"});
                 order.may_not_start = true;
