@@ -1,4 +1,5 @@
-//! Two hundred gVisor sandboxes at once, in a binary of their own: they leave the machine to nobody else.
+//! Two hundred gVisor sandboxes at once, and what every limit is worth, in a binary of their own: they leave the
+//! machine to nobody else.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test names what it expects; the rest fails")]
@@ -7,6 +8,7 @@
 
 mod desk;
 mod disk;
+mod prove;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,6 +18,9 @@ use serde_json::{Value, json};
 
 /// Where the API of the daemons under test writes.
 pub const STORE: &str = "sqlite";
+
+/// One test after the other: what is measured is the machine's, and each daemon gives its sandboxes the same users.
+pub static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// The groups of an instance in every hierarchy.
 fn groups(iid: &str) -> Vec<PathBuf> {
@@ -43,6 +48,7 @@ const CROWD: usize = 200;
 
 #[tokio::test]
 async fn two_hundred_idle_sandboxes_cost_nothing_and_leave_nothing() {
+    let _alone = ALONE.lock().await;
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/runsc/bookworm-backports");
     let mut desk = Desk::with(json!({"gvisor": {"program": program, "idle_freeze": "1s"}})).await;
     let names: Vec<String> = (0..CROWD).map(|n| format!("web-{n:03}")).collect();

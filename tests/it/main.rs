@@ -20,7 +20,6 @@ mod freeze;
 mod gvisor;
 mod limits;
 mod power;
-mod prove;
 mod store;
 mod tidy;
 mod upgrade;

@@ -7,7 +7,7 @@ use crate::desk::Desk;
 
 fn limits() -> Value {
     json!({"memory_mb": 96, "cpu_percent": 50, "disk_mb": 24, "max_processes": 24, "max_files": 128,
-        "output": 1 << 20, "io": 4 << 20, "timeout_seconds": 0})
+        "output": 1 << 20, "io": 16 << 20, "timeout_seconds": 0})
 }
 
 fn spec(isolation: &str, more: Value) -> Value {
@@ -46,6 +46,7 @@ const LIMITS: [&str; 9] = [
 ];
 
 async fn everything_holds(isolation: &str) {
+    let _alone = crate::ALONE.lock().await;
     let runsc = concat!(env!("CARGO_MANIFEST_DIR"), "/target/runsc/bookworm-backports");
     let desk = Desk::with(json!({"gvisor": {"program": runsc}})).await;
     desk.write_spec("a.yaml", "a", &spec(isolation, json!({"strict": true})));
@@ -81,6 +82,7 @@ async fn every_limit_holds_for_a_plain_process() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_that_is_not_kept_is_found_and_so_is_one_that_nobody_asked_for() {
+    let _alone = crate::ALONE.lock().await;
     let desk = Desk::with(json!({"disk": {"mechanism": "polled"}})).await;
     let mut loose = spec("bubblewrap", json!({}));
     loose["limits"]["max_processes"] = json!(0);
@@ -99,6 +101,7 @@ async fn a_limit_that_is_not_kept_is_found_and_so_is_one_that_nobody_asked_for()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_proved_without_a_sandbox_and_an_ephemeral_one_too() {
+    let _alone = crate::ALONE.lock().await;
     let small = json!({"memory_mb": 96, "disk_mb": 24, "max_processes": 24, "max_files": 128, "cpu_percent": 50});
     let desk = Desk::with(json!({"default_limits": small})).await;
     let ephemeral = spec("bubblewrap", json!({"ephemeral": true, "strict": true}));

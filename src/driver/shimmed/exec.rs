@@ -54,8 +54,10 @@ impl Shimmed {
         if let (Bundle::Process, Some(tmp)) = (&self.bundle, &tmp) {
             env.entry("TMPDIR".to_owned()).or_insert_with(|| tmp.to_string_lossy().into_owned());
         }
-        env.extend(order.env.clone());
         let work_dir = PathBuf::from(order.work_dir.unwrap_or(&home));
+        // As it was asked for, though a link may lead there.
+        env.insert("PWD".to_owned(), work_dir.to_string_lossy().into_owned());
+        env.extend(order.env.clone());
         let open_files = ledger::open_files(&order.spec.limits).map(|(value, _)| value);
         let confined = Confined {
             user: crate::sys::is_root().then_some((order.host_uid, order.host_uid)),
