@@ -14,6 +14,7 @@ mod aside;
 mod btrfs;
 mod image;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -77,6 +78,8 @@ pub struct Volumes {
     found: OnceLock<Result<Kind, String>>,
     /// One image is promised its room at a time, and one template made.
     promises: Mutex<()>,
+    /// Images to which no write was lost so far.
+    sound: Mutex<HashSet<Uuid>>,
     /// Whether the directory of all mounts is one itself, which it is while there are any.
     shared: Mutex<bool>,
 }
@@ -174,6 +177,7 @@ impl Volumes {
             reserve_bytes,
             found,
             promises: Mutex::default(),
+            sound: Mutex::default(),
             shared: Mutex::default(),
         })
     }
@@ -366,6 +370,7 @@ impl Volumes {
     /// Removes a volume and what is in it, and one that was never finished. Repeating it is harmless.
     pub fn remove(&self, uid: Uuid) -> Result<(), SysError> {
         self.drop_memory(uid)?;
+        self.sound().remove(&uid);
         let (dir, unfinished) = (self.dir_of(uid), self.dir_of(uid).with_extension("new"));
         // Mounted or not, and whether or not there is an image: what is begun is ended.
         let beside = self.mounts.join(format!("{uid}.{}", image::UNFINISHED));

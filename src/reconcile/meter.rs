@@ -91,6 +91,9 @@ pub async fn run(world: Arc<World>, shutdown: CancellationToken, clock: fn() -> 
 }
 
 fn read_all(world: &World, now: Time) {
+    if let Some(host) = &world.host {
+        host.workspaces.volumes.note_room();
+    }
     let snapshot = world.store.snapshot();
     let running: Vec<_> = snapshot
         .sandboxes

@@ -4,11 +4,13 @@
 //! It grows while it is in use. For every other size a new image is made and the files are copied into it, which
 //! takes the old one's place when it is whole: a resize2fs that loses its power loses the files.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::MutexGuard;
 use std::thread;
 use std::time::Duration;
 
@@ -30,6 +32,8 @@ const JOURNAL_FROM_BYTES: u64 = 32 * MIB;
 const JOURNAL_MIB: u64 = 4;
 /// e2fsck found something and mended it.
 const MENDED: i32 = 3;
+/// On a host with less than this, what is written to an image may find no room.
+const LOW_BYTES: u64 = 64 * MIB;
 /// Where ext4 describes itself.
 const SUPERBLOCK: u64 = 1024;
 const MAGIC: u16 = 0xEF53;
@@ -60,11 +64,37 @@ impl Volumes {
         }
         // As on a host whose disk was full: what is in the cache and what is in the image differ.
         let read_only = |at| mount::of(at).is_some_and(|about| about.read_only);
-        if disk::is_mount_point(&at) && (read_only(&at) || disk::sync(&at).is_err()) {
+        if disk::is_mount_point(&at) && (read_only(&at) || self.is_broken(uid, &at)) {
             release(&image, &at)?;
             check(&image, superblock(&image)?.has_journal, &lock(&image)?)?;
         }
         self.mount_at(&image, &at)
+    }
+
+    /// Whether writes to it were lost. That costs a flush of the disk, so it is asked once, and again after the host
+    /// was nearly full.
+    fn is_broken(&self, uid: Uuid, at: &Path) -> bool {
+        if !self.note_room() && self.sound().contains(&uid) {
+            return false;
+        }
+        let broken = disk::sync(at).is_err();
+        if !broken {
+            self.sound().insert(uid);
+        }
+        broken
+    }
+
+    /// Looks at the room that images have to grow into. Returns whether it is so little that writes may be lost.
+    pub fn note_room(&self) -> bool {
+        let low = disk::space(&self.root).is_ok_and(|space| space.free_bytes < LOW_BYTES);
+        if low {
+            self.sound().clear();
+        }
+        low
+    }
+
+    pub(super) fn sound(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.sound.lock().expect("nobody panics while noting what is sound")
     }
 
     pub(super) fn mount_at(&self, image: &Path, at: &Path) -> Result<(), SysError> {
