@@ -218,7 +218,8 @@ async fn nothing_reaches_a_neighbour() {
             let (home, next) = (format!("{at}-home"), format!("{from}-next"));
             desk.wait_logs(&home, "at home").await;
             desk.wait_phase(&next, "Running").await;
-            let sandbox = desk.sandbox(&home).await;
+            // It may have spoken before it was noted that it runs.
+            let sandbox = desk.wait_phase(&home, "Running").await;
             let workspace = desk.workspace(&sandbox);
             assert!(workspace.join("secret").exists());
             let pid = sandbox["status"]["instance"]["pid"].to_string();
