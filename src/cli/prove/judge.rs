@@ -9,6 +9,8 @@ use crate::model::Time;
 
 /// A scheduler's periods and the reading of clocks are not exact.
 const CPU_SLACK_PERCENT: u64 = 15;
+/// What gVisor computes until the guest runs counts, and that time does not.
+const CPU_SLACK_PERCENT_GVISOR: u64 = 50;
 /// Of processes and files, so many may be the runtime's.
 const FEW: u64 = 4;
 /// From the time limit to the end: the grace, and a busy machine.
@@ -147,7 +149,9 @@ fn cpu(order: &Order, evidence: &Evidence) -> Judged {
         let used = evidence.exit["cpu_usec"].as_u64().unwrap_or(0);
         let percent = used / 10 / ran_ms(evidence).max(1);
         let cpus = number(evidence, "cpus");
-        let most = order.limit * (100 + CPU_SLACK_PERCENT) / 100 + 2;
+        let gvisor = order.isolation == "gvisor";
+        let slack = if gvisor { CPU_SLACK_PERCENT_GVISOR } else { CPU_SLACK_PERCENT };
+        let most = order.limit * (100 + slack) / 100 + 2;
         let throttled = evidence.exit["throttled_usec"].as_u64().unwrap_or(0) / 1000;
         let there = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let right = cpus == order.limit.div_ceil(100).min(there.max(1));
