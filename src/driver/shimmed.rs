@@ -392,7 +392,7 @@ impl Driver for Shimmed {
 
     fn workload_cpu_usec(&self, iid: &Iid) -> u64 {
         let group = self.host.group(iid);
-        let all = group.usage().cpu_usec;
+        let all = group.cpu_usec();
         if !matches!(self.bundle, Bundle::Gvisor(_)) {
             return all;
         }

@@ -127,11 +127,7 @@ impl Handle {
     pub async fn usage(&self, sandbox: &Sandbox) -> Usage {
         let Some(instance) = sandbox.live().cloned() else { return Usage::default() };
         let world = Arc::clone(&self.world);
-        blocking(move || {
-            let driver = world.driver(instance.spec.isolation);
-            driver.map(|driver| driver.usage(&instance.iid)).unwrap_or_default()
-        })
-        .await
+        blocking(move || world.measured(&instance)).await
     }
 
     /// What a sandbox holds of its disk, console included, running or not; `None` where it has no limit of its own.
@@ -147,7 +143,11 @@ impl Handle {
         let share = sandboxes.len().div_ceil(threads).max(1);
         let parts = sandboxes.chunks(share).map(|part| {
             let (world, part) = (Arc::clone(&self.world), part.to_vec());
-            blocking(move || part.iter().map(|sandbox| world.usage(sandbox)).collect::<Vec<_>>())
+            let usage = move |sandbox: &Arc<Sandbox>| match sandbox.live() {
+                Some(live) => world.usage(sandbox, live),
+                None => (Usage::default(), None),
+            };
+            blocking(move || part.iter().map(usage).collect::<Vec<_>>())
         });
         futures_util::future::join_all(parts).await.into_iter().flatten().collect()
     }

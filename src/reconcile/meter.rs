@@ -104,7 +104,7 @@ fn read_all(world: &World, now: Time) {
     let alive: HashSet<Uuid> = running.iter().map(|(sandbox, _)| sandbox.uid).collect();
     world.meter.lock().retain(|uid, _| alive.contains(uid));
     let busy = world.meter.lock().values().filter(|seen| seen.period == PERIOD_MIN).count() as u64;
-    let shortest = Span(PERIOD_MIN.0.max(busy * PERIOD_EACH_MS * 100 / 100));
+    let shortest = Span(PERIOD_MIN.0.max(busy * PERIOD_EACH_MS));
     for (sandbox, instance) in running {
         if is_due(world, sandbox, instance, now, shortest) {
             read(world, sandbox, instance, now);
@@ -127,7 +127,7 @@ fn is_due(
 }
 
 fn read(world: &World, sandbox: &Arc<Sandbox>, instance: &Instance, now: Time) {
-    let Some(reading) = reading(world, sandbox, instance, now) else { return };
+    let reading = reading(world, sandbox, instance, now);
     let (alarms, count) = {
         let mut all = world.meter.lock();
         let fresh = || Seen {
@@ -170,17 +170,14 @@ fn is_counted(sandbox: &Sandbox) -> bool {
 }
 
 /// What an instance uses now.
-fn reading(world: &World, sandbox: &Sandbox, instance: &Instance, now: Time) -> Option<Reading> {
-    let usage = world.driver(instance.spec.isolation)?.usage(&instance.iid);
-    let volumes = world.host.as_ref().map(|host| &host.workspaces.volumes);
-    // btrfs tells by a program of its own, which is no price for a look.
-    let space = volumes.and_then(|volumes| volumes.cheap_space(sandbox.uid, sandbox.host_uid));
+fn reading(world: &World, sandbox: &Sandbox, instance: &Instance, now: Time) -> Reading {
+    let (usage, space) = world.usage(sandbox, instance);
     let disk = space.map(|space| DiskReading {
         used_bytes: space.used_bytes(),
         total_bytes: space.total_bytes,
         is_full: space.is_full(),
     });
-    Some(Reading {
+    Reading {
         at: now,
         ran_seconds: instance.started_at.map_or(0, |started| started.until(now).0 / 1000),
         memory_bytes: usage.memory_used_bytes(),
@@ -190,7 +187,7 @@ fn reading(world: &World, sandbox: &Sandbox, instance: &Instance, now: Time) -> 
         throttled_periods: usage.throttled_periods,
         processes_refused: usage.pids_refused,
         disk,
-    })
+    }
 }
 
 /// On the console, among the events, and for what the kernel does not count itself, in the ledger.

@@ -88,24 +88,25 @@ impl World {
         }
     }
 
-    /// What a running sandbox uses, as cheaply as that can be told.
-    pub(super) fn usage(&self, sandbox: &Sandbox) -> (Usage, Option<Space>) {
-        let Some(live) = sandbox.live() else { return (Usage::default(), None) };
-        let driver = self.driver(live.spec.isolation);
-        let usage = driver.map(|driver| driver.usage(&live.iid)).unwrap_or_default();
+    /// What an instance has used.
+    pub(super) fn measured(&self, instance: &Instance) -> Usage {
+        let driver = self.driver(instance.spec.isolation);
+        driver.map(|driver| driver.usage(&instance.iid)).unwrap_or_default()
+    }
+
+    /// The same, and what its disk holds, as far as one look tells: btrfs has a program of its own for that.
+    pub(super) fn usage(&self, sandbox: &Sandbox, live: &Instance) -> (Usage, Option<Space>) {
         let volumes = self.host.as_ref().map(|host| &host.workspaces.volumes);
         let space = volumes.and_then(|volumes| volumes.cheap_space(sandbox.uid, sandbox.host_uid));
-        (usage, space)
+        (self.measured(live), space)
     }
 
     /// What the running instance holds, and what can be done about its disk.
     pub(super) fn in_use(&self, sandbox: &Sandbox) -> InUse {
         let Some(live) = sandbox.live() else { return InUse::default() };
-        let driver = self.driver(live.spec.isolation);
-        let usage = driver.map(|driver| driver.usage(&live.iid)).unwrap_or_default();
         let volumes = self.host.as_ref().map(|host| &host.workspaces.volumes);
         let disk = volumes.map(|volumes| volumes.in_use(sandbox.uid, sandbox.host_uid));
-        InUse { memory_bytes: usage.memory_used_bytes(), ..disk.unwrap_or_default() }
+        InUse { memory_bytes: self.measured(live).memory_used_bytes(), ..disk.unwrap_or_default() }
     }
 
     /// Looks and plans, and does nothing: what the loop would do next.

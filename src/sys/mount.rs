@@ -40,14 +40,6 @@ pub fn ext4(device: &Path, at: &Path) -> Result<(), SysError> {
     })
 }
 
-/// Mounts a device with nothing special.
-pub fn plain(device: &Path, at: &Path, kind: &str) -> Result<(), SysError> {
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some(device), at, Some(kind), flags, None::<&str>).map_err(|errno| {
-        SysError::nix(format!("mount {} at {}", device.display(), at.display()), errno)
-    })
-}
-
 /// A file system in memory that takes so much and no more.
 pub fn tmpfs(at: &Path, bytes: u64, inodes: u64) -> Result<(), SysError> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;

@@ -181,7 +181,9 @@ fn a_btrfs_subvolume_is_full_at_its_limit_and_takes_another_one_at_once() {
     command.arg("-q").arg(&image);
     tree::run(command, "btrfs-progs").unwrap();
     let device = disk::loopback::attach(&image).unwrap();
-    mount::plain(&device.path, &at, "btrfs").unwrap();
+    let mut command = std::process::Command::new("mount");
+    command.args([&device.path, &at]);
+    tree::run(command, "mount").unwrap();
     let ground = Ground::in_dir(dir, "disk", DiskChoice::Auto);
     assert_eq!(ground.spaces.volumes.kind(), Ok(Kind::Btrfs));
     let uid = Uuid::now_v7();
