@@ -214,8 +214,8 @@ fn time(order: &Order, evidence: &Evidence) -> Judged {
 
 fn output(order: &Order, evidence: &Evidence) -> Judged {
     let (written, ms) = (number(evidence, "written"), number(evidence, "ms").max(1));
-    let kept = evidence.exit["console_to"].as_u64().unwrap_or(0)
-        - evidence.exit["console_from"].as_u64().unwrap_or(0);
+    let at = |key: &str| evidence.exit[key].as_u64().unwrap_or(0);
+    let kept = at("console_to").saturating_sub(at("console_from"));
     if order.limit == 0 {
         let answer = format!("{} MiB in {ms} ms; the console is bounded", written >> 20);
         return (Verdict::None, answer);
