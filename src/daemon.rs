@@ -22,10 +22,10 @@ use tracing::{debug, error, info, warn};
 use crate::api::{self, Api};
 use crate::config::{Config, StoreKind};
 use crate::desired::watch::{Source, Watch};
+use crate::driver::Driver;
 use crate::driver::host::{self, Host, Paths};
 use crate::driver::shimmed::Shimmed;
 use crate::driver::workspace::Workspaces;
-use crate::driver::{Driver, DriverError};
 use crate::error::chain;
 use crate::live::Live;
 use crate::model::admission::Rules;
@@ -356,29 +356,23 @@ fn world(
     };
     let workspaces = Workspaces::open(&config.sandboxes_path, crate::sys::is_root(), &config.disk)?;
     let host = Arc::new(Host::open(paths, workspaces, config.console_bytes, store.epoch())?);
-    let mut drivers: BTreeMap<Isolation, Arc<dyn Driver>> = BTreeMap::new();
-    let mut unavailable = BTreeMap::new();
-    match Shimmed::bubblewrap(Arc::clone(&host)) {
-        Ok(driver) => drop(drivers.insert(Isolation::Bubblewrap, Arc::new(driver))),
-        Err(error) => {
-            let why = chain(&error);
-            warn!(why, "bubblewrap is not to be had");
-            unavailable.insert(Isolation::Bubblewrap, why);
-        }
+    let bubblewrap = Shimmed::bubblewrap(Arc::clone(&host));
+    if let Err(why) = bubblewrap.runtime() {
+        warn!(why, "bubblewrap is unavailable");
     }
-    drivers.insert(Isolation::Process, Arc::new(Shimmed::process(Arc::clone(&host))));
-    match gvisor(config, &host, &store, queue) {
-        Ok(driver) => drop(drivers.insert(Isolation::Gvisor, driver)),
-        // Most hosts have none, and nobody there asks for it.
-        Err(error) => drop(unavailable.insert(Isolation::Gvisor, chain(&error))),
-    }
+    let process = Shimmed::process(Arc::clone(&host));
+    let drivers: BTreeMap<Isolation, Arc<dyn Driver>> = [
+        (Isolation::Bubblewrap, Arc::new(bubblewrap) as Arc<dyn Driver>),
+        (Isolation::Process, Arc::new(process)),
+        (Isolation::Gvisor, gvisor(config, &host, &store, queue)),
+    ]
+    .into();
     let runtime = tokio::runtime::Handle::current();
     let consoles =
         Consoles::new(Arc::clone(queue), runtime, store.epoch(), Some(Arc::clone(&host)));
     Ok(World {
         store,
         drivers,
-        unavailable,
         host: Some(host),
         rules: Arc::clone(rules),
         boot_id: clock::boot_id(),
@@ -392,22 +386,16 @@ fn world(
 
 /// gVisor, if it is installed. How it works here may take a while to find out; whoever waits for it is
 /// looked at again then.
-fn gvisor(
-    config: &Config,
-    host: &Arc<Host>,
-    store: &Store,
-    queue: &Arc<Queue>,
-) -> Result<Arc<dyn Driver>, DriverError> {
-    let driver = Shimmed::gvisor(Arc::clone(host), config.gvisor_program.as_deref())?;
-    let driver = Arc::new(driver);
+fn gvisor(config: &Config, host: &Arc<Host>, store: &Store, queue: &Arc<Queue>) -> Arc<dyn Driver> {
+    let driver = Arc::new(Shimmed::gvisor(Arc::clone(host), config.gvisor_program.as_deref()));
     let asked = config.gvisor_platform;
     if !driver.remember_platform(asked) {
         let (driver, store, queue) = (Arc::clone(&driver), store.clone(), Arc::clone(queue));
         let find_out = move || {
             driver.choose_platform(asked);
             match driver.runtime() {
-                Ok(runtime) => info!(runtime, "gvisor is to be had"),
-                Err(why) => warn!(why, "gvisor is not to be had"),
+                Ok(runtime) => info!(runtime, "gvisor is available"),
+                Err(why) => warn!(why, "gvisor is unavailable"),
             }
             let waits = |sandbox: &&Arc<Sandbox>| sandbox.spec.isolation == Isolation::Gvisor;
             for sandbox in store.snapshot().sandboxes.values().filter(waits) {
@@ -418,7 +406,7 @@ fn gvisor(
         let thread = std::thread::Builder::new().name("gvisor".to_owned()).spawn(find_out);
         drop(thread.expect("a thread can be started at start-up"));
     }
-    Ok(driver)
+    driver
 }
 
 /// The shim lies beside the daemon.

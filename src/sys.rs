@@ -71,6 +71,38 @@ pub fn unbuffered_stdin() -> io::Result<File> {
     Ok(io::stdin().as_fd().try_clone_to_owned()?.into())
 }
 
+/// A copy of a descriptor that we were handed at this number, to be closed by the next exec.
+pub fn inherited(number: i32) -> Result<std::os::fd::OwnedFd, SysError> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    use std::os::fd::{BorrowedFd, FromRawFd};
+    // SAFETY: the number is used for the one call below only, which refuses one that is not open.
+    let handed = unsafe { BorrowedFd::borrow_raw(number) };
+    let copy = fcntl(handed, FcntlArg::F_DUPFD_CLOEXEC(3))
+        .map_err(|errno| SysError::nix(format!("fcntl({number}, F_DUPFD_CLOEXEC)"), errno))?;
+    // SAFETY: fcntl succeeded, so `copy` is open; it was made just now, so nothing else owns it.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(copy) })
+}
+
+/// A file in memory that holds these bytes, read from its beginning, and that nobody can change.
+pub fn memory_file(bytes: &[u8]) -> Result<std::os::fd::OwnedFd, SysError> {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use std::io::{Seek, Write};
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let fd = memfd_create("sodium", flags).map_err(|errno| SysError::nix("memfd_create", errno))?;
+    let mut file = File::from(fd);
+    file.write_all(bytes)
+        .and_then(|()| file.rewind())
+        .map_err(|source| SysError { call: "write to memory".to_owned(), source })?;
+    let seals = SealFlag::F_SEAL_SEAL
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))
+        .map_err(|errno| SysError::nix("fcntl(F_ADD_SEALS)", errno))?;
+    Ok(file.into())
+}
+
 /// Whether we run as root, and may therefore give each sandbox a uid of its own.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()

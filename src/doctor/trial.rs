@@ -108,16 +108,17 @@ pub(super) fn isolations(config: &Config) -> Vec<Finding> {
         if wanted { Severity::Broken } else { Severity::Degraded }
     };
     findings.push(report("process", tried, (Severity::Broken, "plain processes do not run", "")));
-    findings.push(match Shimmed::bubblewrap(Arc::clone(host)) {
-        Ok(driver) => {
+    let bubblewrap = Shimmed::bubblewrap(Arc::clone(host));
+    findings.push(match bubblewrap.missing() {
+        None => {
             let fix = user_namespaces_fix();
             let bad =
                 (needed(Isolation::Bubblewrap), "bubblewrap sandboxes do not run", fix.as_str());
-            report("bubblewrap", run(&driver, Isolation::Bubblewrap), bad)
+            report("bubblewrap", run(&bubblewrap, Isolation::Bubblewrap), bad)
         }
-        Err(error) => {
+        Some(why) => {
             let means = ("bubblewrap sandboxes do not run", "apt-get install bubblewrap");
-            Finding::bad("bubblewrap", needed(Isolation::Bubblewrap), chain(&error), means)
+            Finding::bad("bubblewrap", needed(Isolation::Bubblewrap), why.to_owned(), means)
         }
     });
     findings.extend(gvisor(config, host, needed(Isolation::Gvisor)));
@@ -137,15 +138,13 @@ fn gvisor(config: &Config, host: &Arc<Host>, severity: Severity) -> Vec<Finding>
             Platform::Ptrace => "gvisor, ptrace",
             Platform::Kvm => "gvisor, kvm",
         };
-        let driver = match Shimmed::gvisor(Arc::clone(host), config.gvisor_program.as_deref()) {
-            Ok(driver) => driver,
-            Err(error) => {
-                let fix = "apt-get install -t bookworm-backports runsc, or name it as gvisor.program in config.json";
-                let means = ("gVisor sandboxes do not run", fix);
-                findings.push(Finding::bad("gvisor", severity, chain(&error), means));
-                break;
-            }
-        };
+        let driver = Shimmed::gvisor(Arc::clone(host), config.gvisor_program.as_deref());
+        if let Some(why) = driver.missing() {
+            let fix = "apt-get install -t bookworm-backports runsc, or name it as gvisor.program in config.json";
+            let means = ("gVisor sandboxes do not run", fix);
+            findings.push(Finding::bad("gvisor", severity, why.to_owned(), means));
+            break;
+        }
         driver.choose_platform(Some(platform));
         let other = "another platform is used, if it works";
         let bad = (

@@ -1,18 +1,19 @@
-//! bubblewrap's command line, as a value.
+//! bubblewrap's command line and options, as values.
 //!
-//! Everything is unshared; the host's /usr is the root file system for now, read-only; /dev, /proc,
-//! /tmp and the root itself are new. What bubblewrap needs of the host's files it is handed as open
-//! descriptors, because the user it runs as may not walk there.
+//! Everything is unshared. The root is a directory of ours with the host's /usr in it, read-only; /dev, /proc and
+//! /tmp are new. What bubblewrap is told is ours alone: its options come over a descriptor, and what it starts is
+//! our init, which is told inside what to become. Where the daemon is root, everything is found on a stage, because
+//! the user that bubblewrap runs as may not walk to where it lies.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::driver::shown::{
-    ETC, ETC_NETWORK, GROUP, HOME, INIT, INIT_COPY, INSIDE_ID, PASSWD, Shown, add_init,
-};
+use crate::driver::shown::{ETC_NETWORK, HOME, INIT, INSIDE_ID, Shown, Tmp};
+use crate::driver::workspace::Place;
 use crate::driver::{DriverError, Order};
-use crate::model::{Network, Spec};
-use crate::shim::launch::STATUS_FD;
+use crate::model::Network;
+use crate::shim::init;
+use crate::shim::launch::{OPTIONS_FD, STAGE, STATUS_FD, Stage};
 use crate::sys::path;
 use crate::sys::seccomp;
 
@@ -20,13 +21,12 @@ use crate::sys::seccomp;
 pub const OWN_PROCESSES: u64 = 2;
 
 const FILTER: &str = "filter.bpf";
-
 const FILTER_FD: i32 = 10;
-const WORKSPACE_FD: i32 = 12;
-const PASSWD_FD: i32 = 13;
-const GROUP_FD: i32 = 14;
-const TMP_FD: i32 = 15;
-const INIT_FD: i32 = 16;
+
+/// What is on the stage.
+const ROOT: &str = "root";
+const FILES: &str = "files";
+const TMP: &str = "tmp";
 
 /// The program, and what its sandboxes are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,11 +35,15 @@ pub struct Bubblewrap {
     /// As it says itself: `bubblewrap 0.8.0`.
     pub version: String,
     pub shown: Shown,
+    /// The root of every sandbox, read-only.
+    pub root: PathBuf,
 }
 
-/// Whether it is the probe that is to run, which is no program of the host's.
-fn is_probe(spec: &Spec) -> bool {
-    spec.command.first().is_some_and(|program| program == INIT)
+/// Where bubblewrap finds the trees of a sandbox.
+struct Trees {
+    root: PathBuf,
+    files: PathBuf,
+    tmp: Option<PathBuf>,
 }
 
 impl Bubblewrap {
@@ -53,45 +57,44 @@ impl Bubblewrap {
             .ok_or(DriverError::Missing { program: "bwrap", hint })?;
         let failed = |source| DriverError::Host { stage: "write what sandboxes are shown", source };
         let shown = Shown::make(run).map_err(failed)?;
-        add_init(run, shim).map_err(failed)?;
+        let root = shown.root(shim, Tmp::Directory).map_err(failed)?;
         path::write_durably(&shown.made.join(FILTER), &seccomp::program_bytes()).map_err(failed)?;
-        let said = Command::new(&program).arg("--version").output();
+        let said = Command::new(&program).arg("--version").env_clear().output();
         let said =
             said.map_err(|source| DriverError::Spawn { program: program.clone(), source })?;
         let version = String::from_utf8_lossy(&said.stdout).trim().to_owned();
-        Ok(Self { program, version, shown })
+        Ok(Self { program, version, shown, root })
     }
 
     /// What bubblewrap is to find open, and at which number.
-    pub fn inherited(
-        &self,
-        spec: &Spec,
-        workspace: &Path,
-        tmp: Option<&Path>,
-    ) -> Vec<(i32, PathBuf)> {
-        let init = is_probe(spec).then(|| (INIT_FD, self.shown.made.join(INIT_COPY)));
-        let tmp = tmp.map(|tmp| (TMP_FD, tmp.to_owned()));
-        let always = [
-            (FILTER_FD, self.shown.made.join(FILTER)),
-            (WORKSPACE_FD, workspace.to_owned()),
-            (PASSWD_FD, self.shown.made.join(PASSWD)),
-            (GROUP_FD, self.shown.made.join(GROUP)),
-        ];
-        always.into_iter().chain(tmp).chain(init).collect()
+    pub fn inherited(&self) -> Vec<(i32, PathBuf)> {
+        vec![(FILTER_FD, self.shown.made.join(FILTER))]
     }
 
-    /// The arguments, the zeroth included. Pure: the tests read like `bwrap --help`.
-    pub fn args(&self, order: &Order<'_>, has_tmp: bool) -> Vec<String> {
-        let mut args: Vec<String> = vec!["bwrap".to_owned()];
-        let mut add = |parts: &[&str]| args.extend(parts.iter().map(|part| (*part).to_owned()));
+    /// What is mounted for it first, for one that becomes another user.
+    pub fn stage(&self, place: &Place, hidden: &Path) -> Stage {
+        let tmp = place.tmp.iter().map(|tmp| (tmp.clone(), TMP));
+        let binds = [(self.root.clone(), ROOT), (place.files.clone(), FILES)];
+        Stage {
+            binds: binds.into_iter().chain(tmp).map(|(from, at)| (from, at.to_owned())).collect(),
+            hidden: Some(hidden.to_owned()),
+        }
+    }
+
+    /// The arguments, the zeroth included: the same for all sandboxes.
+    pub fn args() -> Vec<String> {
+        let options = OPTIONS_FD.to_string();
+        ["bwrap", "--args", &options, "--", INIT, init::START].map(str::to_owned).to_vec()
+    }
+
+    /// The options. Pure: the tests read like `bwrap --help`.
+    pub fn options(&self, order: &Order<'_>, place: &Place, is_staged: bool) -> Vec<String> {
+        let trees = self.trees(place, is_staged);
+        let mut options: Vec<String> = Vec::new();
+        let mut add = |parts: &[&str]| options.extend(parts.iter().map(|part| (*part).to_owned()));
         let id = INSIDE_ID.to_string();
-        add(&[
-            "--unshare-user",
-            "--unshare-pid",
-            "--unshare-ipc",
-            "--unshare-uts",
-            "--unshare-cgroup",
-        ]);
+        add(&["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]);
+        add(&["--unshare-cgroup"]);
         let shares_network = order.spec.network == Network::Host;
         if !shares_network {
             add(&["--unshare-net"]);
@@ -102,52 +105,49 @@ impl Bubblewrap {
             // With a terminal, the shim has made the session that owns it.
             add(&["--new-session"]);
         }
-        add(&["--ro-bind", "/usr", "/usr"]);
-        for (name, target) in &self.shown.top_level {
+        add(&["--ro-bind", &text(&trees.root), "/", "--ro-bind", "/usr", "/usr"]);
+        for (name, _) in self.shown.top_level.iter().filter(|(_, target)| target.is_none()) {
             let path = format!("/{name}");
-            match target {
-                Some(target) => add(&["--symlink", target, &path]),
-                None => add(&["--ro-bind", &path, &path]),
-            }
+            add(&["--ro-bind", &path, &path]);
         }
-        for path in ETC.iter().chain(ETC_NETWORK.iter().filter(|_| shares_network)) {
+        for path in ETC_NETWORK.iter().filter(|_| shares_network) {
             add(&["--ro-bind-try", path, path]);
         }
-        add(&["--ro-bind-data", &PASSWD_FD.to_string(), "/etc/passwd"]);
-        add(&["--ro-bind-data", &GROUP_FD.to_string(), "/etc/group"]);
         add(&["--proc", "/proc", "--dev", "/dev"]);
-        if has_tmp {
-            add(&["--bind-fd", &TMP_FD.to_string(), "/tmp"]);
-        } else {
-            add(&["--perms", "1777", "--tmpfs", "/tmp"]);
+        match &trees.tmp {
+            Some(tmp) => add(&["--bind", &text(tmp), "/tmp"]),
+            None => add(&["--perms", "1777", "--tmpfs", "/tmp"]),
         }
-        add(&["--dir", "/run", "--dir", "/var", "--symlink", "/tmp", "/var/tmp"]);
-        if is_probe(order.spec) {
-            add(&["--ro-bind-fd", &INIT_FD.to_string(), INIT]);
-        }
-        add(&["--bind-fd", &WORKSPACE_FD.to_string(), HOME]);
-        // After everything was mounted into it.
-        add(&["--remount-ro", "/", "--chdir", HOME]);
-        add(&[
-            "--seccomp",
-            &FILTER_FD.to_string(),
-            "--json-status-fd",
-            &STATUS_FD.to_string(),
-            "--",
-        ]);
-        args.extend(order.spec.resolved_command());
-        args
+        add(&["--bind", &text(&trees.files), HOME, "--chdir", HOME]);
+        add(&["--seccomp", &FILTER_FD.to_string(), "--json-status-fd", &STATUS_FD.to_string()]);
+        options
     }
+
+    fn trees(&self, place: &Place, is_staged: bool) -> Trees {
+        let at = |name: &str, otherwise: &Path| match is_staged {
+            true => Path::new(STAGE).join(name),
+            false => otherwise.to_owned(),
+        };
+        Trees {
+            root: at(ROOT, &self.root),
+            files: at(FILES, &place.files),
+            tmp: place.tmp.as_deref().map(|tmp| at(TMP, tmp)),
+        }
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::driver::shimmed::tests::order;
+    use crate::driver::workspace::Kept;
 
-    #[test]
-    fn the_command_line_shares_nothing_but_what_is_named() {
-        let bwrap = Bubblewrap {
+    fn bwrap() -> Bubblewrap {
+        Bubblewrap {
             program: "/usr/bin/bwrap".into(),
             version: "bubblewrap 0.8.0".to_owned(),
             shown: Shown {
@@ -157,20 +157,30 @@ mod tests {
                 ],
                 made: "/run/sodiumd/shown".into(),
             },
-        };
+            root: "/run/sodiumd/shown/root".into(),
+        }
+    }
+
+    #[test]
+    fn the_options_share_nothing_but_what_is_named() {
+        let place = Place { files: "/srv/a b/files".into(), tmp: None, kept: Kept::unlimited() };
         order(|order| {
-            let line = bwrap.args(order, false).join(" ");
-            let want = "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts \
+            let line = bwrap().options(order, &place, true).join(" ");
+            let want = "--unshare-user --unshare-pid --unshare-ipc --unshare-uts \
                 --unshare-cgroup --unshare-net --disable-userns --uid 1000 --gid 1000 --cap-drop ALL \
-                --die-with-parent --hostname web --new-session --ro-bind /usr /usr \
-                --symlink usr/bin /bin --ro-bind /lib64 /lib64 ";
-            assert!(line.starts_with(want), "{line}");
-            let end = "--ro-bind-data 13 /etc/passwd --ro-bind-data 14 /etc/group --proc /proc \
-                --dev /dev --perms 1777 --tmpfs /tmp --dir /run --dir /var --symlink /tmp /var/tmp \
-                --bind-fd 12 /home/container --remount-ro / --chdir /home/container --seccomp 10 \
-                --json-status-fd 11 -- sh -c id";
-            assert!(line.ends_with(end), "{line}");
-            assert!(!line.contains("resolv.conf"));
+                --die-with-parent --hostname web --new-session --ro-bind /sys/root / \
+                --ro-bind /usr /usr --ro-bind /lib64 /lib64 --proc /proc --dev /dev \
+                --perms 1777 --tmpfs /tmp --bind /sys/files /home/container \
+                --chdir /home/container --seccomp 10 --json-status-fd 11";
+            assert_eq!(line, want);
+            let line = bwrap().options(order, &place, false).join(" ");
+            assert!(line.contains("--ro-bind /run/sodiumd/shown/root / "), "{line}");
+            assert!(line.contains("--bind /srv/a b/files /home/container "), "{line}");
         });
+    }
+
+    #[test]
+    fn the_command_line_is_the_same_for_everybody() {
+        assert_eq!(Bubblewrap::args().join(" "), "bwrap --args 12 -- /sodium-init start");
     }
 }

@@ -22,8 +22,8 @@ use crate::driver::shimmed::measure::Measures;
 use crate::driver::tree;
 use crate::driver::workspace::Workspaces;
 use crate::driver::{DriverError, Space};
-use crate::model::{Iid, Record};
-use crate::shim::launch::SOCKET;
+use crate::model::{Iid, Isolation, Record};
+use crate::shim::launch::{Confinement, FILE, Launch, SOCKET};
 use crate::sys::SysError;
 use crate::sys::cgroup;
 
@@ -130,6 +130,21 @@ impl Host {
         let ordered = self.ordered();
         iids.retain(|iid| !iid.is_waiting() || !taken.contains(iid) && !ordered.contains_key(iid));
         iids
+    }
+
+    /// What an instance was started with. `None`: there is no order of it.
+    pub(super) fn launch(&self, iid: &Iid) -> Option<Launch> {
+        serde_json::from_slice(&fs::read(self.run_dir(iid).join(FILE)).ok()?).ok()
+    }
+
+    /// What confines an instance, as its order says.
+    pub fn isolation_of(&self, iid: &Iid) -> Option<Isolation> {
+        let launch = self.launch(iid)?;
+        Some(match launch.confinement {
+            Confinement::Bubblewrap { .. } => Isolation::Bubblewrap,
+            Confinement::Gvisor { .. } => Isolation::Gvisor,
+            Confinement::Itself { .. } => Isolation::Process,
+        })
     }
 
     /// Notes beside what runs what it is, for a daemon that lost its store.

@@ -15,7 +15,9 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::driver::shown::{ETC_NETWORK, HOME, HOME_NAME, HOMES, INSIDE_ID, Shown, TMP, TMP_NAME};
+use crate::driver::shown::{
+    ETC_NETWORK, HOME, HOME_NAME, HOMES, INSIDE_ID, Shown, TMP, TMP_NAME, Tmp,
+};
 use crate::driver::{DriverError, Order};
 use crate::model::{Iid, Limits, Network, Platform};
 use crate::sys::{SysError, process};
@@ -82,7 +84,7 @@ impl Runsc {
         let version = version(&program)?;
         let failed = |source| DriverError::Host { stage: "write what sandboxes are shown", source };
         let shown = Shown::make(run).map_err(failed)?;
-        let root = shown.root(shim).map_err(failed)?;
+        let root = shown.root(shim, Tmp::Link).map_err(failed)?;
         let runsc = Self { program, version, shown, root };
         for dir in [runsc.workspace(), runsc.tmp(), runsc.whole_proc()] {
             fs::create_dir_all(&dir)
@@ -313,7 +315,7 @@ fn limits(limits: &Limits) -> Vec<Value> {
 
 fn version(program: &Path) -> Result<String, DriverError> {
     let failed = |source| DriverError::Spawn { program: program.to_owned(), source };
-    let said = Command::new(program).arg("--version").output().map_err(failed)?;
+    let said = Command::new(program).arg("--version").env_clear().output().map_err(failed)?;
     let text = String::from_utf8_lossy(&said.stdout);
     let version = text.lines().find_map(|line| line.strip_prefix("runsc version "));
     version.map(str::to_owned).ok_or_else(|| {

@@ -13,10 +13,12 @@ use uuid::Uuid;
 
 use crate::driver::bwrap::{self, Bubblewrap};
 use crate::driver::host::Host;
+use crate::driver::process;
 use crate::driver::runsc::{self, Runsc};
 use crate::driver::shown;
 use crate::driver::workspace::Kept;
 use crate::driver::{Adjust, Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder};
+use crate::error::chain;
 use crate::model::{ExitRecord, Iid, Isolation, LimitStatus, Limits, Observed, Platform, Time};
 use crate::shim::client::{Client, ClientError};
 use crate::shim::exit;
@@ -50,9 +52,12 @@ pub(super) const YOUNG_MS_MAX: u64 = 10_000;
 const FREEZE_MS_MAX: u64 = 1_000;
 
 /// How a workload is confined.
+///
+/// What a runtime has started goes on without its program, and is watched and ended as before; whatever needs the
+/// program is refused with the reason for which there is none.
 #[derive(Debug)]
 enum Bundle {
-    Bubblewrap(Bubblewrap),
+    Bubblewrap(Result<Bubblewrap, String>),
     Gvisor(Gvisor),
     Process,
 }
@@ -60,7 +65,7 @@ enum Bundle {
 /// runsc, and once that is found out, how it works here.
 #[derive(Debug)]
 struct Gvisor {
-    runsc: Runsc,
+    runsc: Result<Runsc, String>,
     platform: OnceLock<Result<Platform, String>>,
     /// Guests that were started ahead.
     ready: Mutex<Vec<Ready>>,
@@ -74,29 +79,43 @@ pub struct Shimmed {
 }
 
 impl Shimmed {
-    pub fn bubblewrap(host: Arc<Host>) -> Result<Self, DriverError> {
-        let bundle = Bundle::Bubblewrap(Bubblewrap::detect(&host.paths.run, &host.paths.shim)?);
-        Ok(Self { host, bundle })
+    pub fn bubblewrap(host: Arc<Host>) -> Self {
+        let found = Bubblewrap::detect(&host.paths.run, &host.paths.shim);
+        Self { host, bundle: Bundle::Bubblewrap(found.map_err(|error| chain(&error))) }
     }
 
-    /// gVisor, not yet to be had: see [`Shimmed::choose_platform`].
-    pub fn gvisor(host: Arc<Host>, program: Option<&Path>) -> Result<Self, DriverError> {
-        let runsc = Runsc::detect(program, &host.paths.run, &host.paths.shim)?;
+    /// gVisor, unavailable until [`Shimmed::choose_platform`] has returned.
+    pub fn gvisor(host: Arc<Host>, program: Option<&Path>) -> Self {
+        let found = Runsc::detect(program, &host.paths.run, &host.paths.shim);
+        let runsc = found.map_err(|error| chain(&error));
         let gvisor = Gvisor { runsc, platform: OnceLock::new(), ready: Mutex::default() };
-        Ok(Self { host, bundle: Bundle::Gvisor(gvisor) })
+        Self { host, bundle: Bundle::Gvisor(gvisor) }
+    }
+
+    /// Why the runtime's program is not there, if it is not.
+    pub fn missing(&self) -> Option<&str> {
+        match &self.bundle {
+            Bundle::Bubblewrap(found) => found.as_ref().err().map(String::as_str),
+            Bundle::Gvisor(gvisor) => gvisor.runsc.as_ref().err().map(String::as_str),
+            Bundle::Process => None,
+        }
     }
 
     /// Takes over how gVisor works on this host from an earlier daemon that found it out. False: none
     /// has, or something is not as it was.
     pub fn remember_platform(&self, asked: Option<Platform>) -> bool {
-        let Bundle::Gvisor(Gvisor { runsc, platform, .. }) = &self.bundle else { return true };
+        let Bundle::Gvisor(Gvisor { runsc: Ok(runsc), platform, .. }) = &self.bundle else {
+            return true;
+        };
         let remembered = runsc.remembered(asked, &self.host.paths.state.join(PLATFORM));
         remembered.is_some_and(|found| platform.set(Ok(found)).is_ok())
     }
 
     /// Finds it out; takes seconds if a platform hangs.
     pub fn choose_platform(&self, asked: Option<Platform>) {
-        let Bundle::Gvisor(Gvisor { runsc, platform, .. }) = &self.bundle else { return };
+        let Bundle::Gvisor(Gvisor { runsc: Ok(runsc), platform, .. }) = &self.bundle else {
+            return;
+        };
         platform.get_or_init(|| {
             let memory = self.host.paths.state.join(PLATFORM);
             let found = runsc.choose(asked, &self.host.paths.run);
@@ -134,6 +153,7 @@ impl Shimmed {
         match self.bundle {
             Bundle::Bubblewrap(_) => Counting::Host { own: bwrap::OWN_PROCESSES },
             Bundle::Gvisor(_) => Counting::Guest,
+            Bundle::Process if sys::is_root() => Counting::Host { own: process::OWN_PROCESSES },
             Bundle::Process => Counting::Host { own: 0 },
         }
     }
@@ -217,9 +237,12 @@ impl Driver for Shimmed {
 
     fn runtime(&self) -> Result<String, String> {
         match &self.bundle {
-            Bundle::Bubblewrap(bwrap) => Ok(bwrap.version.clone()),
+            Bundle::Bubblewrap(bwrap) => {
+                bwrap.as_ref().map(|bwrap| bwrap.version.clone()).map_err(Clone::clone)
+            }
             Bundle::Gvisor(gvisor) => {
-                let (version, platform) = (&gvisor.runsc.version, gvisor.platform()?);
+                let version = &gvisor.runsc.as_ref().map_err(Clone::clone)?.version;
+                let platform = gvisor.platform()?;
                 Ok(format!("runsc {version}, {}", platform.as_str()))
             }
             Bundle::Process => Ok("the kernel's own means".to_owned()),
@@ -412,6 +435,11 @@ impl Driver for Shimmed {
 impl Gvisor {
     fn ready(&self) -> MutexGuard<'_, Vec<Ready>> {
         self.ready.lock().expect("nobody panics while holding those that are ready")
+    }
+
+    /// The program, or why whatever needs it is refused.
+    fn runsc(&self) -> Result<&Runsc, DriverError> {
+        self.runsc.as_ref().map_err(|why| DriverError::Refused(format!("gvisor: {why}")))
     }
 
     fn platform(&self) -> Result<Platform, String> {

@@ -50,6 +50,13 @@ pub(super) const ETC: &[&str] = &[
 /// And these only with the host's network.
 pub(super) const ETC_NETWORK: &[&str] = &["/etc/resolv.conf", "/etc/hosts", "/etc/gai.conf"];
 
+/// What /tmp is in a root of ours: gVisor mounts all homes at once, and has it among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tmp {
+    Link,
+    Directory,
+}
+
 /// What this host has, found once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
@@ -80,30 +87,39 @@ impl Shown {
         Ok(Self { top_level, made })
     }
 
-    /// A directory that is to be the root of sandboxes, with everything in it but what is mounted:
-    /// for runtimes to which each mount is dear. Made once per boot and release, and never touched
-    /// again: sandboxes that an earlier daemon started look at it.
-    pub fn root(&self, shim: &Path) -> Result<PathBuf, SysError> {
-        let root = self.made.join(concat!("root-", env!("CARGO_PKG_VERSION"), "-2"));
+    /// A directory that is to be the root of sandboxes, with everything in it but what is mounted: each mount is
+    /// dear at a start. Made once per boot, release and state of the host's files, and never touched again:
+    /// sandboxes that an earlier daemon started look at it.
+    pub fn root(&self, shim: &Path, tmp: Tmp) -> Result<PathBuf, SysError> {
+        let kind = match tmp {
+            Tmp::Link => "linked",
+            Tmp::Directory => "plain",
+        };
+        let state = state_of(shim);
+        let name = format!("root-{}-{kind}-{state:016x}", env!("CARGO_PKG_VERSION"));
+        let root = self.made.join(name);
         if root.is_dir() {
             return Ok(root);
         }
-        let unfinished = self.made.join("root.new");
+        let unfinished = self.made.join(format!("root-{kind}.new"));
         let failed = |source| SysError::io("make", &root, source);
-        self.fill(&unfinished, shim)
+        self.fill(&unfinished, shim, tmp)
             .and_then(|()| fs::rename(&unfinished, &root))
             .map_err(failed)?;
         Ok(root)
     }
 
-    fn fill(&self, root: &Path, shim: &Path) -> io::Result<()> {
+    fn fill(&self, root: &Path, shim: &Path, tmp: Tmp) -> io::Result<()> {
         remove(root)?;
         let inside = |path: &str| root.join(path.trim_start_matches('/'));
         for dir in ["usr", "etc", "proc", "dev", "sys", "run", "var", HOME, TMP] {
             fs::create_dir_all(inside(dir))?;
         }
         std::os::unix::fs::symlink("/tmp", inside("var/tmp"))?;
-        std::os::unix::fs::symlink(TMP, inside("tmp"))?;
+        match tmp {
+            Tmp::Link => std::os::unix::fs::symlink(TMP, inside("tmp"))?,
+            Tmp::Directory => fs::create_dir(inside("tmp"))?,
+        }
         for (name, target) in &self.top_level {
             match target {
                 Some(target) => std::os::unix::fs::symlink(target, inside(name))?,
@@ -142,6 +158,17 @@ pub fn add_init(run: &Path, shim: &Path) -> Result<(), SysError> {
         .and_then(|at| fs::File::options().write(true).open(&unfinished)?.set_modified(at))
         .and_then(|()| fs::rename(&unfinished, &to));
     copied.map_err(|source| SysError::io("copy", shim, source))
+}
+
+/// A number that is another one if any file that is copied into a root is another one.
+fn state_of(shim: &Path) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    for path in ETC.iter().map(Path::new).chain([shim]) {
+        let about = fs::symlink_metadata(path);
+        about.map(|about| (about.len(), about.modified().ok())).ok().hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 fn remove(dir: &Path) -> io::Result<()> {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use tracing::warn;
 
+use crate::driver::Driver;
 use crate::driver::host::Host;
 use crate::error::chain;
-use crate::model::{Iid, Observed};
+use crate::model::{Iid, Isolation, Observed};
 use crate::reconcile::world::World;
 use crate::store::{Snapshot, Store};
 
@@ -16,7 +17,6 @@ use crate::store::{Snapshot, Store};
 /// of the store was put back: the sandbox would run twice. Before the first pass of any sandbox.
 pub fn end_later_blocking(world: &World) {
     let Some(host) = &world.host else { return };
-    let Some(driver) = world.drivers.values().next() else { return };
     let (unexplained, snapshot) = unexplained(host, &world.store);
     let is_later = |iid: &Iid| {
         let mut sandboxes = snapshot.sandboxes.values();
@@ -24,6 +24,7 @@ pub fn end_later_blocking(world: &World) {
     };
     for iid in unexplained.into_iter().filter(is_later) {
         warn!(instance = iid.as_str(), "started after the last start on record: ended");
+        let Some(driver) = driver_of(world, host, &iid) else { continue };
         let ended = match driver.observe(&iid) {
             Ok(Observed::Gone { .. } | Observed::Exited { .. }) => Ok(()),
             Ok(Observed::Unknown) => driver.kill_shim(&iid),
@@ -40,12 +41,12 @@ pub fn end_later_blocking(world: &World) {
 /// is reported and left alone, since killing it would need a reason and nobody has given one.
 pub fn sweep_blocking(world: &World) {
     let Some(host) = &world.host else { return };
-    let Some(driver) = world.drivers.values().next() else { return };
     for iid in unexplained(host, &world.store).0 {
         if iid.is_waiting() {
             world.drivers.values().for_each(|driver| driver.discard(&iid));
             continue;
         }
+        let Some(driver) = driver_of(world, host, &iid) else { continue };
         match driver.observe(&iid) {
             Ok(Observed::Gone { .. } | Observed::Exited { .. }) => {
                 if let Err(error) = driver.clean_up(&iid) {
@@ -62,6 +63,12 @@ pub fn sweep_blocking(world: &World) {
             Err(error) => warn!(instance = iid.as_str(), error = chain(&error), "look failed"),
         }
     }
+}
+
+/// The driver that started what no record explains. Of what has not even an order nothing was started, and what
+/// remains is files and groups, which are the same for all.
+fn driver_of<'w>(world: &'w World, host: &Host, iid: &Iid) -> Option<&'w Arc<dyn Driver>> {
+    world.driver(host.isolation_of(iid).unwrap_or(Isolation::Process))
 }
 
 /// What is on the host and in no record, and the records. The host is looked at first: what appears there

@@ -168,9 +168,9 @@ impl Handle {
             .collect()
     }
 
-    /// Isolations, with what is behind each, or why it is not to be had.
+    /// Isolations, with what is behind each, or why it is unavailable.
     pub fn isolations(&self) -> Vec<(&'static str, Result<String, String>)> {
-        let all = self.world.drivers.keys().chain(self.world.unavailable.keys());
-        all.map(|isolation| (isolation.as_str(), self.world.runtime(*isolation))).collect()
+        let all = self.world.drivers.iter();
+        all.map(|(isolation, driver)| (isolation.as_str(), driver.runtime())).collect()
     }
 }

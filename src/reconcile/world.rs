@@ -23,9 +23,8 @@ pub(super) const RESYNC: Span = Span::seconds(60);
 /// Everything a pass works with.
 pub struct World {
     pub store: Store,
+    /// One for each isolation, whether or not its runtime is there: what one has started is nobody else's.
     pub drivers: BTreeMap<Isolation, Arc<dyn Driver>>,
-    /// Why an isolation is not to be had.
-    pub unavailable: BTreeMap<Isolation, String>,
     /// Where consoles and workspaces are; a simulation has none.
     pub host: Option<Arc<Host>>,
     pub rules: Arc<Live<Rules>>,
@@ -49,24 +48,20 @@ pub enum Again {
 }
 
 impl World {
-    /// The driver that started an instance, or would start one.
+    /// The driver that started an instance, or would start one; never another one in its place.
     pub fn driver(&self, isolation: Isolation) -> Option<&Arc<dyn Driver>> {
-        // All drivers see the same instances, so any can end what a missing one has started.
-        self.drivers.get(&isolation).or_else(|| self.drivers.values().next_back())
+        self.drivers.get(&isolation)
     }
 
     /// What would start an instance, with its version; or why nothing can.
     pub fn runtime(&self, isolation: Isolation) -> Result<String, String> {
-        let none = || format!("no driver for {}", isolation.as_str());
-        match self.drivers.get(&isolation) {
-            Some(driver) => driver.runtime(),
-            None => Err(self.unavailable.get(&isolation).cloned().unwrap_or_else(none)),
-        }
+        let none = || Err(format!("no driver for {}", isolation.as_str()));
+        self.driver(isolation).map_or_else(none, |driver| driver.runtime())
     }
 
     pub(super) fn policy(&self, sandbox: &Sandbox, snapshot: &Snapshot) -> Policy {
         let isolation = sandbox.spec.isolation;
-        let driver = self.drivers.get(&isolation);
+        let driver = self.driver(isolation);
         let runtime = self.runtime(isolation);
         let changed = sandbox.live().is_some_and(|live| live.generation != sandbox.generation);
         let can_freeze = driver.is_some_and(|driver| driver.can_freeze());

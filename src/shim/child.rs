@@ -3,16 +3,23 @@
 //! Every step of the child either succeeds or is reported by name through a pipe that exec closes;
 //! so the shim knows that the program runs, or which step failed and why.
 
+mod room;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use self::room::Opened;
 use crate::error::chain;
-use crate::shim::launch::{Confinement, Launch, STATUS_FD};
+use crate::shim::init;
+use crate::shim::launch::{
+    Confinement, Launch, OPTIONS_FD, ORDER_FD, Program, STAGE, STATUS_FD, Stage,
+};
 use crate::shim::stdio::{self, Ours, Theirs};
+use crate::sys::landlock::{self, Scope};
 use crate::sys::spawn::{self, Fork, Limit};
-use crate::sys::{SysError, landlock, mount, poll, seccomp};
+use crate::sys::{self, SysError, mount, poll, seccomp};
 
 /// The shim's ends of everything that leads to the workload.
 #[derive(Debug)]
@@ -26,24 +33,48 @@ pub(super) struct Child {
     /// Our own hold on the terminal: without it, a workload that closes its last descriptor would
     /// leave the master hung up, and poll spinning, while the workload lives.
     pub terminal: Option<OwnedFd>,
+    /// The first process of a plain process's room ends when this is closed.
+    pub room: Option<OwnedFd>,
 }
 
 /// The child's ends.
 struct Ends {
     stdio: Theirs,
-    status: Option<OwnedFd>,
+    wrapper: Option<WrapperEnds>,
     failure: OwnedFd,
+}
+
+/// What bubblewrap is handed beside its standard descriptors.
+struct WrapperEnds {
+    status: OwnedFd,
+    options: OwnedFd,
+    /// Read by nobody but our init, inside.
+    order: OwnedFd,
 }
 
 /// Starts what `launch` orders. Returns in the shim only.
 pub(super) fn start(launch: &Launch) -> Result<Child, SysError> {
     let (child, ends) = connect(launch)?;
     let unified = launch.group.open_unified()?;
+    let unified = unified.as_ref().map(AsFd::as_fd);
     let parent = std::process::id();
-    match spawn::fork_into(unified.as_ref().map(AsFd::as_fd))? {
-        Fork::Parent { pid } => Ok(Child { pid, ..child }),
+    let room = match &launch.confinement {
+        Confinement::Itself { room: Some(room), .. } => {
+            Some(room::open(room, launch, &ends.failure, unified)?)
+        }
+        Confinement::Bubblewrap { .. }
+        | Confinement::Gvisor { .. }
+        | Confinement::Itself { room: None, .. } => None,
+    };
+    let fork = || spawn::fork_into(unified);
+    let forked = match &room {
+        Some(room) => room.bear(fork)?,
+        None => fork()?,
+    };
+    match forked {
+        Fork::Parent { pid } => Ok(Child { pid, room: room.map(|room| room.ready), ..child }),
         Fork::Child => {
-            let failed = become_workload(launch, &ends, parent);
+            let failed = become_workload(launch, &ends, room.as_ref(), parent);
             give_up(ends.failure, failed)
         }
     }
@@ -67,44 +98,81 @@ pub(super) fn read_failure(pipe: OwnedFd) -> Option<(String, String)> {
 
 fn connect(launch: &Launch) -> Result<(Child, Ends), SysError> {
     let (failure_end, failure) = poll::pipe()?;
-    let (status_end, status) = match launch.confinement {
-        Confinement::Bubblewrap { .. } => {
-            poll::pipe().map(|(read, write)| (Some(read), Some(write)))?
+    let (status_end, wrapper) = match &launch.confinement {
+        Confinement::Bubblewrap { options, inside, .. } => {
+            let (read, write) = wrap(options, inside, &failure)?;
+            (Some(read), Some(write))
         }
         Confinement::Gvisor { .. } | Confinement::Itself { .. } => (None, None),
     };
-    status_end.as_ref().map_or(Ok(()), |fd| poll::set_nonblocking(fd.as_fd()))?;
     let own_terminal = launch.own_terminal();
     let (ours, stdio) = stdio::open(own_terminal)?;
     let terminal = own_terminal.map(|_| stdio.hold()).transpose()?;
-    let child = Child { pid: 0, stdio: ours, failure: failure_end, status: status_end, terminal };
+    let child = Child {
+        pid: 0,
+        stdio: ours,
+        failure: failure_end,
+        status: status_end,
+        terminal,
+        room: None,
+    };
     // Out of the way of the numbers that place_descriptors() gives away.
-    let status = status.map(spawn::move_high).transpose()?;
     let failure = spawn::move_high(failure)?;
-    Ok((child, Ends { stdio, status, failure }))
+    Ok((child, Ends { stdio, wrapper, failure }))
+}
+
+/// Our end of bubblewrap's report, and what it is handed. Our init is sent the other end of `failure` as well: the
+/// pipe is closed by the last exec there is, which is that of the workload's program.
+fn wrap(
+    options: &[String],
+    inside: &Program,
+    failure: &OwnedFd,
+) -> Result<(OwnedFd, WrapperEnds), SysError> {
+    let (status_end, status) = poll::pipe()?;
+    poll::set_nonblocking(status_end.as_fd())?;
+    let options: String = options.iter().flat_map(|option| [option.as_str(), "\0"]).collect();
+    let options = sys::memory_file(options.as_bytes())?;
+    let order = init::hand_over(inside, failure)?;
+    let ends = WrapperEnds {
+        status: spawn::move_high(status)?,
+        options: spawn::move_high(options)?,
+        order: spawn::move_high(order)?,
+    };
+    Ok((status_end, ends))
 }
 
 /// The step that failed, and why.
 pub(super) type Failed = (&'static str, SysError);
 
 /// Runs in the child. Returns only to say which step failed.
-fn become_workload(launch: &Launch, ends: &Ends, parent: u32) -> Failed {
+fn become_workload(launch: &Launch, ends: &Ends, room: Option<&Opened>, parent: u32) -> Failed {
     let steps = || -> Result<(), Failed> {
         launch.group.join_v1().map_err(|error| ("cgroup", error))?;
         spawn::reset_signals().map_err(|error| ("signals", error))?;
         spawn::new_session().map_err(|error| ("session", error))?;
+        set_limits(launch.open_files_max).map_err(|error| ("limits", error))?;
+        place_descriptors(launch, ends).map_err(|error| ("descriptors", error))?;
         if launch.own_terminal().is_some() {
             ends.stdio.control().map_err(|error| ("terminal", error))?;
         }
-        set_limits(launch.open_files_max).map_err(|error| ("limits", error))?;
-        place_descriptors(launch, ends).map_err(|error| ("descriptors", error))?;
+        if let Confinement::Bubblewrap { stage: Some(stage), .. } = &launch.confinement {
+            set_stage(stage).map_err(|error| ("mounts", error))?;
+        }
+        if let Some(room) = room {
+            room.enter(&ends.failure).map_err(|error| ("namespaces", error))?;
+        }
         std::env::set_current_dir(&launch.work_dir)
             .map_err(|source| ("workspace", SysError::io("chdir", &launch.work_dir, source)))?;
         if let Some((uid, gid)) = launch.user {
             spawn::become_user(uid, gid).map_err(|error| ("user", error))?;
         }
         // After the change of user, which clears it.
-        spawn::die_with_parent(parent).map_err(|error| ("parent", error))?;
+        match room {
+            // The shim is in another pid namespace.
+            Some(_) => spawn::die_with_parent_behind(ends.failure.as_fd()),
+            None => spawn::die_with_parent(parent),
+        }
+        .map_err(|error| ("parent", error))?;
         confine(&launch.confinement)
     };
     match steps() {
@@ -129,14 +197,50 @@ fn confine(confinement: &Confinement) -> Result<(), Failed> {
             let narrowed = cpus.map_or(Ok(()), spawn::narrow_to_cpus);
             narrowed.map_err(|error| ("cpus", error))
         }
-        Confinement::Itself { read_only, writable } => confine_itself(read_only, writable),
+        Confinement::Itself { read_only, writable, room } => {
+            let scope = scope_of(room.as_ref().map(|room| room.shares_network));
+            confine_itself(read_only, writable, scope)
+        }
     }
 }
 
-/// What a process without namespaces is kept in by.
-pub(super) fn confine_itself(read_only: &[PathBuf], writable: &[PathBuf]) -> Result<(), Failed> {
+/// Mounts what a runtime needs of ours where it may walk, whoever it is.
+fn set_stage(stage: &Stage) -> Result<(), SysError> {
+    mount::private_namespace()?;
+    mount::stage(Path::new(STAGE))?;
+    for (from, name) in &stage.binds {
+        mount::bind_new(from, &Path::new(STAGE).join(name))?;
+    }
+    stage.hidden.as_ref().map_or(Ok(()), |dir| mount::forget(dir))
+}
+
+/// What Landlock takes over from the namespaces that are not there. Beside a namespace it would only be in the way of
+/// programs that are run in one sandbox to signal each other.
+pub(super) fn scope_of(room_shares_network: Option<bool>) -> Scope {
+    Scope {
+        abstract_sockets: room_shares_network.unwrap_or(true),
+        signals: room_shares_network.is_none(),
+        tcp: false,
+    }
+}
+
+/// In a network that is shared with others, their sockets without a path are nobody's business. Where the kernel
+/// cannot keep them away, they are reachable.
+pub(super) fn leave_strangers(shares_network: bool) -> Result<(), SysError> {
+    if !shares_network {
+        return Ok(());
+    }
+    landlock::restrict_scope(Scope { abstract_sockets: true, ..Scope::default() }).map(drop)
+}
+
+/// What a process is kept in by that confines itself.
+pub(super) fn confine_itself(
+    read_only: &[PathBuf],
+    writable: &[PathBuf],
+    scope: Scope,
+) -> Result<(), Failed> {
     spawn::no_new_privileges().map_err(|error| ("privileges", error))?;
-    landlock::restrict(read_only, writable).map_err(|error| ("landlock", error))?;
+    landlock::restrict(read_only, writable, scope).map_err(|error| ("landlock", error))?;
     seccomp::load_filter().map_err(|error| ("seccomp", error))
 }
 
@@ -148,9 +252,13 @@ pub(super) fn set_limits(open_files_max: Option<u64>) -> Result<(), SysError> {
 /// Everything from 3 on is closed by the exec, but for what bubblewrap is handed.
 fn place_descriptors(launch: &Launch, ends: &Ends) -> Result<(), SysError> {
     ends.stdio.place()?;
-    if let Confinement::Bubblewrap { inherited } = &launch.confinement {
-        let status = ends.status.as_ref().expect("connect() opens one for bubblewrap");
-        spawn::place_fd(status.as_fd(), STATUS_FD)?;
+    if let Confinement::Bubblewrap { inherited, .. } = &launch.confinement {
+        let ends = ends.wrapper.as_ref().expect("connect() makes them for bubblewrap");
+        for (fd, number) in
+            [(&ends.status, STATUS_FD), (&ends.options, OPTIONS_FD), (&ends.order, ORDER_FD)]
+        {
+            spawn::place_fd(fd.as_fd(), number)?;
+        }
         for (number, path) in inherited {
             let file = File::open(path).map_err(|source| SysError::io("open", path, source))?;
             spawn::place_fd(spawn::move_high(file.into())?.as_fd(), *number)?;

@@ -3,16 +3,23 @@
 //! the bundle of a sandbox started for itself would have given.
 //!
 //! The order comes over standard input, `u32 length | JSON`; what follows it there is the workload's.
+//!
+//! In bubblewrap's sandboxes it is the first program as well, when all walls stand already: what it is to become
+//! comes over a socket, since whatever bubblewrap is told by arguments or environment is told to the host.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::chain;
+use crate::shim::child;
+use crate::shim::launch::{ORDER_FD, Program};
 use crate::sys::spawn::{self, Limit};
-use crate::sys::{SysError, namespace};
+use crate::sys::{self, SysError, namespace, socket};
 
 /// What it is called, which is how this program knows that it is to be this.
 pub const NAME: &str = "sodium-init";
@@ -43,6 +50,50 @@ impl InitOrder {
         let length = u32::try_from(json.len()).expect("specs are far below 4 GiB");
         [&length.to_le_bytes()[..], &json].concat()
     }
+}
+
+/// Its argument where what it is to become waits at [`ORDER_FD`].
+pub const START: &str = "start";
+
+/// The socket over which [`start`] finds a program, and where to say why it could not become that. It is all in
+/// the socket already: nobody waits for anybody.
+pub(super) fn hand_over(program: &Program, report: &OwnedFd) -> Result<OwnedFd, SysError> {
+    let json = serde_json::to_vec(program).expect("a program has string keys");
+    let order = sys::memory_file(&json)?;
+    let (ours, theirs) = socket::packets()?;
+    socket::send_with_fds(ours.as_fd(), b"1", [order.as_fd(), report.as_fd()])?;
+    Ok(theirs)
+}
+
+/// Becomes the program. Its walls stand already.
+pub(super) fn start() -> ExitCode {
+    let (program, report) = match receive() {
+        Ok(received) => received,
+        Err(error) => {
+            super::complain(&chain(&error));
+            return ExitCode::from(EXIT_NOT_STARTED);
+        }
+    };
+    // bubblewrap has taken every new privilege away already, which is what this assumes.
+    if let Err(error) = child::leave_strangers(program.shares_network) {
+        child::give_up(report, ("landlock", error));
+    }
+    child::give_up(report, ("exec", spawn::exec_found(&program.args, &program.env)))
+}
+
+/// Nothing but standard descriptors is open after the next exec.
+fn receive() -> Result<(Program, OwnedFd), SysError> {
+    let socket = sys::inherited(ORDER_FD)?;
+    let (_, fds) = socket::receive_with_fds(socket.as_fd(), &mut [0; 1])?;
+    spawn::cloexec_from(3)?;
+    let failed = |source| SysError { call: "read order".to_owned(), source };
+    let Ok([order, report]) = <[OwnedFd; 2]>::try_from(fds) else {
+        return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+    };
+    let mut json = Vec::new();
+    File::from(order).take(ORDER_BYTES_MAX as u64).read_to_end(&mut json).map_err(failed)?;
+    let program = serde_json::from_slice(&json).map_err(|error| failed(error.into()))?;
+    Ok((program, report))
 }
 
 /// Waits, and becomes the workload. Returns only if it could not.

@@ -65,9 +65,19 @@ impl Launch {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum Confinement {
-    /// `program` is bubblewrap. It finds these files and directories open at these numbers, so that
-    /// it needs no right to walk to them, and reports on [`STATUS_FD`].
-    Bubblewrap { inherited: Vec<(i32, PathBuf)> },
+    /// `program` is bubblewrap. It finds these files open at these numbers, reads its `options` from
+    /// [`OPTIONS_FD`], reports on [`STATUS_FD`], and starts our init, which takes `inside` from [`ORDER_FD`] and
+    /// becomes that: no byte of a tenant's is in the arguments or the environment of a process outside.
+    Bubblewrap {
+        inherited: Vec<(i32, PathBuf)>,
+        #[serde(default)]
+        options: Vec<String>,
+        #[serde(default)]
+        inside: Program,
+        /// `None` where the runtime is the daemon's own user, and may walk wherever that may.
+        #[serde(default)]
+        stage: Option<Stage>,
+    },
     /// `program` is runsc, which starts a sandbox and returns. It sees `binds` mounted over what is
     /// there, and only it; `cpus` is how many its guest is to count.
     Gvisor {
@@ -87,8 +97,51 @@ pub enum Confinement {
         console: PathBuf,
     },
     /// `program` is the workload; the shim's child confines itself before it becomes that.
-    Itself { read_only: Vec<PathBuf>, writable: Vec<PathBuf> },
+    Itself {
+        read_only: Vec<PathBuf>,
+        writable: Vec<PathBuf>,
+        /// `None`: it shares the host's namespaces, because whoever runs the daemon may make none.
+        #[serde(default)]
+        room: Option<Room>,
+    },
 }
 
+/// What is run inside, by whoever is inside already.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// Whether it shares a network with others, whose abstract sockets are none of its business.
+    #[serde(default)]
+    pub shares_network: bool,
+}
+
+/// Mounts that only a runtime sees, at [`STAGE`]: it needs no right to pass the directories in which they lie.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// What is to appear, and as which name.
+    pub binds: Vec<(PathBuf, String)>,
+    /// What is mounted below here is none of its business, and is not held by it.
+    pub hidden: Option<PathBuf>,
+}
+
+/// Namespaces of its own for a process that nothing else confines, and a root in which there is this and no more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Shown as they are on the host, which may write to them: trees, files, links.
+    pub read_only: Vec<PathBuf>,
+    pub devices: Vec<PathBuf>,
+    /// Its own trees, and where they appear.
+    pub own: Vec<(PathBuf, PathBuf)>,
+    pub hostname: String,
+    pub shares_network: bool,
+}
+
+/// Where a [`Stage`] is. Every host has it, and no runtime that gets one needs what is there.
+pub const STAGE: &str = "/sys";
+/// Where bubblewrap finds its options, each ended by a NUL.
+pub const OPTIONS_FD: i32 = 12;
+/// Where our init finds what it is to become.
+pub const ORDER_FD: i32 = 13;
 /// Where bubblewrap writes what became of the workload.
 pub const STATUS_FD: i32 = 11;

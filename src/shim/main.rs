@@ -34,6 +34,7 @@ pub fn run() -> ExitCode {
         let words: Vec<String> = std::env::args().skip(1).collect();
         return match words.split_first() {
             Some((first, rest)) if first == probe::WORD => probe::run(rest),
+            Some((first, [])) if first == init::START => init::start(),
             _ => init::run(),
         };
     }

@@ -59,9 +59,9 @@ impl Theirs {
         copy(&self.stdin)
     }
 
-    /// Makes the terminal that of this session. In the child.
+    /// Makes the terminal that of this session. In the child, once it is in its place.
     pub(super) fn control(&self) -> Result<(), SysError> {
-        pty::make_controlling(self.stdin.as_fd())
+        pty::make_controlling(std::io::stdin().as_fd())
     }
 
     /// Puts them where they belong, and has everything else closed by the exec. In the child.

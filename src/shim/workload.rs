@@ -41,10 +41,9 @@ const DRAIN_MS: u64 = 2_000;
 const KILL_AGAIN_MS: u64 = 2;
 /// How often a full or broken disk is asked again to take the exit.
 const STORE_AGAIN_MS: u64 = 1_000;
-/// Looks at whether bubblewrap has become the workload: soon, then less often, then it is believed.
+/// How often the workload is looked for among bubblewrap's processes, once its program runs.
 const PROBE_MS_MIN: u64 = 2;
 const PROBE_MS_MAX: u64 = 64;
-const PROBE_GIVE_UP_MS: u64 = 2_000;
 /// That the time is nearly over is said so long before, if there is that much.
 const WARN_BEFORE_MS: u64 = 60_000;
 /// bubblewrap's init is the first process of its pid namespace, and forks the workload first of all.
@@ -70,6 +69,7 @@ pub(super) struct Workload {
     /// The workload's first process, once known.
     main: Option<Main>,
     terminal: Option<OwnedFd>,
+    room: Option<OwnedFd>,
     launched_boot_ms: u64,
     launched_at_ms: u64,
     ending: Ending,
@@ -193,6 +193,7 @@ impl Workload {
             child_pid: 0,
             main: None,
             terminal: None,
+            room: None,
             launched_boot_ms: now,
             launched_at_ms,
             ending,
@@ -226,8 +227,8 @@ impl Workload {
         self.stderr = child.stdio.stderr;
         self.failure = Some(child.failure);
         self.status = child.status;
-        self.wrapper.probe_boot_ms = self.status.as_ref().map(|_| clock::boot_ms() + PROBE_MS_MIN);
         self.terminal = child.terminal;
+        self.room = child.room;
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -289,16 +290,22 @@ impl Workload {
 
     // What is seen of it.
 
-    /// The child said what failed, or exec closed the pipe.
+    /// A child said what failed, or the last exec closed the pipe.
     pub(super) fn read_failure(&mut self) {
         let Some(pipe) = self.failure.take() else { return };
         self.failed = child::read_failure(pipe);
         if self.failed.is_some() {
             return;
         }
-        if let Confinement::Itself { .. } = self.launch.confinement {
-            self.found_main(self.child_pid);
-            self.runs();
+        match self.launch.confinement {
+            Confinement::Itself { .. } => {
+                self.found_main(self.child_pid);
+                self.runs();
+            }
+            // The workload runs, or bubblewrap has ended without it.
+            Confinement::Bubblewrap { .. } => self.wrapper.probe_boot_ms = Some(clock::boot_ms()),
+            // runsc has begun, and will return.
+            Confinement::Gvisor { .. } => (),
         }
     }
 
@@ -485,8 +492,7 @@ impl Workload {
         self.stop(self.launch.stop_signal, self.launch.stop_grace_ms, "timeout");
     }
 
-    /// Looks whether bubblewrap has become the workload. There is no event for that: an exec inside
-    /// a sandbox is invisible from outside, except in what /proc says the process runs.
+    /// Looks for the workload among what bubblewrap has started, once its program runs.
     fn probe(&mut self, now: u64) {
         let Some(due) = self.wrapper.probe_boot_ms else { return };
         if due > now {
@@ -500,10 +506,7 @@ impl Workload {
         // What the workload left behind when it ended is handed to bubblewrap's init as well, so its
         // children alone do not tell which of them is the workload.
         let is_workload = |pid: &u32| process::inner_pid(*pid) == Some(WORKLOAD_INNER_PID);
-        let Some(main) = process::children(init).into_iter().find(is_workload) else { return };
-        let wrapper = process::program(self.child_pid);
-        let became = process::program(main).is_some_and(|program| Some(program) != wrapper);
-        if became || waited > PROBE_GIVE_UP_MS {
+        if let Some(main) = process::children(init).into_iter().find(is_workload) {
             self.found_main(main);
             self.runs();
         }

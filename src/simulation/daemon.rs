@@ -1,7 +1,6 @@
 //! One life of the daemon: its own store, queue and loop, one pass at a time, until it is killed.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::rc::Rc;
@@ -78,7 +77,6 @@ impl Daemon {
         let world = World {
             store: store.clone(),
             drivers: [(Isolation::Bubblewrap, fake)].into(),
-            unavailable: BTreeMap::new(),
             host: None,
             rules: Arc::new(Live::new(rules())),
             boot_id,

@@ -1,6 +1,5 @@
 //! The loop as it runs in the daemon, with its queue and timers, on a clock that only waits.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -31,7 +30,6 @@ async fn what_failed_is_tried_again_when_it_was_promised_and_not_at_the_resync()
     let world = Arc::new(World {
         store: Store::open(&database_path(dir.path())).unwrap(),
         drivers: [(Isolation::Bubblewrap, driver)].into(),
-        unavailable: BTreeMap::new(),
         host: None,
         rules: Arc::new(Live::new(rules())),
         boot_id: "boot".to_owned(),

@@ -13,11 +13,39 @@ use crate::sys::{SysError, namespace, poll, process, spawn};
 
 // Of linux/mount.h.
 const OPEN_TREE_CLONE: u32 = 1;
+const MOUNT_ATTR_RDONLY: u64 = 0x1;
 const MOUNT_ATTR_NOSUID: u64 = 0x2;
 const MOUNT_ATTR_NODEV: u64 = 0x4;
 const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 0x4;
 const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
+
+/// Nobody can write to, find a device in, or gain a user from what is mounted at `at` and below it.
+pub(super) fn make_read_only(at: &Path) -> Result<(), SysError> {
+    let text = CString::new(at.as_os_str().as_bytes()).unwrap_or_default();
+    let attributes = MountAttributes {
+        set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
+        clear: 0,
+        propagation: 0,
+        user_namespace: 0,
+    };
+    // SAFETY: mount_setattr reads a string that ends in zero and a mount_attr of the size passed; both outlive
+    // the call.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            text.as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        )
+    };
+    if ret < 0 {
+        return Err(SysError::last(format!("mount_setattr {}", at.display())));
+    }
+    Ok(())
+}
 
 /// A directory tree, held apart from where it is mounted, to be attached elsewhere.
 #[derive(Debug)]

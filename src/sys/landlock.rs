@@ -1,4 +1,4 @@
-//! Landlock: a process gives up every file it was not told it may have.
+//! Landlock: a process gives up every file it was not told it may have, and what it shares with strangers.
 //!
 //! Three system calls and no library, because this runs in the smallest of our processes.
 
@@ -22,9 +22,45 @@ const ALL_V1: u64 = (1 << 13) - 1;
 const REFER_V2: u64 = 1 << 13;
 const TRUNCATE_V3: u64 = 1 << 14;
 
+const BIND_AND_CONNECT_TCP_V4: u64 = (1 << 2) - 1;
+const ABSTRACT_SOCKETS_V6: u64 = 1 << 0;
+const SIGNALS_V6: u64 = 1 << 1;
+
+/// `struct landlock_ruleset_attr`. Each version of the kernel's knows more of it, and refuses what it does not know.
 #[repr(C)]
 struct RulesetAttr {
     handled_access_fs: u64,
+    handled_access_net: u64,
+    scoped: u64,
+}
+
+/// What a process gives up beside files, as far as the kernel can take it away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Unix sockets without a path that others than itself and its children listen on.
+    pub abstract_sockets: bool,
+    /// Signals to others than itself and its children.
+    pub signals: bool,
+    /// TCP, all of it.
+    pub tcp: bool,
+}
+
+impl Scope {
+    fn attributes(self, abi: i64, handled_access_fs: u64) -> (RulesetAttr, usize) {
+        let from = |version, wanted, bits| if abi >= version && wanted { bits } else { 0 };
+        let attr = RulesetAttr {
+            handled_access_fs,
+            handled_access_net: from(4, self.tcp, BIND_AND_CONNECT_TCP_V4),
+            scoped: from(6, self.abstract_sockets, ABSTRACT_SOCKETS_V6)
+                | from(6, self.signals, SIGNALS_V6),
+        };
+        let words = match abi {
+            ..4 => 1,
+            4..6 => 2,
+            6.. => 3,
+        };
+        (attr, words * size_of::<u64>())
+    }
 }
 
 #[repr(C, packed)]
@@ -43,14 +79,15 @@ pub fn abi() -> i64 {
     version.max(0)
 }
 
-/// Leaves this process only the named trees. Paths that do not exist are left out.
+/// Leaves this process only the named trees, and takes away what `scope` says. Paths that do not exist are left out.
 ///
 /// Assumes no_new_privs. Without Landlock in the kernel this does nothing and says so: `Ok(false)`.
-pub fn restrict(read_only: &[PathBuf], writable: &[PathBuf]) -> Result<bool, SysError> {
+pub fn restrict(
+    read_only: &[PathBuf],
+    writable: &[PathBuf],
+    scope: Scope,
+) -> Result<bool, SysError> {
     let abi = abi();
-    if abi == 0 {
-        return Ok(false);
-    }
     let mut handled = ALL_V1;
     if abi >= 2 {
         handled |= REFER_V2;
@@ -58,31 +95,46 @@ pub fn restrict(read_only: &[PathBuf], writable: &[PathBuf]) -> Result<bool, Sys
     if abi >= 3 {
         handled |= TRUNCATE_V3;
     }
-    let attr = RulesetAttr { handled_access_fs: handled };
-    // SAFETY: `attr` is a valid landlock_ruleset_attr of the size passed and outlives the call.
-    let ret = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            &raw const attr,
-            size_of::<RulesetAttr>(),
-            0_u32,
-        )
-    };
-    let Ok(fd @ 0..) = RawFd::try_from(ret) else {
-        return Err(SysError::last("landlock_create_ruleset"));
-    };
-    // SAFETY: the call succeeded, so `fd` is open and nothing else owns it.
-    let ruleset = unsafe { OwnedFd::from_raw_fd(fd) };
+    let Some(ruleset) = ruleset(abi, scope, handled)? else { return Ok(false) };
     for path in read_only {
         allow(&ruleset, path, EXECUTE | READ_FILE | READ_DIR)?;
     }
     for path in writable {
         allow(&ruleset, path, handled)?;
     }
+    enforce(&ruleset).map(|()| true)
+}
+
+/// Takes away what `scope` says, and leaves all files as they are. Without the kernel's help, nothing.
+pub fn restrict_scope(scope: Scope) -> Result<bool, SysError> {
+    let abi = abi();
+    if abi < 6 {
+        return Ok(false);
+    }
+    let Some(ruleset) = ruleset(abi, scope, 0)? else { return Ok(false) };
+    enforce(&ruleset).map(|()| true)
+}
+
+fn ruleset(abi: i64, scope: Scope, handled: u64) -> Result<Option<OwnedFd>, SysError> {
+    if abi == 0 {
+        return Ok(None);
+    }
+    let (attr, size) = scope.attributes(abi, handled);
+    // SAFETY: `attr` is a valid landlock_ruleset_attr, of at least the size passed, and outlives the call.
+    let ret =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const attr, size, 0_u32) };
+    let Ok(fd @ 0..) = RawFd::try_from(ret) else {
+        return Err(SysError::last("landlock_create_ruleset"));
+    };
+    // SAFETY: the call succeeded, so `fd` is open and nothing else owns it.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+fn enforce(ruleset: &OwnedFd) -> Result<(), SysError> {
     // SAFETY: takes two integers; the ruleset is open.
     let ret =
         unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0_u32) };
-    if ret < 0 { Err(SysError::last("landlock_restrict_self")) } else { Ok(true) }
+    if ret < 0 { Err(SysError::last("landlock_restrict_self")) } else { Ok(()) }
 }
 
 fn allow(ruleset: &OwnedFd, path: &Path, access: u64) -> Result<(), SysError> {
@@ -108,5 +160,24 @@ fn allow(ruleset: &OwnedFd, path: &Path, access: u64) -> Result<(), SysError> {
         Err(SysError::last(format!("landlock_add_rule {}", path.display())))
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_asked_for_what_it_knows() {
+        let all = Scope { abstract_sockets: true, signals: true, tcp: true };
+        let asked = |abi| {
+            let (attr, size) = all.attributes(abi, 1);
+            (size, attr.handled_access_fs, attr.handled_access_net, attr.scoped)
+        };
+        assert_eq!(asked(1), (8, 1, 0, 0));
+        assert_eq!(asked(5), (16, 1, 3, 0));
+        assert_eq!(asked(7), (24, 1, 3, 3));
+        let none = Scope::default().attributes(7, 1).0;
+        assert_eq!((none.handled_access_net, none.scoped), (0, 0));
     }
 }

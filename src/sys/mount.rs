@@ -11,9 +11,124 @@ use crate::sys::SysError;
 pub fn private_namespace() -> Result<(), SysError> {
     unshare(CloneFlags::CLONE_NEWNS)
         .map_err(|errno| SysError::nix("unshare(CLONE_NEWNS)", errno))?;
+    keep_to_ourselves()
+}
+
+/// Nothing that is mounted in this mount namespace spreads out of it.
+pub fn keep_to_ourselves() -> Result<(), SysError> {
     let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
         .map_err(|errno| SysError::nix("mount(MS_SLAVE, /)", errno))
+}
+
+/// A place of our own over `at`, in a mount namespace of our own: as large as the mount points in it need, and
+/// everybody may pass.
+pub fn stage(at: &Path) -> Result<(), SysError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some("size=64k,nr_inodes=256,mode=0755"))
+        .map_err(|errno| SysError::nix(format!("mount tmpfs at {}", at.display()), errno))
+}
+
+/// Makes `at`, which does not exist yet, show the directory or file at `from`.
+pub fn bind_new(from: &Path, at: &Path) -> Result<(), SysError> {
+    let is_dir =
+        std::fs::metadata(from).map_err(|source| SysError::io("stat", from, source))?.is_dir();
+    let made =
+        if is_dir { std::fs::create_dir(at) } else { std::fs::File::create_new(at).map(drop) };
+    made.map_err(|source| SysError::io("make", at, source))?;
+    bind(from, at)
+}
+
+/// Makes the same path below `root` show what is at `path`, with all that is mounted in there: a link the link, the
+/// rest read-only. What does not exist is left out.
+pub fn show_at(root: &Path, path: &Path) -> Result<(), SysError> {
+    let at = below_root(root, path);
+    let Ok(about) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    if about.is_symlink() {
+        return std::fs::read_link(path)
+            .and_then(|target| std::os::unix::fs::symlink(target, &at))
+            .map_err(|source| SysError::io("link", &at, source));
+    }
+    make_point(&at, about.is_dir())?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(path), &at, None::<&str>, flags, None::<&str>)
+        .map_err(|errno| SysError::nix(format!("bind {}", path.display()), errno))?;
+    crate::sys::graft::make_read_only(&at)
+}
+
+/// Makes a device of the host appear at the same path below `root`. One that does not exist is left out.
+pub fn device_at(root: &Path, path: &Path) -> Result<(), SysError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let at = below_root(root, path);
+    make_point(&at, false)?;
+    bind(path, &at)
+}
+
+/// Makes a writable tree appear at `at` below `root`, without devices and set-uid programs.
+pub fn tree_at(root: &Path, from: &Path, at: &Path) -> Result<(), SysError> {
+    let at = below_root(root, at);
+    let about = std::fs::metadata(from).map_err(|source| SysError::io("stat", from, source))?;
+    make_point(&at, about.is_dir())?;
+    bind(from, &at)?;
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(None::<&str>, &at, None::<&str>, flags, None::<&str>)
+        .map_err(|errno| SysError::nix(format!("remount {}", at.display()), errno))
+}
+
+/// A file system in memory that everybody may write to, as large as the group of whoever does may have.
+pub fn scratch_at(root: &Path, at: &str) -> Result<(), SysError> {
+    let at = below_root(root, Path::new(at));
+    make_point(&at, true)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), &at, Some("tmpfs"), flags, Some("mode=1777"))
+        .map_err(|errno| SysError::nix(format!("mount tmpfs at {}", at.display()), errno))
+}
+
+/// Terminals that are nobody else's.
+pub fn terminals_at(root: &Path) -> Result<(), SysError> {
+    let at = below_root(root, Path::new("/dev/pts"));
+    make_point(&at, true)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount(Some("devpts"), &at, Some("devpts"), flags, Some("newinstance,ptmxmode=0666,mode=0620"))
+        .map_err(|errno| SysError::nix(format!("mount devpts at {}", at.display()), errno))
+}
+
+/// Makes `root`, a mount, the root of this mount namespace, read-only, and lets go of the old one.
+pub fn become_root(root: &Path) -> Result<(), SysError> {
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
+    mount(None::<&str>, root, None::<&str>, flags | MsFlags::MS_NODEV, None::<&str>)
+        .map_err(|errno| SysError::nix(format!("remount {}", root.display()), errno))?;
+    std::env::set_current_dir(root).map_err(|source| SysError::io("chdir", root, source))?;
+    // The old root comes to lie over the new one, and is taken off it.
+    nix::unistd::pivot_root(".", ".").map_err(|errno| SysError::nix("pivot_root", errno))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(|errno| SysError::nix("umount(old root)", errno))?;
+    std::env::set_current_dir("/").map_err(|source| SysError::io("chdir", Path::new("/"), source))
+}
+
+fn below_root(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// A directory or an empty file to mount over, and the directories on the way.
+fn make_point(at: &Path, is_dir: bool) -> Result<(), SysError> {
+    let made = match (is_dir, at.parent()) {
+        (true, _) | (false, None) => std::fs::create_dir_all(at),
+        (false, Some(parent)) => {
+            std::fs::create_dir_all(parent).and_then(|()| std::fs::File::create_new(at).map(drop))
+        }
+    };
+    made.map_err(|source| SysError::io("make", at, source))
+}
+
+/// Takes away what is mounted at `at`, if anything is, out of sight at once.
+pub fn forget(at: &Path) -> Result<(), SysError> {
+    match umount2(at, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        // Nothing is mounted there, or nothing is there.
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(SysError::nix(format!("umount {}", at.display()), errno)),
+    }
 }
 
 /// Makes `at` show what is at `from`.

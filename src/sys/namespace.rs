@@ -1,8 +1,9 @@
 //! Entering the namespaces of another process, and giving up what that brings.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use crate::sys::spawn::Fork;
 use crate::sys::{SysError, process};
 
 /// Everything of a process that can be entered but its user namespace, which has a turn of its own.
@@ -25,40 +26,76 @@ const CAPABILITY_COUNT: libc::c_ulong = 64;
 #[derive(Debug)]
 pub struct Entrance {
     process: OwnedFd,
-    user: OwnedFd,
+    /// `None`: it is in the host's, and its other namespaces belong to that.
+    user: Option<OwnedFd>,
 }
 
 impl Entrance {
-    /// Finds the namespaces of `pid`.
-    pub fn find(pid: u32) -> Result<Self, SysError> {
+    /// Finds the namespaces of `pid`, that of users among them if it has one of its own.
+    pub fn find(pid: u32, own_users: bool) -> Result<Self, SysError> {
         let process = process::open_pidfd(pid)?;
         let path = std::path::PathBuf::from(format!("/proc/{pid}/ns/user"));
-        let user = File::open(&path).map_err(|source| SysError::io("open", &path, source))?;
-        Ok(Self { process, user: user.into() })
+        let open = || File::open(&path).map_err(|source| SysError::io("open", &path, source));
+        let user = own_users.then(open).transpose()?.map(OwnedFd::from);
+        Ok(Self { process, user })
+    }
+
+    /// What it takes to enter.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [Some(&self.process), self.user.as_ref()].into_iter().flatten().map(AsFd::as_fd)
     }
 
     /// Enters all namespaces but the user's; children are born in the pid namespace. Without root this
     /// takes a stop in the user namespace around the process's own, to which the others belong.
     pub fn enter_all_but_user(&self) -> Result<(), SysError> {
-        if !crate::sys::is_root() {
-            set_namespace(self.parent()?.as_raw_fd(), libc::CLONE_NEWUSER)?;
+        if let Some(user) = self.user.as_ref().filter(|_| !crate::sys::is_root()) {
+            set_namespace(parent(user)?.as_raw_fd(), libc::CLONE_NEWUSER)?;
         }
         set_namespace(self.process.as_raw_fd(), ALL_BUT_USER)
     }
 
-    /// Enters the user namespace. All capabilities in there come with it.
+    /// Enters the user namespace, if there is one. All capabilities in there come with it.
     pub fn enter_user(&self) -> Result<(), SysError> {
-        set_namespace(self.user.as_raw_fd(), libc::CLONE_NEWUSER)
+        let enter = |user: &OwnedFd| set_namespace(user.as_raw_fd(), libc::CLONE_NEWUSER);
+        self.user.as_ref().map_or(Ok(()), enter)
+    }
+}
+
+fn parent(user: &OwnedFd) -> Result<OwnedFd, SysError> {
+    // SAFETY: the request takes no argument; `user` is open for the call's duration.
+    let ret = unsafe { libc::ioctl(user.as_raw_fd(), NS_GET_PARENT) };
+    if ret < 0 {
+        return Err(SysError::last("ioctl(NS_GET_PARENT)"));
+    }
+    // SAFETY: the call succeeded, so `ret` is a descriptor made just now, which nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(ret) })
+}
+
+/// The namespaces of a process that were made for it.
+#[derive(Debug)]
+pub struct Found(OwnedFd);
+
+impl Found {
+    pub fn of(pid: u32) -> Result<Self, SysError> {
+        process::open_pidfd(pid).map(Self)
     }
 
-    fn parent(&self) -> Result<OwnedFd, SysError> {
-        // SAFETY: the request takes no argument; `user` is open for the call's duration.
-        let ret = unsafe { libc::ioctl(self.user.as_raw_fd(), NS_GET_PARENT) };
-        if ret < 0 {
-            return Err(SysError::last("ioctl(NS_GET_PARENT)"));
+    /// Forks into the pid namespace; this process itself stays where it is.
+    pub fn bear(&self, fork: impl FnOnce() -> Result<Fork, SysError>) -> Result<Fork, SysError> {
+        let path = std::path::Path::new("/proc/self/ns/pid");
+        let own = File::open(path).map_err(|source| SysError::io("open", path, source))?;
+        set_namespace(self.0.as_raw_fd(), libc::CLONE_NEWPID)?;
+        let forked = fork();
+        if !matches!(forked, Ok(Fork::Child)) {
+            set_namespace(own.as_raw_fd(), libc::CLONE_NEWPID)?;
         }
-        // SAFETY: the call succeeded, so `ret` is a descriptor made just now, which nothing else owns.
-        Ok(unsafe { OwnedFd::from_raw_fd(ret) })
+        forked
+    }
+
+    /// Enters the others; the network only if it is not the host's.
+    pub fn enter(&self, network: bool) -> Result<(), SysError> {
+        let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        set_namespace(self.0.as_raw_fd(), if network { kinds | libc::CLONE_NEWNET } else { kinds })
     }
 }
 
@@ -78,6 +115,29 @@ fn set_namespace(fd: RawFd, kinds: i32) -> Result<(), SysError> {
 pub fn hide() -> Result<(), SysError> {
     nix::sys::prctl::set_dumpable(false)
         .map_err(|errno| SysError::nix("prctl(PR_SET_DUMPABLE)", errno))
+}
+
+/// Has the loopback of a network of our own work.
+pub fn raise_loopback() -> Result<(), SysError> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None)
+        .map_err(|errno| SysError::nix("socket(AF_INET)", errno))?;
+    let mut request = InterfaceFlags { name: [0; 16], flags: [0; 24] };
+    request.name[..2].copy_from_slice(b"lo");
+    let flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or_default();
+    request.flags[..2].copy_from_slice(&flags.to_ne_bytes());
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which `request` is laid out as; it outlives the call.
+    let ret =
+        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    if ret < 0 { Err(SysError::last("ioctl(SIOCSIFFLAGS, lo)")) } else { Ok(()) }
+}
+
+/// `struct ifreq` with flags in it.
+#[repr(C)]
+struct InterfaceFlags {
+    name: [u8; 16],
+    flags: [u8; 24],
 }
 
 /// Names the host that this process sees.

@@ -119,24 +119,52 @@ impl Tree {
                 | libc::RESOLVE_NO_SYMLINKS
                 | libc::RESOLVE_NO_MAGICLINKS,
         };
-        // SAFETY: `c_path` is NUL-terminated and `how` a valid open_how of the size passed; both
-        // outlive the call.
-        let ret = unsafe {
-            libc::syscall(
-                libc::SYS_openat2,
-                self.root.as_fd().as_raw_fd(),
-                c_path.as_ptr(),
-                &raw const how,
-                size_of::<OpenHow>(),
-            )
-        };
-        let Ok(fd) = RawFd::try_from(ret) else { return Err(SysError::last(call())) };
-        if fd < 0 {
-            return Err(SysError::last(call()));
-        }
-        // SAFETY: openat2 succeeded, so `fd` is open and nothing else owns it.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        open_how(self.root.as_fd(), &c_path, &how).map_err(|errno| SysError::nix(call(), errno))
     }
+}
+
+/// Goes to a directory as a tenant names it: beneath the root of this process, and through no link of the kernel's
+/// own making, which lead out of every root (`/proc/self/fd/N`). Refused, if what is there cannot be named from here.
+pub fn enter_beneath_root(dir: &Path) -> Result<(), SysError> {
+    let call = || format!("chdir {}", dir.display());
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = nix::fcntl::open("/", flags, Mode::empty())
+        .map_err(|errno| SysError::nix("open /", errno))?;
+    let path = std::ffi::CString::new(dir.as_os_str().as_encoded_bytes())
+        .map_err(|_| SysError::nix(call(), nix::errno::Errno::EINVAL))?;
+    let how = OpenHow {
+        flags: u64::from(flags.bits().unsigned_abs()),
+        mode: 0,
+        resolve: libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
+    };
+    let fd = open_how(root.as_fd(), &path, &how).map_err(|errno| SysError::nix(call(), errno))?;
+    nix::unistd::fchdir(&fd).map_err(|errno| SysError::nix(call(), errno))?;
+    // What lies outside of the root has no name in here, and the kernel says so.
+    match nix::unistd::getcwd() {
+        Ok(at) if at.is_absolute() => Ok(()),
+        Ok(_) => Err(SysError::nix(call(), nix::errno::Errno::EXDEV)),
+        Err(errno) => Err(SysError::nix(call(), errno)),
+    }
+}
+
+fn open_how(
+    dir: std::os::fd::BorrowedFd<'_>,
+    path: &std::ffi::CStr,
+    how: &OpenHow,
+) -> Result<OwnedFd, nix::errno::Errno> {
+    // SAFETY: `path` is NUL-terminated and `how` a valid open_how of the size passed; both outlive the call.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            std::ptr::from_ref(how),
+            size_of::<OpenHow>(),
+        )
+    };
+    let Ok(fd @ 0..) = RawFd::try_from(ret) else { return Err(nix::errno::Errno::last()) };
+    // SAFETY: openat2 succeeded, so `fd` is open and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// `struct open_how`.

@@ -34,6 +34,32 @@ pub fn fork_into(cgroup: Option<BorrowedFd<'_>>) -> Result<Fork, SysError> {
     clone(&args)
 }
 
+/// Namespaces that a child begins in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fresh {
+    pub network: bool,
+}
+
+/// Forks the first process of a new pid namespace, with mounts, IPC and a host name of its own as well, inside the
+/// cgroup if one is given.
+pub fn fork_first(cgroup: Option<BorrowedFd<'_>>, fresh: Fresh) -> Result<Fork, SysError> {
+    let mut flags =
+        libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    if fresh.network {
+        flags |= libc::CLONE_NEWNET;
+    }
+    let mut args = CloneArgs {
+        flags: u64::from(flags.unsigned_abs()),
+        exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
+        ..CloneArgs::default()
+    };
+    if let Some(fd) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(fd.as_raw_fd().unsigned_abs());
+    }
+    clone(&args)
+}
+
 /// Forks a sibling: a child of our parent, which reaps it.
 pub fn fork_beside() -> Result<Fork, SysError> {
     // The parent is told with the signal that it asked for when it made us.
@@ -126,6 +152,37 @@ pub fn close_from(first: u32) -> Result<(), SysError> {
     // pulled away from under its owner.
     let ret = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     if ret < 0 { Err(SysError::last(format!("close_range({first}..)"))) } else { Ok(()) }
+}
+
+/// Closes every descriptor from 3 on but these, whatever they are and whoever opened them.
+///
+/// In a child that is about to leave the host's root: what it still holds open is a way back. Nothing that owns one of
+/// those that are closed may be used or dropped any more, which is why this is for children that end by exec.
+pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> Result<(), SysError> {
+    let mut numbers: Vec<u32> =
+        kept.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).filter(|number| *number > 2).collect();
+    numbers.sort_unstable();
+    let mut first = 3;
+    for number in numbers.into_iter().map(Some).chain([None]) {
+        let last = number.map_or(u32::MAX, |number| number.saturating_sub(1));
+        if first <= last {
+            // SAFETY: close_range takes three integers. See above for what becomes of those who own them.
+            let ret = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+            if ret < 0 {
+                return Err(SysError::last(format!("close_range({first}..={last})")));
+            }
+        }
+        first = number.map_or(u32::MAX, |number| number.saturating_add(1));
+    }
+    Ok(())
+}
+
+/// Waits for nothing until it is killed; whatever is left to it is reaped by the kernel.
+pub fn idle_forever() -> ! {
+    let _ = crate::sys::process::reap_unseen(true);
+    loop {
+        nix::unistd::pause();
+    }
 }
 
 /// Sets a limit, soft and hard. `name` is one of those in [`Limit`].

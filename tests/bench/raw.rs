@@ -2,105 +2,51 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-use sodiumd::driver::Order;
-use sodiumd::driver::bwrap::Bubblewrap;
 use sodiumd::driver::runsc::{Guest, Runsc};
-use sodiumd::model::{Iid, Limits, Network, SandboxName, Spec};
+use sodiumd::model::{Limits, Network};
 
 const USER: u32 = 300_000;
 
-/// bwrap with exactly the arguments, descriptors and user that sodiumd gives it.
+/// bwrap as somebody would type it who wants everything unshared, and a home.
 pub struct Bwrap {
-    program: PathBuf,
     args: Vec<String>,
-    inherited: Vec<(i32, PathBuf)>,
 }
 
 impl Bwrap {
     pub fn new(dir: &Path, command: &[&str]) -> Self {
-        let made = dir.join("raw");
-        let workspace = made.join("workspace");
-        std::fs::create_dir_all(&workspace).unwrap();
-        chown(&workspace, Some(USER), Some(USER)).unwrap();
-        let spec: Spec = serde_json::from_value(json!({
-            "isolation": "bubblewrap", "command": command, "state": "running",
-            "restart": {"policy": "never", "backoff": {"initial": "1s", "max": "5m"}, "max_failures": 0},
-            "stop": {"signal": "SIGTERM", "grace": "10s"}, "tty": false, "network": "none",
-            "limits": {"memory_mb": 0, "cpu_percent": 0, "disk_mb": 0, "timeout_seconds": 0,
-                       "max_processes": 0, "max_files": 0},
-            "strict": false
-        }))
-        .unwrap();
-        let bubblewrap =
-            Bubblewrap::detect(&made, Path::new(env!("CARGO_BIN_EXE_sodium-shim"))).unwrap();
-        let uid = uuid::Uuid::nil();
-        let order = Order {
-            iid: &Iid::new(uid, 1),
-            name: &SandboxName::try_from("raw").unwrap(),
-            uid,
-            generation: 1,
-            epoch: 1,
-            spec: &spec,
-            host_uid: USER,
-            image_files: &Default::default(),
-            take_back: false,
-            restore: None,
-        };
-        let args = bubblewrap.args(&order, false);
-        Self {
-            program: bubblewrap.program.clone(),
-            args,
-            inherited: bubblewrap.inherited(&spec, &workspace, None),
+        let home = dir.join("raw");
+        std::fs::create_dir_all(&home).unwrap();
+        chown(&home, Some(USER), Some(USER)).unwrap();
+        let mut args = vec!["--unshare-all", "--die-with-parent", "--new-session"];
+        args.extend(["--uid", "1000", "--gid", "1000", "--ro-bind", "/usr", "/usr"]);
+        for (target, link) in [("usr/bin", "/bin"), ("usr/lib", "/lib"), ("usr/lib64", "/lib64")] {
+            args.extend(["--symlink", target, link]);
         }
+        args.extend(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]);
+        args.extend(["--bind", home.to_str().unwrap(), "/home/container"]);
+        args.extend(["--chdir", "/home/container", "--"]);
+        args.extend(command);
+        Self { args: args.into_iter().map(str::to_owned).collect() }
     }
 
-    #[expect(unsafe_code, reason = "descriptors have to be placed between fork and exec")]
     fn spawn(&self) -> Child {
-        let mut files: Vec<(i32, std::fs::File)> = self
-            .inherited
-            .iter()
-            .map(|(fd, path)| (*fd, std::fs::File::open(path).unwrap()))
-            .collect();
-        files.push((11, std::fs::File::options().write(true).open("/dev/null").unwrap()));
-        let mut command = Command::new(&self.program);
-        command
-            .args(&self.args[1..])
+        Command::new("/usr/bin/bwrap")
+            .args(&self.args)
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .uid(USER)
             .gid(USER)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let placed: Vec<(i32, i32)> =
-            files.iter().map(|(to, file)| (file.as_raw_fd(), *to)).collect();
-        let place = move || {
-            // High first, so that none is overwritten before it was copied.
-            for (from, to) in &placed {
-                // SAFETY: dup2 takes two integers and is async-signal-safe.
-                if unsafe { libc::dup2(*from, to + 100) } < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-            }
-            for (_, to) in &placed {
-                // SAFETY: as above; close is too.
-                unsafe {
-                    libc::dup2(to + 100, *to);
-                    libc::close(to + 100);
-                }
-            }
-            Ok(())
-        };
-        // SAFETY: the closure calls dup2 and close only and allocates nothing.
-        unsafe { command.pre_exec(place) }.spawn().unwrap()
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
     }
 
     /// Spawn to the first byte of output.

@@ -211,7 +211,6 @@ fn world(store: &Store, queue: &Arc<Queue>, rules: &Arc<Live<Rules>>) -> World {
     World {
         store: store.clone(),
         drivers: [(Isolation::Bubblewrap, Arc::clone(&fake)), (Isolation::Gvisor, fake)].into(),
-        unavailable: [(Isolation::Process, "not here".to_owned())].into(),
         host: None,
         rules: Arc::clone(rules),
         boot_id: "boot".to_owned(),

@@ -61,9 +61,8 @@ impl Desk {
 
     /// Everything but the daemon.
     pub fn prepared(extra: Value) -> Self {
-        let dir = tempfile::Builder::new().prefix("sodium-it-").tempdir().unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(dir.path(), mode).unwrap();
+        // Like root's home, in which nobody else may walk, and with a name that has to be quoted.
+        let dir = tempfile::Builder::new().prefix("sodium it-").tempdir().unwrap();
         fs::create_dir(dir.path().join("desired")).unwrap();
         let mut config = json!({
             "port": 0, "token": TOKEN, "isolation_floor": "process", "run_path": "./run",

@@ -24,6 +24,7 @@ mod store;
 mod tidy;
 mod upgrade;
 mod version_1;
+mod walls;
 mod warm;
 
 /// Where the API of the daemons under test writes.

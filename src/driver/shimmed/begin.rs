@@ -1,7 +1,6 @@
 //! From an order to a shim: where the files are, what the shim is told, the run directory, and the cgroup with
 //! its limits.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -10,12 +9,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::{Bundle, Gvisor, SEARCH_PATH, Shimmed, convert, hints, ledger};
+use crate::driver::bwrap::Bubblewrap;
+use crate::driver::process::View;
 use crate::driver::runsc::{self, Guest};
 use crate::driver::shown::{HOME, MADE};
 use crate::driver::workspace::{Place, Wanted};
 use crate::driver::{DriverError, Order, process};
-use crate::model::{Iid, LimitStatus, Limits, SandboxName, Spec};
-use crate::shim::launch::{Confinement, FILE, LOCK, Launch};
+use crate::model::{Iid, LimitStatus, Limits, Network, SandboxName, Spec};
+use crate::shim::launch::{Confinement, FILE, LOCK, Launch, Program};
 use crate::sys::lock::{self, Lock};
 use crate::sys::{SysError, clock};
 
@@ -34,13 +35,16 @@ impl Shimmed {
         let workspace = place.map(|place| place.files.as_path());
         let plain = matches!(self.bundle, Bundle::Process);
         let gvisor = matches!(self.bundle, Bundle::Gvisor(_));
-        let work_dir = workspace.filter(|_| plain).map_or_else(|| "/".into(), Path::to_owned);
+        let tmp = place.and_then(|place| place.tmp.as_deref());
+        let home = workspace.filter(|_| plain).map(|files| self.view(files, tmp).home);
+        let work_dir = home.unwrap_or_else(|| "/".into());
         // gVisor's own processes are the ones to be started; its guest's user is in the bundle.
         let user = (crate::sys::is_root() && !gvisor).then_some((order.host_uid, order.host_uid));
-        let env = if gvisor {
-            vec![("PATH".to_owned(), SEARCH_PATH.to_owned())]
-        } else {
+        // A runtime is a process outside, and is told nothing of a tenant's there.
+        let env = if plain {
             self.environment(order, place).into_iter().collect()
+        } else {
+            vec![("PATH".to_owned(), SEARCH_PATH.to_owned())]
         };
         let open_files = ledger::open_files(&spec.limits).map(|(value, _)| value);
         let open_files_max = open_files.filter(|_| !gvisor);
@@ -81,13 +85,24 @@ impl Shimmed {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         Ok(match &self.bundle {
             Bundle::Bubblewrap(bwrap) => {
+                let bwrap = bwrap.as_ref().map_err(|why| DriverError::Refused(why.clone()))?;
                 let place = own_files(place)?;
-                let inherited = bwrap.inherited(order.spec, &place.files, place.tmp.as_deref());
-                let args = bwrap.args(order, place.tmp.is_some());
-                (text(&bwrap.program), args, Confinement::Bubblewrap { inherited })
+                let is_staged = crate::sys::is_root();
+                let hidden = self.host.workspaces.volumes.mounts();
+                let confinement = Confinement::Bubblewrap {
+                    inherited: bwrap.inherited(),
+                    options: bwrap.options(order, place, is_staged),
+                    inside: Program {
+                        args: order.spec.resolved_command(),
+                        env: self.environment(order, Some(place)).into_iter().collect(),
+                        shares_network: order.spec.network == Network::Host,
+                    },
+                    stage: is_staged.then(|| bwrap.stage(place, &hidden)),
+                };
+                (text(&bwrap.program), Bubblewrap::args(), confinement)
             }
             Bundle::Gvisor(gvisor) => {
-                let (runsc, run_dir) = (&gvisor.runsc, self.host.run_dir(order.iid));
+                let (runsc, run_dir) = (gvisor.runsc()?, self.host.run_dir(order.iid));
                 let platform = gvisor.platform().map_err(DriverError::Refused)?;
                 let mut binds = Vec::new();
                 if let Some(Place { files, tmp, .. }) = place {
@@ -108,35 +123,35 @@ impl Shimmed {
                 };
                 (text(&runsc.program), runsc.args(order, &run_dir, platform, image), confinement)
             }
-            Bundle::Process => (
-                process::program(order, SEARCH_PATH, &self.host.paths.run.join(MADE)),
-                order.spec.resolved_command(),
-                Confinement::Itself {
-                    read_only: process::read_only(&self.host.paths.run.join(MADE)),
-                    writable: process::writable(own_files(place)?.writable()),
-                },
-            ),
+            Bundle::Process => {
+                let (place, made) = (own_files(place)?, self.host.paths.run.join(MADE));
+                let view = self.view(&place.files, place.tmp.as_deref());
+                let confinement = Confinement::Itself {
+                    read_only: process::read_only(&view.init),
+                    writable: process::writable(view.writable()),
+                    room: crate::sys::is_root().then(|| process::room(order, place, &made)),
+                };
+                let program = process::program(order, SEARCH_PATH, &view.init);
+                (program, order.spec.resolved_command(), confinement)
+            }
         })
     }
 
-    pub(super) fn home<'w>(&self, workspace: &'w Path) -> Cow<'w, str> {
+    /// What a sandbox that is started now sees of its own files.
+    pub(super) fn view(&self, files: &Path, tmp: Option<&Path>) -> View {
         match self.bundle {
-            Bundle::Bubblewrap(_) | Bundle::Gvisor(_) => HOME.into(),
-            Bundle::Process => workspace.to_string_lossy(),
+            Bundle::Process if !crate::sys::is_root() => {
+                View::on_host(files, tmp, &self.host.paths.run.join(MADE))
+            }
+            Bundle::Bubblewrap(_) | Bundle::Gvisor(_) | Bundle::Process => View::inside(),
         }
     }
 
     /// Of the workload, whatever confines it.
     fn environment(&self, order: &Order<'_>, place: Option<&Place>) -> BTreeMap<String, String> {
-        let home = place.map_or_else(|| HOME.into(), |place| self.home(&place.files));
-        let mut env = environment(order.name, order.spec, &home);
-        if let (Bundle::Process, Some(tmp)) =
-            (&self.bundle, place.and_then(|place| place.tmp.as_ref()))
-        {
-            // The host's is not its own to write to.
-            env.entry("TMPDIR".to_owned()).or_insert_with(|| tmp.to_string_lossy().into_owned());
-        }
-        env
+        let files = place.map_or_else(|| Path::new(HOME), |place| &place.files);
+        let view = self.view(files, place.and_then(|place| place.tmp.as_deref()));
+        environment(order.name, order.spec, &view)
     }
 
     /// What the runtime is to find in the run directory.
@@ -146,11 +161,13 @@ impl Shimmed {
         waits: bool,
         has_tmp: bool,
     ) -> Vec<(&'static str, String)> {
-        let Bundle::Gvisor(Gvisor { runsc, .. }) = &self.bundle else { return Vec::new() };
+        let Bundle::Gvisor(Gvisor { runsc: Ok(runsc), .. }) = &self.bundle else {
+            return Vec::new();
+        };
         let guest = Guest {
             hostname: order.name.as_str(),
             command: &order.spec.resolved_command(),
-            env: &environment(order.name, order.spec, HOME),
+            env: &self.environment(order, None),
             host_uid: order.host_uid,
             tty: order.spec.tty,
             network: order.spec.network,
@@ -255,9 +272,15 @@ fn own_files(place: Option<&Place>) -> Result<&Place, DriverError> {
 }
 
 /// Built from empty: nothing of the daemon's own environment is in it. What the spec says goes before what we do.
-pub(super) fn environment(name: &SandboxName, spec: &Spec, home: &str) -> BTreeMap<String, String> {
+pub(super) fn environment(
+    name: &SandboxName,
+    spec: &Spec,
+    view: &View,
+) -> BTreeMap<String, String> {
+    let home = view.home.to_string_lossy();
     let own = [
-        ("HOME", home),
+        ("HOME", &*home),
+        ("PWD", &*home),
         ("PATH", SEARCH_PATH),
         ("TERM", "xterm-256color"),
         ("LANG", "C.UTF-8"),
@@ -266,6 +289,10 @@ pub(super) fn environment(name: &SandboxName, spec: &Spec, home: &str) -> BTreeM
     ];
     let mut env: BTreeMap<String, String> =
         own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    if let Some(tmp) = view.tmp.as_deref().filter(|tmp| *tmp != Path::new("/tmp")) {
+        // The host's is not its own to write to.
+        env.insert("TMPDIR".to_owned(), tmp.to_string_lossy().into_owned());
+    }
     env.extend(hints::of(&spec.limits));
     env.extend(spec.env.clone());
     env

@@ -34,7 +34,7 @@ impl Shimmed {
             let isolation = order.spec.isolation.as_str();
             return refused(format!("isolation {isolation} has no checkpoints; gvisor has"));
         };
-        let version = &gvisor.runsc.version;
+        let version = &gvisor.runsc()?.version;
         if is_old(version) {
             return refused(format!(
                 "runsc {version} ends a sandbox while it takes a checkpoint, so that a crash would \
@@ -149,7 +149,7 @@ impl Shimmed {
     /// Runs runsc about an instance, with its id as the last argument.
     fn runsc(&self, iid: &Iid, words: &[&str]) -> Result<(), DriverError> {
         let Bundle::Gvisor(gvisor) = &self.bundle else { return Ok(()) };
-        let program = &gvisor.runsc.program;
+        let program = &gvisor.runsc()?.program;
         let failed = |source| DriverError::Spawn { program: program.clone(), source };
         let log = self.host.run_dir(iid).join("runsc.err");
         let mut child = Command::new(program)

@@ -8,11 +8,13 @@ use serde::Serialize;
 
 use super::begin::environment;
 use super::{Bundle, SEARCH_PATH, Shimmed, ledger};
+use crate::driver::process::View;
 use crate::driver::shown::MADE;
 use crate::driver::{DriverError, ExecOrder, process, runsc};
-use crate::model::Iid;
-use crate::shim::exec::order::{Confined, ExecOrder as Written, Way};
+use crate::model::{Iid, Network};
+use crate::shim::exec::order::{Confined, ExecOrder as Written, OfRoom, Way};
 use crate::shim::exec::{FILES, PID};
+use crate::shim::launch::Confinement;
 use crate::shim::protocol::Phase;
 use crate::sys::path;
 
@@ -49,12 +51,15 @@ impl Shimmed {
         let workspace = self.host.workspaces.path(order.uid);
         let volume = self.host.workspaces.volumes.find(order.uid);
         let tmp = volume.map(|volume| volume.tmp());
-        let home = self.home(&workspace).into_owned();
-        let mut env = environment(order.name, order.spec, &home);
-        if let (Bundle::Process, Some(tmp)) = (&self.bundle, &tmp) {
-            env.entry("TMPDIR".to_owned()).or_insert_with(|| tmp.to_string_lossy().into_owned());
-        }
-        let work_dir = PathBuf::from(order.work_dir.unwrap_or(&home));
+        let in_room = matches!(self.bundle, Bundle::Process) && self.has_room(iid);
+        let view = match self.bundle {
+            Bundle::Process if !in_room => {
+                View::on_host(&workspace, tmp.as_deref(), &self.host.paths.run.join(MADE))
+            }
+            Bundle::Process | Bundle::Bubblewrap(_) | Bundle::Gvisor(_) => View::inside(),
+        };
+        let mut env = environment(order.name, order.spec, &view);
+        let work_dir = order.work_dir.map_or_else(|| view.home.clone(), PathBuf::from);
         // As it was asked for, though a link may lead there.
         env.insert("PWD".to_owned(), work_dir.to_string_lossy().into_owned());
         env.extend(order.env.clone());
@@ -65,13 +70,17 @@ impl Shimmed {
             open_files_max: open_files,
         };
         let way = match &self.bundle {
-            Bundle::Bubblewrap(_) => Way::Namespaces { pid, confined },
+            Bundle::Bubblewrap(_) => Way::Namespaces {
+                pid,
+                confined,
+                shares_network: order.spec.network == Network::Host,
+            },
             Bundle::Process => Way::Beside {
                 confined,
-                read_only: process::read_only(&self.host.paths.run.join(MADE)),
-                writable: process::writable(
-                    [Some(&*workspace), tmp.as_deref()].into_iter().flatten(),
-                ),
+                read_only: process::read_only(&view.init),
+                writable: process::writable(view.writable()),
+                room: in_room
+                    .then_some(OfRoom { pid, shares_network: order.spec.network == Network::Host }),
             },
             Bundle::Gvisor(gvisor) => {
                 let (process, pid_file) =
@@ -84,7 +93,7 @@ impl Shimmed {
                 let (own, state) =
                     (self.host.known_as(iid), self.host.run_dir(iid).join(runsc::STATE));
                 Way::Gvisor {
-                    program: gvisor.runsc.program.to_string_lossy().into_owned(),
+                    program: gvisor.runsc()?.program.to_string_lossy().into_owned(),
                     args: runsc::exec_args(&state, &process, &pid_file, &own),
                     kill_args: runsc::kill_args(&state, PID, &own),
                     pid_file,
@@ -93,6 +102,14 @@ impl Shimmed {
         };
         let (args, env) = (order.command.to_vec(), env.into_iter().collect());
         Ok(Written { args, env, work_dir, tty: order.tty, way })
+    }
+
+    /// Whether a plain process has a room: one that an earlier release started has none.
+    fn has_room(&self, iid: &Iid) -> bool {
+        let launch = self.host.launch(iid);
+        launch.is_some_and(|launch| {
+            matches!(launch.confinement, Confinement::Itself { room: Some(_), .. })
+        })
     }
 }
 

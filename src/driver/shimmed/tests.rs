@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::begin::environment;
 use super::*;
+use crate::driver::process::View;
 use crate::driver::workspace::Kept;
 use crate::model::{SandboxName, Spec, Verdict};
 
@@ -39,13 +40,14 @@ fn the_environment_is_built_from_empty_and_the_spec_has_the_last_word() {
         let own = [("TERM", "dumb"), ("A", "b"), ("GOMAXPROCS", "7")];
         let own = own.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let spec = Spec { env: own, limits: Limits::NONE, ..order.spec.clone() };
-        let env = environment(order.name, &spec, "/home/container");
+        let env = environment(order.name, &spec, &View::inside());
         let names: Vec<&str> = env.keys().map(String::as_str).collect();
-        let want = ["A", "GOMAXPROCS", "HOME", "LANG", "PATH", "SODIUM_SANDBOX", "TERM", "USER"];
+        let want =
+            ["A", "GOMAXPROCS", "HOME", "LANG", "PATH", "PWD", "SODIUM_SANDBOX", "TERM", "USER"];
         assert_eq!(names, want);
         assert_eq!(env["TERM"], "dumb");
         let limited = Spec { limits: Limits::DEFAULT, ..spec };
-        assert_eq!(environment(order.name, &limited, "/")["GOMAXPROCS"], "7");
+        assert_eq!(environment(order.name, &limited, &View::inside())["GOMAXPROCS"], "7");
     });
 }
 

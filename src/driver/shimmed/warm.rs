@@ -50,8 +50,8 @@ impl Shimmed {
         let Bundle::Gvisor(gvisor) = &self.bundle else {
             return Err(DriverError::Refused("only gVisor's guests can wait".to_owned()));
         };
-        if checkpoint::is_old(&gvisor.runsc.version) {
-            let version = &gvisor.runsc.version;
+        let version = &gvisor.runsc()?.version;
+        if checkpoint::is_old(version) {
             return Err(DriverError::Refused(format!("guests of runsc {version} cannot wait")));
         }
         let drawn = Uuid::new_v4().as_u128();
@@ -177,7 +177,8 @@ impl Shimmed {
         let mut launch = self.launch(order, Some(&place), None)?;
         launch.group = group.clone();
         let some = |value: u64| (value > 0).then_some(value);
-        let env = environment(order.name, order.spec, HOME).into_iter().collect();
+        let view = self.view(&place.files, place.tmp.as_deref());
+        let env = environment(order.name, order.spec, &view).into_iter().collect();
         let ids = runsc::shifted_ids(order.host_uid, ready.host_uid);
         let tree = |source: &Path, at: &str| Attached {
             source: source.to_owned(),

@@ -12,7 +12,7 @@ use crate::shim::child::{self, Failed};
 use crate::shim::stdio::{self, Ours, Theirs};
 use crate::sys::namespace::{self, Entrance};
 use crate::sys::spawn::{self, Fork};
-use crate::sys::{SysError, poll, process, seccomp};
+use crate::sys::{SysError, path, poll, process, seccomp};
 
 /// A program that is on its way.
 #[derive(Debug)]
@@ -40,8 +40,8 @@ pub(super) fn start(order: &ExecOrder, run_dir: &Path) -> Result<Started, SysErr
     match spawn::fork_into(unified.as_ref().map(AsFd::as_fd))? {
         Fork::Parent { pid } => {
             let (usher, program) = match order.way {
-                Way::Namespaces { .. } => (Some(pid), None),
-                Way::Beside { .. } | Way::Gvisor { .. } => (None, Some(pid)),
+                Way::Namespaces { .. } | Way::Beside { room: Some(_), .. } => (Some(pid), None),
+                Way::Beside { room: None, .. } | Way::Gvisor { .. } => (None, Some(pid)),
             };
             Ok(Started { stdio: ours, failure, usher, program })
         }
@@ -60,27 +60,26 @@ fn become_program(
     report: &OwnedFd,
     parent: u32,
 ) -> Failed {
-    let result = match &order.way {
-        Way::Namespaces { pid, confined } => {
-            let of_instance = |pid| is_of_instance(pid, confined, run_dir);
-            through_namespaces(*pid, of_instance, confined, order, report)
+    let ready = match &order.way {
+        Way::Namespaces { pid, confined, shares_network } => {
+            let inside = Inside { pid: *pid, own_users: true, confined, run_dir };
+            inside.enter(order, stdio, report).and_then(|()| confine(*shares_network))
         }
-        Way::Beside { confined, read_only, writable } => bind(confined).and_then(|()| {
-            become_user(confined)?;
-            session(order, stdio)?;
-            // After the change of user, which clears it.
-            spawn::die_with_parent(parent).map_err(|error| ("parent", error))?;
-            enter_dir(&order.work_dir)?;
-            child::confine_itself(read_only, writable)
-        }),
+        Way::Beside { confined, read_only, writable, room } => {
+            let scope = child::scope_of(room.as_ref().map(|room| room.shares_network));
+            let placed = match room {
+                Some(room) => {
+                    let inside = Inside { pid: room.pid, own_users: false, confined, run_dir };
+                    inside.enter(order, stdio, report)
+                }
+                None => beside(confined, order, stdio, parent),
+            };
+            placed.and_then(|()| child::confine_itself(read_only, writable, scope))
+        }
         Way::Gvisor { .. } => session(order, stdio)
             .and_then(|()| spawn::die_with_parent(parent).map_err(|error| ("parent", error))),
     };
-    let placed = result.and_then(|()| match order.way {
-        Way::Namespaces { .. } => session(order, stdio),
-        Way::Beside { .. } | Way::Gvisor { .. } => Ok(()),
-    });
-    match (placed, &order.way) {
+    match (ready, &order.way) {
         (Err(failed), _) => failed,
         (Ok(()), Way::Gvisor { program, args, .. }) => {
             ("exec", spawn::exec(program, args, &order.env))
@@ -91,36 +90,65 @@ fn become_program(
     }
 }
 
-/// Comes back in the second process, inside.
-fn through_namespaces(
-    pid: u32,
-    of_instance: impl Fn(u32) -> bool,
+/// Where a workload has none of its own to enter.
+fn beside(
     confined: &Confined,
     order: &ExecOrder,
-    report: &OwnedFd,
+    stdio: &Theirs,
+    parent: u32,
 ) -> Result<(), Failed> {
-    let failed = |error| ("namespaces", error);
-    // First found, then checked: the pid could be somebody else's by now.
-    let entrance = Entrance::find(pid).map_err(failed)?;
-    if !of_instance(pid) {
-        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-        return Err(failed(SysError { call: format!("find process {pid}"), source }));
-    }
     bind(confined)?;
-    // From here on the workload can see us, and is the same user.
-    namespace::hide().map_err(failed)?;
-    entrance.enter_all_but_user().map_err(failed)?;
-    match spawn::fork_beside().map_err(failed)? {
-        Fork::Parent { .. } => spawn::exit_now(0),
-        Fork::Child => (),
-    }
     become_user(confined)?;
-    entrance.enter_user().map_err(failed)?;
-    drop(entrance);
-    enter_dir(&order.work_dir)?;
-    spawn::die_with_parent_behind(report.as_fd()).map_err(|error| ("parent", error))?;
+    session(order, stdio)?;
+    // After the change of user, which clears it.
+    spawn::die_with_parent(parent).map_err(|error| ("parent", error))?;
+    enter_dir(&order.work_dir)
+}
+
+/// Where to go.
+struct Inside<'o> {
+    pid: u32,
+    own_users: bool,
+    confined: &'o Confined,
+    run_dir: &'o Path,
+}
+
+impl Inside<'_> {
+    /// Comes back in the second process, inside, with nothing in hand but standard descriptors and the report.
+    fn enter(&self, order: &ExecOrder, stdio: &Theirs, report: &OwnedFd) -> Result<(), Failed> {
+        let failed = |error| ("namespaces", error);
+        // First found, then checked: the pid could be somebody else's by now.
+        let entrance = Entrance::find(self.pid, self.own_users).map_err(failed)?;
+        if !is_of_instance(self.pid, self.confined, self.run_dir) {
+            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(failed(SysError { call: format!("find process {}", self.pid), source }));
+        }
+        bind(self.confined)?;
+        stdio.place().map_err(|error| ("descriptors", error))?;
+        // What is still open when the root is left is a way back to it, whatever path leads there.
+        let kept: Vec<_> = entrance.descriptors().chain([report.as_fd()]).collect();
+        spawn::close_all_but(&kept).map_err(|error| ("descriptors", error))?;
+        // From here on the workload can see us, and is the same user.
+        namespace::hide().map_err(failed)?;
+        entrance.enter_all_but_user().map_err(failed)?;
+        match spawn::fork_beside().map_err(failed)? {
+            Fork::Parent { .. } => spawn::exit_now(0),
+            Fork::Child => (),
+        }
+        become_user(self.confined)?;
+        entrance.enter_user().map_err(failed)?;
+        drop(entrance);
+        enter_dir(&order.work_dir)?;
+        begin_session(order, stdio)?;
+        spawn::die_with_parent_behind(report.as_fd()).map_err(|error| ("parent", error))
+    }
+}
+
+/// What bubblewrap does to what it starts.
+fn confine(shares_network: bool) -> Result<(), Failed> {
     namespace::drop_capabilities().map_err(|error| ("privileges", error))?;
     spawn::no_new_privileges().map_err(|error| ("privileges", error))?;
+    child::leave_strangers(shares_network).map_err(|error| ("landlock", error))?;
     seccomp::load_filter().map_err(|error| ("seccomp", error))
 }
 
@@ -142,16 +170,21 @@ fn become_user(confined: &Confined) -> Result<(), Failed> {
 }
 
 fn enter_dir(dir: &Path) -> Result<(), Failed> {
-    std::env::set_current_dir(dir)
-        .map_err(|source| ("directory", SysError::io("chdir", dir, source)))
+    path::enter_beneath_root(dir).map_err(|error| ("directory", error))
 }
 
 /// A session with these standard descriptors, and nothing else that is open after the exec.
 fn session(order: &ExecOrder, stdio: &Theirs) -> Result<(), Failed> {
+    stdio.place().map_err(|error| ("descriptors", error))?;
+    begin_session(order, stdio)
+}
+
+/// The standard descriptors are in their places.
+fn begin_session(order: &ExecOrder, stdio: &Theirs) -> Result<(), Failed> {
     spawn::reset_signals().map_err(|error| ("signals", error))?;
     spawn::new_session().map_err(|error| ("session", error))?;
-    if order.tty.is_some() {
-        stdio.control().map_err(|error| ("terminal", error))?;
+    match order.tty {
+        Some(_) => stdio.control().map_err(|error| ("terminal", error)),
+        None => Ok(()),
     }
-    stdio.place().map_err(|error| ("descriptors", error))
 }

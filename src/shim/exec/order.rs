@@ -24,12 +24,24 @@ pub struct ExecOrder {
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum Way {
     /// The workload has namespaces of its own, bubblewrap's.
-    Namespaces { pid: u32, confined: Confined },
-    /// It has none.
-    Beside { confined: Confined, read_only: Vec<PathBuf>, writable: Vec<PathBuf> },
+    Namespaces { pid: u32, confined: Confined, shares_network: bool },
+    /// It confines itself.
+    Beside {
+        confined: Confined,
+        read_only: Vec<PathBuf>,
+        writable: Vec<PathBuf>,
+        room: Option<OfRoom>,
+    },
     /// runsc starts the program and stays until that ends, but does not take it along when it is killed
     /// itself: the program must be killed by its number inside, which runsc notes in `pid_file`.
     Gvisor { program: String, args: Vec<String>, kill_args: Vec<String>, pid_file: PathBuf },
+}
+
+/// A workload that confines itself, in a room of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfRoom {
+    pub pid: u32,
+    pub shares_network: bool,
 }
 
 /// What every process of the host that belongs to the instance is bound by.

@@ -1,0 +1,234 @@
+//! Attacks on the walls, from outside: what a tenant may write is looked for on the host, what a client may ask leads
+//! nowhere, and no runtime takes another's place.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::desk::{Answer, Desk};
+
+/// In every free text that a caller may set.
+const MARKER: &str = "m4rk3r0fat3nant";
+const ISOLATIONS: [&str; 3] = ["process", "bubblewrap", "gvisor"];
+/// What loaders and interpreters obey.
+const LOADED: [&str; 10] = [
+    "LD_LIBRARY_PATH",
+    "LD_AUDIT",
+    "GLIBC_TUNABLES",
+    "BASH_ENV",
+    "ENV",
+    "NODE_PATH",
+    "PYTHONPATH",
+    "PYTHONSTARTUP",
+    "GOTRACEBACK",
+    "GCONV_PATH",
+];
+
+fn runsc() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/runsc/bookworm-backports")
+}
+
+async fn desk() -> Desk {
+    Desk::with(json!({"gvisor": {"program": runsc()}})).await
+}
+
+async fn put(desk: &Desk, name: &str, spec: &Value) -> Answer {
+    let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
+        "metadata": {"name": name}, "spec": spec});
+    desk.ask("PUT", &format!("/v1/sandboxes/{name}"), &document.to_string()).await
+}
+
+async fn declare(desk: &Desk, name: &str, spec: Value) -> Value {
+    let answer = put(desk, name, &spec).await;
+    assert!(answer.status < 300, "{:?}", answer.json);
+    desk.wait_phase(name, "Running").await
+}
+
+/// Every process that shares the host's pids, and gVisor's own, in which a tenant's text may be found: where.
+fn told(own: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let dir = entry.path();
+        let is_process = entry.file_name().to_string_lossy().parse::<u32>().is_ok();
+        if !is_process || entry.file_name().to_string_lossy() == std::process::id().to_string() {
+            continue;
+        }
+        let line = fs::read(dir.join("cmdline")).unwrap_or_default();
+        let is_outside = fs::read_link(dir.join("ns/pid")).ok() == fs::read_link(own).ok();
+        if !is_outside && !line.starts_with(b"runsc") {
+            continue;
+        }
+        let name = String::from_utf8_lossy(&line).replace('\0', " ");
+        let mut look = |what: &str, bytes: &[u8]| {
+            if bytes.windows(MARKER.len()).any(|window| window == MARKER.as_bytes()) {
+                found.insert(format!("{what} of {name}"));
+            }
+        };
+        look("arguments", &line);
+        look("environment", &fs::read(dir.join("environ")).unwrap_or_default());
+        // gVisor's kernel has users of its own, and the guest's files open: it is the wall, and stands inside of it.
+        let users = fs::read_link(dir.join("ns/user")).ok();
+        if is_outside && users == fs::read_link("/proc/self/ns/user").ok() {
+            look("mapped files", &fs::read(dir.join("maps")).unwrap_or_default());
+            let links = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
+            let links = links.map(|link| link.path()).chain([dir.join("cwd"), dir.join("root")]);
+            for link in links {
+                let target = fs::read_link(link).unwrap_or_default();
+                look("descriptors", target.as_os_str().as_encoded_bytes());
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_tenants_is_told_to_a_process_outside() {
+    let desk = desk().await;
+    let done = Arc::new(AtomicBool::new(false));
+    let looking = std::thread::spawn({
+        let done = Arc::clone(&done);
+        move || {
+            let mut found = BTreeSet::new();
+            while !done.load(Ordering::Relaxed) {
+                found.extend(told(Path::new("/proc/self/ns/pid")));
+            }
+            found
+        }
+    });
+    let loaded = LOADED.map(|name| (name.to_owned(), json!(format!("/{MARKER}"))));
+    let env: serde_json::Map<String, Value> =
+        loaded.into_iter().chain([(MARKER.to_owned(), json!(MARKER))]).collect();
+    for isolation in ISOLATIONS {
+        let name = format!("{MARKER}-{isolation}");
+        let script = format!("mkdir {MARKER}; cd {MARKER}; exec 9>{MARKER}; read line; sleep 1000");
+        let spec = json!({
+            "isolation": isolation, "command": ["bash", "-c", script, MARKER], "env": env,
+            "files": {format!("{MARKER}.txt"): MARKER}, "limits": {"timeout_seconds": 0},
+            "stop": {"grace": "0s"},
+        });
+        declare(&desk, &name, spec).await;
+        let work_dir = format!("/home/container/{MARKER}");
+        desk.wait_for(&name, "at work", |_| {
+            let inside = ["exec", "--work-dir", &work_dir, &name, "--", "true"];
+            desk.cli(&inside).0 == 0
+        })
+        .await;
+        let inside = ["exec", "--work-dir", &work_dir, &name, "--", "sh", "-c"];
+        let script = format!("echo {MARKER}; sleep 0.2");
+        let (code, out, err) = desk.cli(&[&inside[..], &[&script]].concat());
+        assert_eq!((code, out.trim()), (0, MARKER), "{err}");
+        if isolation == "gvisor" {
+            let kept = desk.post(&format!("/v1/sandboxes/{name}/checkpoint"), json!({})).await;
+            assert!(kept.status < 300, "{:?}", kept.json);
+        }
+        let deleted = desk.ask("DELETE", &format!("/v1/sandboxes/{name}?wait=30s"), "").await;
+        assert!(deleted.status < 300, "{:?}", deleted.json);
+    }
+    done.store(true, Ordering::Relaxed);
+    // The command line of this test's own client is a tenant's, not the daemon's.
+    let found: Vec<String> = looking
+        .join()
+        .unwrap()
+        .into_iter()
+        .filter(|place| !place.contains(env!("CARGO_BIN_EXE_sodiumd")))
+        .collect();
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[tokio::test]
+async fn no_loader_outside_obeys_a_tenants_environment() {
+    let desk = desk().await;
+    let trap = tempfile::tempdir().unwrap();
+    fs::set_permissions(trap.path(), std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
+    for isolation in ISOLATIONS {
+        let output = trap.path().join(isolation);
+        let spec = json!({
+            "isolation": isolation, "command": ["sleep", "1000"], "stop": {"grace": "0s"},
+            "env": {"LD_DEBUG": "libs", "LD_DEBUG_OUTPUT": output},
+        });
+        declare(&desk, isolation, spec).await;
+        desk.cli(&["exec", isolation, "--", "true"]);
+    }
+    let caught: Vec<_> = fs::read_dir(trap.path()).unwrap().flatten().collect();
+    assert!(caught.is_empty(), "{caught:?}");
+}
+
+#[tokio::test]
+async fn no_directory_to_work_in_leads_out_of_a_sandbox() {
+    let desk = desk().await;
+    for isolation in ISOLATIONS {
+        let script = "for n in $(seq 0 255); do ln -s /proc/self/fd/$n l$n; done; ln -s /proc/self/cwd c; \
+            ln -s /proc/1/root r; ln -s / up; touch ready; exec sleep 1000";
+        let spec = json!({
+            "isolation": isolation, "command": ["bash", "-c", script], "stop": {"grace": "0s"},
+            "limits": {"timeout_seconds": 0},
+        });
+        declare(&desk, isolation, spec).await;
+        desk.wait_for(isolation, "ready", |_| {
+            desk.cli(&["exec", isolation, "--", "test", "-e", "ready"]).0 == 0
+        })
+        .await;
+        // gVisor's are its own descriptors, of which there are few; and each program costs it 50 ms.
+        let last = if isolation == "gvisor" { 16 } else { 255 };
+        let numbers = (0..=last).flat_map(|n| [format!("/proc/self/fd/{n}"), format!("l{n}")]);
+        let others = ["/proc/self/cwd", "/proc/1/root", "/proc/1/cwd", "c", "r", "up"];
+        for dir in numbers.chain(others.map(str::to_owned)) {
+            let dir = if dir.starts_with('/') { dir } else { format!("/home/container/{dir}") };
+            let show =
+                "cd ../../../../..; ls -d proc/1/exe /work /root/.. 2>/dev/null; stat -c %d:%i .";
+            let asked = ["exec", "--work-dir", &dir, isolation, "--", "sh", "-c", show];
+            let (code, beneath, err) = desk.cli(&asked);
+            let root = ["exec", "--work-dir", "/", isolation, "--", "sh", "-c", show];
+            assert!(
+                code != 0 || beneath == desk.cli(&root).1,
+                "{isolation} {dir}: {beneath} {err}"
+            );
+        }
+    }
+}
+
+/// What a runtime has started is its own: without the program, the sandbox is watched and ended as before, and
+/// nothing is run in it by anybody else.
+#[tokio::test]
+async fn no_runtime_takes_the_place_of_another() {
+    for isolation in ["gvisor", "bubblewrap"] {
+        let mut desk = desk().await;
+        let spec = json!({
+            "isolation": isolation, "command": ["sleep", "1000"], "stop": {"grace": "0s"},
+            "limits": {"timeout_seconds": 0, "disk_mb": 0},
+        });
+        let before = declare(&desk, "web", spec).await;
+        desk.kill();
+        let gone = format!("mount --bind /dev/null {}", program(isolation));
+        let script = format!("{gone} && exec \"$@\"");
+        let script: &'static str = Box::leak(script.into_boxed_str());
+        desk.within = vec!["unshare", "--mount", "sh", "-c", script, "sh"];
+        desk.start().await;
+        let adopted = desk.wait_phase("web", "Running").await;
+        assert_eq!(before["status"]["instance"]["id"], adopted["status"]["instance"]["id"]);
+        let (code, out, err) = desk.cli(&["exec", "web", "--", "cat", "/proc/1/cmdline"]);
+        if isolation == "gvisor" {
+            assert!(code != 0 && out.is_empty(), "{out} {err}");
+        } else {
+            // Its namespaces are entered by the kernel's own calls: it is still bubblewrap's inside.
+            assert!(code == 0 && out.starts_with("bwrap"), "{out} {err}");
+        }
+        let other = json!({"isolation": isolation, "command": ["sleep", "1"]});
+        put(&desk, "other", &other).await;
+        desk.wait_for("other", "refused", |one| one.to_string().contains("is not installed")).await;
+        let stopped = desk.post("/v1/sandboxes/web/stop?wait=30s", Value::Null).await;
+        assert!(stopped.status < 300, "{:?}", stopped.json);
+        desk.wait_phase("web", "Stopped").await;
+    }
+}
+
+fn program(isolation: &str) -> String {
+    match isolation {
+        "gvisor" => runsc().to_string_lossy().into_owned(),
+        _ => "/usr/bin/bwrap".to_owned(),
+    }
+}
