@@ -104,14 +104,14 @@ mod tests {
             r#"{"log":"compat.go:120] Unsupported syscall rseq(0x7,0x0). It is likely","level":"info"}"#,
             "nonsense",
             r#"{"log":"Unsupported syscall userfaultfd(0x0). It","level":"info"}"#,
-            r#"{"log":"compat.go:120] Unsupported syscall sys_999(0x0). It","level":"info"}"#,
+            r#"{"log":"compat.go:120] Unsupported syscall sys_449(0x0). It","level":"info"}"#,
             r#"{"log":"Uncaught signal: \"aborted\" (6)","level":"info"}"#,
         ] {
             unsupported.note(line.as_bytes());
         }
         assert_eq!(
             unsupported.sentence().unwrap(),
-            "it asked for what gVisor does not have (system call 999: isolation bubblewrap leaves \
+            "it asked for what gVisor does not have (system call 449: isolation bubblewrap leaves \
              it to the host; userfaultfd: no isolation allows it)"
         );
     }
