@@ -16,6 +16,7 @@ mod disk;
 mod doctor;
 mod driver_contract;
 mod exec;
+mod filter;
 mod freeze;
 mod gvisor;
 mod limits;
