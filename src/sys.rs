@@ -2,6 +2,7 @@
 //! `nix`. Every function is synchronous, does one thing, and names the call that failed. Nothing
 //! here knows what a sandbox is.
 
+pub mod attack;
 pub mod cgroup;
 pub mod clock;
 pub mod disk;

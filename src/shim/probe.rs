@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::sys::{process, trial};
+use crate::error::chain;
+use crate::sys::{attack, process, trial};
 
 /// The word that says that this is wanted.
 pub const WORD: &str = "probe";
@@ -48,7 +49,7 @@ pub(super) fn run(words: &[String]) -> ExitCode {
         "time" => outstay(),
         "host" => host(words.get(1..).unwrap_or_default()),
         "network" => network(words.get(1..).unwrap_or_default()),
-        "privileges" => privileges(),
+        "attacks" => attacks(word(1), word(2) == attack::FILTER),
         "link" => link(word(1)),
         _ => return ExitCode::from(2),
     }
@@ -248,20 +249,30 @@ fn outstay() {
 /// Files that are the host's alone, and what else there is to see of it.
 fn host(paths: &[String]) {
     let known = ["/etc/shadow", "/root/.", "/dev/mem", "/dev/kmsg", "/proc/1/root/etc/shadow"];
-    let names = known.iter().map(|path| (*path).to_owned()).chain(paths.iter().cloned());
+    let beyond = paths.iter().map(|path| format!("/proc/1/root{path}"));
+    let names = known.map(str::to_owned).into_iter().chain(paths.iter().cloned()).chain(beyond);
     let readable = |path: &String| match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => fs::read_dir(path).is_ok(),
         _ => File::open(path).is_ok(),
     };
     let read: Vec<String> = names.filter(readable).collect();
-    let places = ["/usr/prove", "/etc/prove", "/prove", "/proc/sys/kernel/hostname"];
+    let places = [
+        "/usr/prove",
+        "/etc/prove",
+        "/prove",
+        "/proc/sys/kernel/hostname",
+        "/proc/sys/kernel/core_pattern",
+        "/proc/sys/vm/drop_caches",
+        "/proc/sysrq-trigger",
+        "/sys/kernel/uevent_helper",
+    ];
     let writable = |path: &&str| OpenOptions::new().append(true).create(true).open(path).is_ok();
     let wrote: Vec<&str> = places.into_iter().filter(writable).collect();
-    let own = std::process::id();
-    let others = process::all().into_iter().filter(|pid| *pid != own && *pid != 1);
-    let seen: Vec<u32> = others.filter(|pid| !process::arguments(*pid).is_empty()).collect();
-    let signalled = seen.iter().filter(|pid| trial::may_signal(**pid)).count();
-    say(&json!({"read": read, "wrote": wrote, "seen": seen.len(), "signalled": signalled}));
+    let strangers = attack::strangers(&[std::process::id()]);
+    let signalled = strangers.iter().filter(|pid| trial::may_signal(**pid)).count();
+    let shown = |pid: &&u32| **pid != 1 && !process::arguments(**pid).is_empty();
+    let seen = strangers.iter().filter(shown).count();
+    say(&json!({"read": read, "wrote": wrote, "seen": seen, "signalled": signalled}));
 }
 
 fn network(addresses: &[String]) {
@@ -276,11 +287,35 @@ fn network(addresses: &[String]) {
     say(&json!({"connections": answers}));
 }
 
-/// What would make it more than it is.
-fn privileges() {
-    let got: Vec<&str> =
-        trial::privileges().into_iter().filter(|(_, got)| *got).map(|(what, _)| what).collect();
-    say(&json!({"got": got}));
+/// One line for each attack, with what refused it; and one at the end.
+fn attacks(abstract_socket: &str, filtered: bool) {
+    say(&standing());
+    for (name, tried) in attack::ALL {
+        say(&match attack::attempt(*tried) {
+            Ok(done) => json!({"attack": name, "answer": answer(&done)}),
+            Err(error) => json!({"attack": name, "untried": chain(&error)}),
+        });
+    }
+    let reached = attack::reach_abstract_socket(abstract_socket);
+    say(&json!({"attack": attack::ABSTRACT_SOCKET, "answer": answer(&reached)}));
+    if filtered {
+        let through = attack::unfiltered();
+        let answer = through.is_empty().then_some("each call on its list was refused");
+        say(&json!({"attack": attack::FILTER, "answer": answer, "through": through}));
+    }
+    say(&json!({"attacks": "over"}));
+}
+
+/// What the kernel has written down of this process.
+fn standing() -> Value {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        status.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
+    };
+    let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let users: Vec<&str> = users.split_whitespace().collect();
+    json!({"capabilities": field("CapEff"), "no_new_privileges": field("NoNewPrivs"),
+        "filter": field("Seccomp"), "users": users.join(" ")})
 }
 
 /// A way out of the workspace for whoever follows it.

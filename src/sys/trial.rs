@@ -1,12 +1,10 @@
-//! What a program may try that it should not be let do: for the probe, which tries it.
-
-use std::io;
+//! What a program does that tries to pass its limits: for the probe, which tries it.
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::time::TimeValLike;
-use nix::unistd::{Pid, setuid};
+use nix::unistd::Pid;
 
 use crate::sys::SysError;
 
@@ -53,31 +51,4 @@ pub fn ignore_requests_to_end() {
         // SAFETY: ignoring a signal runs no code of ours when it comes.
         let _ = unsafe { signal(ask, SigHandler::SigIgn) };
     }
-}
-
-/// Tries to become more than we are. For each, whether it worked.
-pub fn privileges() -> Vec<(&'static str, bool)> {
-    let became_root = setuid(nix::unistd::Uid::from_raw(0)).is_ok();
-    let call = |number: libc::c_long, arguments: [usize; 5]| {
-        let [a, b, c, d, e] = arguments;
-        // SAFETY: each call below is given null or integers; one that is let through fails for want of
-        // an argument, or changes this process alone.
-        let ret = unsafe { libc::syscall(number, a, b, c, d, e) };
-        // Refused for what it was given, it was let through.
-        ret >= 0
-            || matches!(
-                io::Error::last_os_error().raw_os_error(),
-                Some(libc::EFAULT | libc::EINVAL | libc::EBADF)
-            )
-    };
-    let new_user = usize::try_from(libc::CLONE_NEWUSER).unwrap_or(0);
-    vec![
-        ("become root", became_root),
-        ("make a user namespace", call(libc::SYS_unshare, [new_user, 0, 0, 0, 0])),
-        ("mount", call(libc::SYS_mount, [0, 0, 0, 0, 0])),
-        ("load a program into the kernel", call(libc::SYS_bpf, [0, 0, 0, 0, 0])),
-        ("load a module", call(libc::SYS_init_module, [0, 0, 0, 0, 0])),
-        ("use a key ring", call(libc::SYS_keyctl, [0, 0, 0, 0, 0])),
-        ("use io_uring", call(libc::SYS_io_uring_setup, [0, 0, 0, 0, 0])),
-    ]
 }

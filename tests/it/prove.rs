@@ -45,6 +45,22 @@ const LIMITS: [&str; 9] = [
     "io",
 ];
 
+/// Some of those that are tried.
+const ATTACKS: [&str; 12] = [
+    "become root",
+    "unshare user",
+    "unshare time",
+    "setns",
+    "mount",
+    "device node",
+    "trace",
+    "raw socket",
+    "packet socket",
+    "netlink",
+    "key ring",
+    "io_uring",
+];
+
 async fn everything_holds(isolation: &str) {
     let _alone = crate::ALONE.lock().await;
     let runsc = concat!(env!("CARGO_MANIFEST_DIR"), "/target/runsc/bookworm-backports");
@@ -57,7 +73,13 @@ async fn everything_holds(isolation: &str) {
         let walls = ["host", "privileges", "workspace"].contains(tried);
         assert!(walls || rows[*tried]["mechanism"] != "", "{tried}: {rows:#?}");
     }
-    check(&rows, "network", if isolation == "process" { "none" } else { "held" });
+    let of_filter = if isolation == "gvisor" { "not applicable" } else { "held" };
+    check(&rows, "filter", of_filter);
+    for tried in ATTACKS {
+        check(&rows, tried, "held");
+    }
+    let of_network = if isolation == "process" { "not applicable" } else { "held" };
+    check(&rows, "network", of_network);
     assert_eq!(code, 0, "{rows:#?}");
     // Whoever was named has not noticed, and of the probe nothing is left.
     let after = desk.sandbox("a").await;
@@ -92,7 +114,7 @@ async fn a_limit_that_is_not_kept_is_found_and_so_is_one_that_nobody_asked_for()
     desk.wait_phase("a", "Running").await;
     let (code, rows) = prove(&desk, "a");
     check(&rows, "disk_mb", "passed");
-    check(&rows, "max_processes", "none");
+    check(&rows, "max_processes", "not applicable");
     check(&rows, "max_files", "held");
     assert_eq!(code, 1, "{rows:#?}");
     let (code, _, said) = desk.cli(&["prove", "nobody"]);

@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::cli::prove::order::{LINKED, Order, What};
 use crate::cli::prove::{Evidence, Host};
 use crate::model::Time;
+use crate::sys::attack;
 
 /// A scheduler's periods and the reading of clocks are not exact.
 const CPU_SLACK_PERCENT: u64 = 15;
@@ -15,8 +16,9 @@ const CPU_SLACK_PERCENT_GVISOR: u64 = 50;
 const FEW: u64 = 4;
 /// From the time limit to the end: the grace, and a busy machine.
 const TIME_SLACK_MS: u64 = 5_000;
-/// What gVisor's kernel lets its guests do, to whom the host's gives nothing.
-const OF_GVISOR: &str = "make a user namespace";
+/// What may come through in gVisor, whose kernel is the sandbox's own: beside namespaces, what it has of its own of these.
+const OF_GVISOR: &[&str] =
+    &["setns", "netlink", "key ring", "userfaultfd", "io_uring", "perf events", "terminal input"];
 /// Output that a second of it may be over.
 const OUTPUT_SLACK_PERCENT: u64 = 40;
 
@@ -29,7 +31,8 @@ pub(super) enum Verdict {
     /// It did not.
     Passed,
     /// There is no such limit, or no such wall by this isolation.
-    None,
+    #[serde(rename = "not applicable")]
+    NotApplicable,
 }
 
 /// One try, for people and programs.
@@ -49,7 +52,7 @@ impl Row {
         let mark = match self.verdict {
             Verdict::Held => '✓',
             Verdict::Passed => '✗',
-            Verdict::None => '–',
+            Verdict::NotApplicable => '–',
         };
         let asked = self.asked.map_or_else(String::new, |asked| asked.to_string());
         let mechanism = match self.mechanism.as_str() {
@@ -60,8 +63,8 @@ impl Row {
     }
 }
 
-/// Judges one probe.
-pub(super) fn judge(order: &Order, evidence: &Evidence, host: &Host) -> Option<Row> {
+/// Judges one probe, by one row or several.
+pub(super) fn judge(order: &Order, evidence: &Evidence, host: &Host) -> Vec<Row> {
     let (verdict, answer) = match order.what {
         What::Memory => memory(order, evidence),
         What::Cpu => cpu(order, evidence),
@@ -74,22 +77,22 @@ pub(super) fn judge(order: &Order, evidence: &Evidence, host: &Host) -> Option<R
         What::Io => io(order, evidence),
         What::Host => walls(order, evidence),
         What::Network => network(order, evidence),
-        What::Privileges => privileges(order, evidence),
+        What::Attacks => return attacks(order, evidence),
         // It is followed by the next one.
-        What::Link => return None,
+        What::Link => return Vec::new(),
         What::LinkFollowed => followed(evidence, host),
     };
     let limits = evidence.limits["items"].as_array().cloned().unwrap_or_default();
     let name =
         if order.what == What::Inodes { "disk_mb".to_owned() } else { order.what.to_string() };
     let entry = limits.into_iter().find(|limit| limit["limit"] == name).unwrap_or_default();
-    Some(Row {
+    vec![Row {
         limit: order.what.to_string(),
         asked: (order.limit > 0 && order.what != What::Inodes).then_some(order.limit),
         verdict,
         mechanism: entry["mechanism"].as_str().unwrap_or_default().to_owned(),
         answer,
-    })
+    }]
 }
 
 type Judged = (Verdict, String);
@@ -113,7 +116,7 @@ fn word(value: &Value) -> String {
 
 /// Without a limit there is nothing to be kept.
 fn unlimited(order: &Order) -> Option<Judged> {
-    (order.limit == 0).then(|| (Verdict::None, "no limit was asked for".to_owned()))
+    (order.limit == 0).then(|| (Verdict::NotApplicable, "no limit was asked for".to_owned()))
 }
 
 fn kind(evidence: &Evidence) -> String {
@@ -183,7 +186,7 @@ fn inodes(order: &Order, evidence: &Evidence) -> Judged {
         let answer =
             format!("{} after {} files", word(&line["answer"]), number(evidence, "inodes"));
         // btrfs counts bytes alone.
-        let verdict = if line["answer"].is_null() { Verdict::None } else { Verdict::Held };
+        let verdict = if line["answer"].is_null() { Verdict::NotApplicable } else { Verdict::Held };
         (verdict, answer)
     })
 }
@@ -218,7 +221,7 @@ fn output(order: &Order, evidence: &Evidence) -> Judged {
     let kept = at("console_to").saturating_sub(at("console_from"));
     if order.limit == 0 {
         let answer = format!("{} MiB in {ms} ms; the console is bounded", written >> 20);
-        return (Verdict::None, answer);
+        return (Verdict::NotApplicable, answer);
     }
     let rate = written * 1000 / ms;
     // What is in the pipe counts for written.
@@ -231,7 +234,7 @@ fn io(order: &Order, evidence: &Evidence) -> Judged {
     let rate = stored * 1000 / ms;
     let answer = format!("{rate} bytes a second were stored");
     if order.limit == 0 {
-        return (Verdict::None, answer);
+        return (Verdict::NotApplicable, answer);
     }
     // A second's worth may go before the kernel has anything to hold back.
     let most = order.limit + order.limit * 1000 / ms;
@@ -268,25 +271,76 @@ fn network(order: &Order, evidence: &Evidence) -> Judged {
         .iter()
         .map(|one| format!("{}: {}", word(&one["to"]), word(&one["answer"])))
         .collect();
-    let shared = order.isolation == "process" || order.spec["network"] == "host";
-    if shared {
-        return (Verdict::None, "it has the host's network".to_owned());
+    if shares_network(order) {
+        return (Verdict::NotApplicable, "it has the host's network".to_owned());
     }
     let none = connections.iter().all(|one| !one["answer"].is_null());
     (held(none && !connections.is_empty()), texts.join(", "))
 }
 
-fn privileges(order: &Order, evidence: &Evidence) -> Judged {
-    let line = last(evidence, "got").cloned().unwrap_or_default();
-    let got = line["got"].as_array().cloned().unwrap_or_default();
-    let (own, got): (Vec<String>, Vec<String>) =
-        got.iter().map(word).partition(|what| order.isolation == "gvisor" && what == OF_GVISOR);
-    let answer = match (got.is_empty(), own.is_empty()) {
-        (false, _) => got.join(", "),
-        (true, true) => "none was given".to_owned(),
-        (true, false) => format!("{OF_GVISOR}, of gVisor's own kernel, and no other"),
+fn attacks(order: &Order, evidence: &Evidence) -> Vec<Row> {
+    let wall = |name: &str, (verdict, answer): Judged| Row {
+        limit: name.to_owned(),
+        asked: None,
+        verdict,
+        mechanism: String::new(),
+        answer,
     };
-    (held(line.is_object() && got.is_empty()), answer)
+    let lines = evidence.said.iter();
+    let tried = lines.filter_map(|line| Some((line["attack"].as_str()?, line)));
+    let mut rows = vec![wall("privileges", privileges(order, evidence))];
+    rows.extend(tried.map(|(name, line)| wall(name, attacked(order, name, line))));
+    if order.isolation == "gvisor" {
+        let answer = "gVisor's own kernel is in its place".to_owned();
+        rows.push(wall(attack::FILTER, (Verdict::NotApplicable, answer)));
+    }
+    if last(evidence, "attacks").is_none() {
+        let answer = format!("the probe did not come to its end: {}", kind(evidence));
+        rows.push(wall("attacks", (Verdict::Passed, answer)));
+    }
+    rows
+}
+
+/// By what the kernel has written down of the probe.
+fn privileges(order: &Order, evidence: &Evidence) -> Judged {
+    let line = last(evidence, "users").cloned().unwrap_or_default();
+    let field = |name: &str| line[name].as_str().unwrap_or("unknown").to_owned();
+    let capabilities = field("capabilities");
+    let none = !capabilities.is_empty() && capabilities.bytes().all(|digit| digit == b'0');
+    let (confined, filter) = (field("no_new_privileges"), field("filter"));
+    // In gVisor they are its own kernel's to give, and of no use outside.
+    let kept = order.isolation == "gvisor" || confined == "1" && filter == "2";
+    let answer = format!(
+        "capabilities {capabilities}, no_new_privs {confined}, seccomp {filter}, users {}",
+        field("users")
+    );
+    (held(none && kept), answer)
+}
+
+fn attacked(order: &Order, name: &str, line: &Value) -> Judged {
+    if let Some(answer) = line["answer"].as_str() {
+        return (Verdict::Held, answer.to_owned());
+    }
+    if let Some(why) = line["untried"].as_str() {
+        return (Verdict::NotApplicable, format!("it could not be tried: {why}"));
+    }
+    let own = name.starts_with("unshare ") || OF_GVISOR.contains(&name);
+    if order.isolation == "gvisor" && own {
+        return (Verdict::Held, "gVisor's own kernel did it".to_owned());
+    }
+    if name == attack::ABSTRACT_SOCKET && shares_network(order) {
+        return (Verdict::NotApplicable, "it has the host's network".to_owned());
+    }
+    let through = line["through"].as_array().cloned().unwrap_or_default();
+    let through: Vec<String> = through.iter().map(word).collect();
+    match through.as_slice() {
+        [] => (Verdict::Passed, "nothing refused it".to_owned()),
+        calls => (Verdict::Passed, format!("not refused: {}", calls.join(", "))),
+    }
+}
+
+fn shares_network(order: &Order) -> bool {
+    order.isolation == "process" || order.spec["network"] == "host"
 }
 
 fn followed(evidence: &Evidence, host: &Host) -> Judged {
@@ -295,4 +349,69 @@ fn followed(evidence: &Evidence, host: &Host) -> Judged {
     let said = evidence.exit["message"].as_str().unwrap_or("it was not followed");
     let answer = if escaped { "a file was written through a link" } else { said };
     (held(!escaped), answer.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn rows(isolation: &str, lines: Value) -> Vec<(String, Verdict)> {
+        let order = Order {
+            what: What::Attacks,
+            limit: 0,
+            isolation: isolation.to_owned(),
+            spec: json!({"network": "none"}),
+            may_not_start: false,
+        };
+        let said = lines.as_array().unwrap().clone();
+        let evidence = Evidence { said, exit: Value::Null, limits: Value::Null };
+        attacks(&order, &evidence).into_iter().map(|row| (row.limit, row.verdict)).collect()
+    }
+
+    #[track_caller]
+    fn check(isolation: &str, line: Value, verdict: Verdict) {
+        let found = rows(isolation, json!([line, {"attacks": "over"}]));
+        assert_eq!(found[1].1, verdict, "{isolation}: {line}");
+    }
+
+    #[test]
+    fn what_came_through_is_passed_but_for_what_stays_in_gvisor() {
+        let refused = json!({"attack": "mount", "answer": "Operation not permitted"});
+        let came = |name: &str| json!({"attack": name, "answer": null});
+        for isolation in ["bubblewrap", "process", "gvisor"] {
+            check(isolation, refused.clone(), Verdict::Held);
+            check(isolation, came("mount"), Verdict::Passed);
+        }
+        for name in ["unshare user", "key ring"] {
+            check("bubblewrap", came(name), Verdict::Passed);
+            check("gvisor", came(name), Verdict::Held);
+        }
+        check("bubblewrap", came("abstract socket"), Verdict::Passed);
+        check("process", came("abstract socket"), Verdict::NotApplicable);
+        check("process", json!({"attack": "mount", "untried": "fork"}), Verdict::NotApplicable);
+        let some = json!({"attack": "filter", "answer": null, "through": ["mount"]});
+        check("process", some, Verdict::Passed);
+    }
+
+    #[test]
+    fn privileges_are_what_the_kernel_has_written_down() {
+        let standing = |capabilities: &str, filter: &str| {
+            json!([{"capabilities": capabilities, "no_new_privileges": "1", "filter": filter,
+                "users": "0 0 1"}, {"attacks": "over"}])
+        };
+        let verdict = |isolation, lines| rows(isolation, lines)[0].1;
+        assert_eq!(verdict("process", standing("0000000000000000", "2")), Verdict::Held);
+        assert_eq!(verdict("process", standing("0000000000000000", "0")), Verdict::Passed);
+        assert_eq!(verdict("gvisor", standing("0000000000000000", "0")), Verdict::Held);
+        assert_eq!(verdict("gvisor", standing("00000000a80425fb", "0")), Verdict::Passed);
+        assert_eq!(verdict("bubblewrap", json!([])), Verdict::Passed);
+    }
+
+    #[test]
+    fn a_probe_that_ended_early_has_proved_nothing() {
+        let found = rows("bubblewrap", json!([{"attack": "mount", "answer": "refused"}]));
+        assert_eq!(found.last().unwrap(), &("attacks".to_owned(), Verdict::Passed));
+    }
 }

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::cli::prove::Host;
+use crate::sys::attack;
 
 /// How the shim is called where it is the probe, and the word that says so.
 const PROBE: [&str; 2] = ["/sodium-init", "probe"];
@@ -49,7 +50,8 @@ pub(super) enum What {
     Io,
     Host,
     Network,
-    Privileges,
+    /// Everything else that a tenant may try, each with a verdict of its own.
+    Attacks,
     /// Makes the link,
     Link,
     /// which the daemon is then to follow.
@@ -70,7 +72,7 @@ impl std::fmt::Display for What {
             Self::Io => "io",
             Self::Host => "host",
             Self::Network => "network",
-            Self::Privileges => "privileges",
+            Self::Attacks => "attacks",
             Self::Link | Self::LinkFollowed => "workspace",
         })
     }
@@ -126,7 +128,7 @@ pub(super) fn all(spec: &Value, host: &Host) -> Vec<Order> {
         counted(What::Io, "io", "io"),
         order(What::Host, "", words("host", host.files.clone())),
         order(What::Network, "", words("network", addresses(&isolation, host))),
-        order(What::Privileges, "", words("privileges", Vec::new())),
+        order(What::Attacks, "", words("attacks", attacks(&isolation, host))),
         order(What::Link, "", words("link", vec![host.outside.display().to_string()])),
         order(What::LinkFollowed, "", words("nothing", Vec::new())),
     ];
@@ -148,7 +150,7 @@ pub(super) fn all(spec: &Value, host: &Host) -> Vec<Order> {
             | What::Io
             | What::Host
             | What::Network
-            | What::Privileges
+            | What::Attacks
             | What::Link => (),
         }
     }
@@ -160,4 +162,10 @@ pub(super) fn all(spec: &Value, host: &Host) -> Vec<Order> {
 fn addresses(isolation: &str, host: &Host) -> Vec<String> {
     let metadata = (isolation != "process").then(|| "169.254.169.254:80".to_owned());
     host.daemon.map(|address| address.to_string()).into_iter().chain(metadata).collect()
+}
+
+/// The socket that is listened at meanwhile; and whether there is a filter to be asked, which gVisor's guests have no need of.
+fn attacks(isolation: &str, host: &Host) -> Vec<String> {
+    let filter = (isolation != "gvisor").then(|| attack::FILTER.to_owned());
+    [host.abstract_socket.clone()].into_iter().chain(filter).collect()
 }
