@@ -81,8 +81,9 @@ const REQUESTS: &[u32] = &[
     0xC050_6617,
 ];
 
-/// Execution domains that a program may ask for: Linux's own, with the old or the new way to name the release, and none, which
-/// only reads the present one. Others bring back what was removed for safety: pages at address 0, addresses not random.
+/// Execution domains that a program may ask for: Linux's own, of 64 or 32 bits, each with the new or the old form of release
+/// numbers (UNAME26); and none, which only reads the present one. Others bring back what was removed for safety: pages at
+/// address 0, memory that is all executable, addresses that are not random.
 const PERSONALITIES: &[u32] = &[0, 0x0008, 0x0002_0000, 0x0002_0008, 0xFFFF_FFFF];
 
 /// Operations of prctl(2) that no workload may do: PR_SET_MM, which lays out anew what the kernel knows of a process's memory.
