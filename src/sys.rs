@@ -3,6 +3,7 @@
 //! here knows what a sandbox is.
 
 pub mod attack;
+pub mod beneath;
 pub mod cgroup;
 pub mod clock;
 pub mod disk;

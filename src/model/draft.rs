@@ -17,8 +17,6 @@ pub const KIND: &str = "Sandbox";
 /// Longest path of a file laid into a workspace, and longest name in it that a file system takes.
 const FILE_PATH_BYTES_MAX: usize = 512;
 const FILE_NAME_BYTES_MAX: usize = 255;
-/// What a file is called while it is written into a workspace.
-const FILE_UNFINISHED: &str = ".sodium-new";
 /// Most labels of a sandbox.
 const LABEL_COUNT_MAX: usize = 64;
 
@@ -304,9 +302,6 @@ pub fn file_path_fault(path: &str) -> Option<&'static str> {
     }
     if path.split('/').any(|part| part.len() > FILE_NAME_BYTES_MAX) {
         return Some("has a part that is longer than 255 bytes");
-    }
-    if path.split('/').any(|part| part == FILE_UNFINISHED) {
-        return Some("has a part that is used while files are written");
     }
     let odd = |part: &str| part.is_empty() || part == "." || part == "..";
     path.split('/').any(odd).then_some("has an empty, \".\" or \"..\" part")

@@ -5,22 +5,20 @@
 //! made with the file-system identity of the directory's owner, so that the worst a trick can
 //! reach is what its author could reach anyway.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
 use nix::sys::stat::Mode;
 
 use crate::sys::SysError;
+use crate::sys::beneath::{self, Beneath, Links, Unfinished};
 
 /// For `OpenOptions::custom_flags`: refuse to open a symlink.
 pub const NO_FOLLOW: i32 = libc::O_NOFOLLOW;
-
-/// What a file is called while it is written: no longer than what any file system takes, and of no use
-/// as the name of a file.
-const UNFINISHED: &str = ".sodium-new";
 
 /// An opened directory and the identity under which it is used.
 #[derive(Debug)]
@@ -58,20 +56,9 @@ impl Tree {
         };
         self.make_dirs(parent)?;
         let dir = self.openat(parent, OFlag::O_DIRECTORY, Mode::empty())?;
-        let temporary = UNFINISHED;
-        let failed = |verb: &str, errno| {
-            SysError::nix(format!("{verb} {}", self.at.join(path).display()), errno)
-        };
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let _ = nix::unistd::unlinkat(&dir, temporary, nix::unistd::UnlinkatFlags::NoRemoveDir);
-        let file = nix::fcntl::openat(&dir, temporary, flags, Mode::from_bits_truncate(0o644))
-            .map_err(|errno| failed("create", errno))?;
-        File::from(file)
-            .write_all(bytes)
-            .map_err(|source| SysError::io("write", &self.at.join(path), source))?;
-        nix::fcntl::renameat(&dir, temporary, &dir, name)
-            .map_err(|errno| failed("rename", errno))?;
+        let mut file = Unfinished::create(dir.as_fd(), &self.at, 0o644)?;
+        file.write_all(bytes)?;
+        file.replace(OsStr::new(name))?;
         Ok(true)
     }
 
@@ -109,70 +96,29 @@ impl Tree {
     }
 
     fn openat(&self, path: &str, flags: OFlag, mode: Mode) -> Result<OwnedFd, SysError> {
-        let call = || format!("openat2 {}", self.at.join(path).display());
-        let c_path = std::ffi::CString::new(path)
-            .map_err(|_| SysError::nix(call(), nix::errno::Errno::EINVAL))?;
-        let how = OpenHow {
-            flags: u64::from((flags | OFlag::O_CLOEXEC).bits().unsigned_abs()),
-            mode: u64::from(mode.bits()),
-            resolve: libc::RESOLVE_BENEATH
-                | libc::RESOLVE_NO_SYMLINKS
-                | libc::RESOLVE_NO_MAGICLINKS,
-        };
-        open_how(self.root.as_fd(), &c_path, &how).map_err(|errno| SysError::nix(call(), errno))
+        beneath::open_at(&self.root, path, flags, mode, Links::Refused).map_err(|errno| {
+            SysError::nix(format!("openat2 {}", self.at.join(path).display()), errno)
+        })
     }
 }
 
 /// Goes to a directory as a tenant names it: beneath the root of this process, and through no link of the kernel's
 /// own making, which lead out of every root (`/proc/self/fd/N`). Refused, if what is there cannot be named from here.
 pub fn enter_beneath_root(dir: &Path) -> Result<(), SysError> {
-    let call = || format!("chdir {}", dir.display());
+    let failed = |errno| SysError::nix(format!("chdir {}", dir.display()), errno);
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = nix::fcntl::open("/", flags, Mode::empty())
         .map_err(|errno| SysError::nix("open /", errno))?;
-    let path = std::ffi::CString::new(dir.as_os_str().as_encoded_bytes())
-        .map_err(|_| SysError::nix(call(), nix::errno::Errno::EINVAL))?;
-    let how = OpenHow {
-        flags: u64::from(flags.bits().unsigned_abs()),
-        mode: 0,
-        resolve: libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
-    };
-    let fd = open_how(root.as_fd(), &path, &how).map_err(|errno| SysError::nix(call(), errno))?;
-    nix::unistd::fchdir(&fd).map_err(|errno| SysError::nix(call(), errno))?;
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = OpenHow::new().flags(flags).resolve(resolve);
+    let found = nix::fcntl::openat2(&root, dir, how).map_err(failed)?;
+    nix::unistd::fchdir(&found).map_err(failed)?;
     // What lies outside of the root has no name in here, and the kernel says so.
     match nix::unistd::getcwd() {
         Ok(at) if at.is_absolute() => Ok(()),
-        Ok(_) => Err(SysError::nix(call(), nix::errno::Errno::EXDEV)),
-        Err(errno) => Err(SysError::nix(call(), errno)),
+        Ok(_) => Err(failed(nix::errno::Errno::EXDEV)),
+        Err(errno) => Err(failed(errno)),
     }
-}
-
-fn open_how(
-    dir: std::os::fd::BorrowedFd<'_>,
-    path: &std::ffi::CStr,
-    how: &OpenHow,
-) -> Result<OwnedFd, nix::errno::Errno> {
-    // SAFETY: `path` is NUL-terminated and `how` a valid open_how of the size passed; both outlive the call.
-    let ret = unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            dir.as_raw_fd(),
-            path.as_ptr(),
-            std::ptr::from_ref(how),
-            size_of::<OpenHow>(),
-        )
-    };
-    let Ok(fd @ 0..) = RawFd::try_from(ret) else { return Err(nix::errno::Errno::last()) };
-    // SAFETY: openat2 succeeded, so `fd` is open and nothing else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// `struct open_how`.
-#[repr(C)]
-struct OpenHow {
-    flags: u64,
-    mode: u64,
-    resolve: u64,
 }
 
 /// This thread's file-system identity, taken back when dropped.
@@ -227,19 +173,10 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), SysError> {
         .map_err(|source| SysError::io("write", path, source))
 }
 
-/// Writes a file of ours, whole or not at all, durably: temporary name, fsync, rename, fsync.
+/// Writes a file of ours, whole or not at all, durably. A link of that name is replaced.
 pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), SysError> {
-    let parent = path.parent().unwrap_or_else(|| Path::new("."));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = parent.join(format!(".{name}.new"));
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        File::open(parent)?.sync_all()
-    };
-    write().map_err(|source| SysError::io("write", path, source))
+    let (dir, name) = Beneath::parent_of(path)?;
+    dir.write(&name, bytes, 0o644)
 }
 
 #[cfg(test)]
@@ -262,6 +199,27 @@ mod tests {
         assert!(tree.ensure_file("file", b"yes").unwrap());
         assert_eq!(std::fs::read(inside.join("file")).unwrap(), b"yes");
         assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_lies_where_a_file_was_once_begun_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(outside.path(), "kept").unwrap();
+        for planted in [".sodium-new", ".a.new", "b"] {
+            std::os::unix::fs::symlink(outside.path(), dir.path().join(planted)).unwrap();
+        }
+        let tree = Tree::open(dir.path(), None).unwrap();
+        assert!(tree.ensure_file("a", b"one").unwrap());
+        write_durably(&dir.path().join("a"), b"two").unwrap();
+        write_durably(&dir.path().join("b"), b"two").unwrap();
+        for written in ["a", "b"] {
+            let path = dir.path().join(written);
+            assert!(std::fs::symlink_metadata(&path).unwrap().is_file());
+            assert_eq!(std::fs::read(path).unwrap(), b"two");
+        }
+        assert_eq!(std::fs::read(outside.path()).unwrap(), b"kept");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4);
     }
 
     #[test]
