@@ -23,6 +23,7 @@ use crate::api::{self, Api};
 use crate::config::{Config, StoreKind};
 use crate::desired::watch::{Source, Watch};
 use crate::driver::Driver;
+use crate::desired::write::Writer;
 use crate::driver::host::{self, Host, Paths};
 use crate::driver::shimmed::Shimmed;
 use crate::driver::workspace::Workspaces;
@@ -134,7 +135,7 @@ async fn serve(config: Config, path: PathBuf, kept: Option<TcpListener>) -> anyh
     });
     let declare = match config.store {
         StoreKind::Sqlite => api::Declare::Sqlite,
-        StoreKind::Files => api::Declare::Files { dir: config.desired_path.clone() },
+        StoreKind::Files => api::Declare::Files(Arc::new(Writer::new(&config.desired_path))),
     };
     let api = Arc::new(Api {
         store,

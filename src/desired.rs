@@ -8,6 +8,7 @@
 //!   notify --hint--> scan (stat, digest) --> parse --> merge(with the store's snapshot) --> FileChanges
 //! ```
 
+mod edit;
 pub mod merge;
 pub mod parse;
 pub mod scan;

@@ -45,7 +45,7 @@ pub(super) async fn apply(
             let edited = declare::put(
                 &api,
                 Put {
-                    owner: api.declare.owner(&document.name),
+                    owner: declare::owner(&api, &document.name),
                     name: document.name,
                     labels: document.labels,
                     spec: document.spec,
@@ -96,7 +96,7 @@ fn in_the_way(api: &Shared, old: &Sandbox) -> Option<String> {
         return Some("it is being deleted".to_owned());
     }
     match &old.owner {
-        owner if *owner == api.declare.owner(&old.name) => None,
+        owner if *owner == declare::owner(api, &old.name) => None,
         Owner::File(path) => Some(format!("it is owned by the file {path}; edit that")),
         Owner::Api => Some("it is owned by the api".to_owned()),
     }

@@ -1,11 +1,11 @@
 //! Where the API puts what it is told: the database, or a file in the directory of specs.
 
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::api::{ApiError, Shared};
-use crate::desired::{write, yaml};
+use crate::api::{Api, ApiError, Shared};
+use crate::desired::write::{self, WriteError, Writer};
 use crate::model::{Owner, Sandbox, SandboxName, draft};
 use crate::store::edit::{self, Delete, Edited, Precondition, Put, Refusal};
 use crate::store::snapshot;
@@ -13,15 +13,18 @@ use crate::store::snapshot;
 /// See [`crate::config::StoreKind`].
 pub enum Declare {
     Sqlite,
-    Files { dir: PathBuf },
+    Files(Arc<Writer>),
 }
 
-impl Declare {
-    /// Who owns what the API declares under this name.
-    pub(super) fn owner(&self, name: &SandboxName) -> Owner {
-        match self {
-            Self::Sqlite => Owner::Api,
-            Self::Files { .. } => Owner::File(write::file_name(name)),
+/// Who owns what the API declares under this name: with specs in files, the file that it is in already.
+pub(super) fn owner(api: &Api, name: &SandboxName) -> Owner {
+    match &api.declare {
+        Declare::Sqlite => Owner::Api,
+        Declare::Files(_) => {
+            let snapshot = api.store.snapshot();
+            let old = snapshot.sandboxes.get(name).map(|old| &old.owner);
+            let file = old.filter(|owner| matches!(owner, Owner::File(_))).cloned();
+            file.unwrap_or_else(|| Owner::File(write::file_name(name)))
         }
     }
 }
@@ -31,18 +34,25 @@ pub(super) async fn put(api: &Shared, put: Put) -> Result<Edited, ApiError> {
     let now = api.now();
     match &api.declare {
         Declare::Sqlite => Ok(api.store.write(move |core| edit::put(core, put, now)).await??),
-        Declare::Files { dir } => {
+        Declare::Files(writer) => {
             let before = api.store.snapshot();
             let old = before.sandboxes.get(&put.name);
             allowed(&before.epoch, old.map(|old| &**old), &put)?;
-            let text = yaml::write(&document(&put));
-            let (dir, name) = (dir.clone(), put.name.clone());
-            let written = crate::reconcile::blocking(move || write::write(&dir, &name, &text));
-            written.await.map_err(|source| ApiError::Files { verb: "write", source })?;
+            let file = match &put.owner {
+                Owner::File(file) => file.clone(),
+                Owner::Api => write::file_name(&put.name),
+            };
+            let (writer, rules) = (Arc::clone(writer), api.rules.get());
+            let (at, name, document) = (file.clone(), put.name.clone(), document(&put));
+            let write = move || writer.put(&at, &name, &document, &rules);
+            let written = crate::reconcile::blocking(write).await;
+            written.map_err(|error| refused("write", error))?;
             api.watch.look().await;
             let after = api.store.snapshot();
-            let after = after.sandboxes.get(&put.name).cloned();
-            let after = after.ok_or_else(|| ApiError::Conflict(not_taken(api, &put.name)))?;
+            let faulty = after.files.get(&file).is_some_and(|record| !record.faults.is_empty());
+            let after = after.sandboxes.get(&put.name).filter(|_| !faulty).cloned();
+            let after =
+                after.ok_or_else(|| ApiError::Conflict(not_taken(api, &file, &put.name)))?;
             Ok(match old {
                 None => Edited::Created(after),
                 Some(old) if old.rv == after.rv => Edited::Unchanged(after),
@@ -52,22 +62,35 @@ pub(super) async fn put(api: &Shared, put: Put) -> Result<Edited, ApiError> {
     }
 }
 
-/// Takes a sandbox away, with its file if it has one that the API wrote.
+/// Takes a sandbox away, with its document if the API keeps specs in files.
 pub(super) async fn delete(api: &Shared, sandbox: &Sandbox, how: Delete) -> Result<(), ApiError> {
-    if let Declare::Files { dir } = &api.declare
-        && sandbox.owner == api.declare.owner(&sandbox.name)
-    {
-        let (dir, name) = (dir.clone(), sandbox.name.clone());
-        let removed = crate::reconcile::blocking(move || write::remove(&dir, &name));
-        removed.await.map_err(|source| ApiError::Files { verb: "remove", source })?;
-    } else if let Owner::File(_) = sandbox.owner {
-        let (name, owner) = (sandbox.name.clone(), sandbox.owner.clone());
-        return Err(Refusal::Owned { name, owner }.into());
+    match (&api.declare, &sandbox.owner) {
+        (Declare::Sqlite, Owner::File(_)) => {
+            let (name, owner) = (sandbox.name.clone(), sandbox.owner.clone());
+            return Err(Refusal::Owned { name, owner }.into());
+        }
+        (Declare::Files(writer), Owner::File(file)) => {
+            let (writer, file) = (Arc::clone(writer), file.clone());
+            let name = sandbox.name.clone();
+            let removed = crate::reconcile::blocking(move || writer.remove(&file, &name)).await;
+            removed.map_err(|error| refused("remove", error))?;
+        }
+        (Declare::Sqlite | Declare::Files(_), Owner::Api) => (),
     }
     let (name, now) = (sandbox.name.clone(), api.now());
     let how = Delete { uid: Some(sandbox.uid), ..how };
     api.store.write(move |core| edit::delete(core, name.as_str(), how, now)).await??;
     Ok(())
+}
+
+fn refused(verb: &'static str, error: WriteError) -> ApiError {
+    match error {
+        WriteError::Sys(error) => ApiError::Files { verb, source: error.source },
+        error @ (WriteError::Name(_)
+        | WriteError::Faults { .. }
+        | WriteError::TooLarge { .. }
+        | WriteError::Contended(_)) => ApiError::Conflict(error.to_string()),
+    }
 }
 
 /// The rules of the store, asked before a file is written: the watcher cannot answer a client.
@@ -101,10 +124,10 @@ fn document(put: &Put) -> Value {
     })
 }
 
-/// Why the file that was written declares nothing.
-fn not_taken(api: &Shared, name: &SandboxName) -> String {
+/// Why the file that was written does not declare it.
+fn not_taken(api: &Api, file: &str, name: &SandboxName) -> String {
     let snapshot = api.store.snapshot();
-    let record = snapshot.files.get(&write::file_name(name));
+    let record = snapshot.files.get(file);
     let fault = record.and_then(|record| record.faults.first().map(ToString::to_string));
     let conflict = record.and_then(|record| record.conflicts.get(name).cloned());
     fault.or(conflict).unwrap_or_else(|| "the directory of specs could not be read".to_owned())

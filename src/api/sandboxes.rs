@@ -78,7 +78,7 @@ pub(super) async fn put(
     let edited = declare::put(
         &api,
         Put {
-            owner: api.declare.owner(&document.name),
+            owner: declare::owner(&api, &document.name),
             name: document.name,
             labels: document.labels,
             spec,

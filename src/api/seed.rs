@@ -124,7 +124,7 @@ pub(super) async fn create(State(api): State<Shared>, body: request::Given) -> A
     let edited = declare::put(
         &api,
         Put {
-            owner: api.declare.owner(&name),
+            owner: declare::owner(&api, &name),
             name,
             labels: BTreeMap::new(),
             spec,
@@ -198,13 +198,13 @@ pub(super) async fn run(
     command: Option<Vec<String>>,
 ) -> Result<(), ApiError> {
     let up = |now: &Sandbox| now.wants_to_run() && now.live().is_some();
-    if let (Some(command), Declare::Files { .. }) = (&command, &api.declare)
+    if let (Some(command), Declare::Files(_)) = (&command, &api.declare)
         && !up(sandbox)
     {
         let spec = Spec { command: command.clone(), ..Spec::clone(&sandbox.spec) };
         change_file(api, sandbox, spec).await?;
     }
-    let (name, now, owner) = (sandbox.name.clone(), api.now(), api.declare.owner(&sandbox.name));
+    let (name, now, owner) = (sandbox.name.clone(), api.now(), declare::owner(api, &sandbox.name));
     let wish = api
         .store
         .write(move |core| {
@@ -230,7 +230,7 @@ pub(super) async fn run(
 /// Edits a sandbox whose spec the API keeps in a file.
 async fn change_file(api: &Shared, sandbox: &Sandbox, spec: Spec) -> Result<(), ApiError> {
     let put = Put {
-        owner: api.declare.owner(&sandbox.name),
+        owner: declare::owner(api, &sandbox.name),
         name: sandbox.name.clone(),
         labels: sandbox.labels.clone(),
         spec,

@@ -3,17 +3,22 @@
 //! A file whose device, inode, size and times are as they were, and not from the last moments, is
 //! not read again. Whatever cannot be read is a fault of that file, never of the scan; a directory
 //! that cannot be read is a fault of the scan, and then nothing is concluded from it.
+//!
+//! Symlinks are followed as long as they stay beneath the directory, which is how Kubernetes lays out its
+//! volumes. Only regular files are opened: see [`Beneath`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use std::ffi::OsStr;
+use std::io;
 use std::ops::Bound::{Excluded, Unbounded};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// Largest file read.
+use crate::sys::beneath::{Beneath, Links, Meta, ReadError};
+
+/// Largest file read: as much text as a document may hold, and what any other would cost in memory and
+/// in time is not spent on it.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Times this close to now may hide a second write within the same tick.
 const RACY_MS: u64 = 2_000;
@@ -73,16 +78,14 @@ impl Scanner {
     /// Looks at everything. An error means that nothing is known.
     pub fn scan(&mut self, now_ms: u64) -> io::Result<Scan> {
         self.root_seen = None;
-        let meta = fs::metadata(&self.root)?;
-        let mut scan = Scan { root: (meta.dev(), meta.ino()), ..Scan::default() };
-        for entry in fs::read_dir(&self.root)? {
-            // A directory that breaks off half way must not look as if the rest were gone.
-            let entry = entry?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str().filter(|name| is_spec(name)) else { continue };
-            // Asked of the open directory, which is cheaper than walking to each file by its path.
-            let found = entry.metadata().ok().filter(|meta| !meta.is_symlink());
-            self.look(name, found, now_ms, &mut scan);
+        let dir = open(&self.root)?;
+        let meta = dir.meta().map_err(|error| error.source)?;
+        let mut scan = Scan { root: (meta.device, meta.inode), ..Scan::default() };
+        // A directory that breaks off half way must not look as if the rest were gone.
+        for name in dir.names().map_err(|error| error.source)? {
+            if let Some(name) = name.to_str().filter(|name| is_spec(name)) {
+                self.look(&dir, name, now_ms, &mut scan);
+            }
         }
         scan.present.sort_unstable();
         self.seen.retain(|name, _| scan.present.binary_search(name).is_ok());
@@ -94,8 +97,8 @@ impl Scanner {
     /// written in place: making, removing and renaming touch the directory.
     pub fn same_names(&self) -> bool {
         let Some(then) = self.root_seen else { return false };
-        fs::metadata(&self.root)
-            .is_ok_and(|meta| Stat { settled: true, ..Stat::of(&meta, 0) } == then)
+        let now = Beneath::open(&self.root).and_then(|dir| dir.meta());
+        now.is_ok_and(|meta| Stat { settled: true, ..Stat::of(&meta, 0) } == then)
     }
 
     /// A few names whose times are not trusted, and the next few of all, round and round.
@@ -114,10 +117,11 @@ impl Scanner {
 
     /// Looks at the named files only, and says nothing of the others.
     pub fn scan_some(&mut self, names: &[String], now_ms: u64) -> io::Result<Scan> {
-        let meta = fs::metadata(&self.root)?;
-        let mut scan = Scan { root: (meta.dev(), meta.ino()), ..Scan::default() };
+        let dir = open(&self.root)?;
+        let meta = dir.meta().map_err(|error| error.source)?;
+        let mut scan = Scan { root: (meta.device, meta.inode), ..Scan::default() };
         for name in names.iter().filter(|name| is_spec(name)) {
-            self.look(name, None, now_ms, &mut scan);
+            self.look(&dir, name, now_ms, &mut scan);
         }
         Ok(scan)
     }
@@ -136,15 +140,14 @@ impl Scanner {
         }
     }
 
-    fn look(&mut self, name: &str, known: Option<Metadata>, now_ms: u64, scan: &mut Scan) {
-        let path = self.root.join(name);
-        let stat = match known.map_or_else(|| fs::metadata(&path), Ok) {
-            Ok(meta) => Stat::of(&meta, now_ms),
+    fn look(&mut self, dir: &Beneath, name: &str, now_ms: u64, scan: &mut Scan) {
+        let stat = match dir.stat(OsStr::new(name), Links::Within) {
+            Ok(Some(meta)) => Stat::of(&meta, now_ms),
             // Gone between the listing and now: then it is gone.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => return,
+            Ok(None) => return,
             Err(error) => {
                 scan.present.push(name.to_owned());
-                scan.read.insert(name.to_owned(), Text::Unusable { reason: error.to_string() });
+                scan.read.insert(name.to_owned(), Text::Unusable { reason: reason(&error) });
                 return;
             }
         };
@@ -152,58 +155,45 @@ impl Scanner {
         if stat.settled && self.seen.get(name) == Some(&stat) {
             return;
         }
-        let text = match self.read(&path, &stat) {
+        let text = match dir.read(OsStr::new(name), Links::Within, FILE_BYTES_MAX) {
+            Ok(bytes) if bytes.len() as u64 != stat.size => {
+                Text::Unusable { reason: "is being written".to_owned() }
+            }
             Ok(bytes) => {
                 let digest =
                     Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
                 Text::Bytes { bytes, digest, fresh: !stat.settled }
             }
-            Err(error) => Text::Unusable { reason: error.to_string() },
+            Err(error) => Text::Unusable { reason: reason(&error) },
         };
         self.seen.insert(name.to_owned(), stat);
         scan.read.insert(name.to_owned(), text);
     }
+}
 
-    fn read(&self, path: &Path, stat: &Stat) -> io::Result<Vec<u8>> {
-        let refuse = |why: String| Err(io::Error::other(why));
-        // Symlinks are how Kubernetes lays out its volumes; ones that lead elsewhere are not.
-        let inside = fs::canonicalize(path)?.starts_with(fs::canonicalize(&self.root)?);
-        if !inside {
-            return refuse("is a symlink out of the directory of specs".to_owned());
+fn open(root: &Path) -> io::Result<Beneath> {
+    Beneath::open(root).map_err(|error| error.source)
+}
+
+/// For the owner of the file.
+fn reason(error: &ReadError) -> String {
+    match error {
+        ReadError::Outside => "is a symlink out of the directory of specs".to_owned(),
+        ReadError::Link | ReadError::NotAFile | ReadError::TooLarge { .. } | ReadError::Sys(_) => {
+            error.to_string()
         }
-        // Nonblocking, or a FIFO would hold the scan for ever.
-        let file = File::options().read(true).custom_flags(NON_BLOCK).open(path)?;
-        let meta = file.metadata()?;
-        if !meta.is_file() {
-            return refuse("is not a file".to_owned());
-        }
-        if meta.len() > FILE_BYTES_MAX {
-            return refuse(format!("is {} bytes, the limit is {FILE_BYTES_MAX}", meta.len()));
-        }
-        let mut bytes = Vec::new();
-        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 != stat.size {
-            return refuse("is being written".to_owned());
-        }
-        Ok(bytes)
     }
 }
 
-/// O_NONBLOCK, whose number is part of Linux's ABI.
-const NON_BLOCK: i32 = 0o4000;
-
 impl Stat {
-    fn of(meta: &Metadata, now_ms: u64) -> Self {
-        let nanos =
-            |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-        let changed_ns = nanos(meta.ctime(), meta.ctime_nsec());
+    fn of(meta: &Meta, now_ms: u64) -> Self {
         Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.len(),
-            modified_ns: nanos(meta.mtime(), meta.mtime_nsec()),
-            changed_ns,
-            settled: changed_ns / 1_000_000 + i128::from(RACY_MS) < i128::from(now_ms),
+            device: meta.device,
+            inode: meta.inode,
+            size: meta.bytes,
+            modified_ns: meta.modified_ns,
+            changed_ns: meta.changed_ns,
+            settled: meta.changed_ns / 1_000_000 + i128::from(RACY_MS) < i128::from(now_ms),
         }
     }
 }
@@ -217,6 +207,8 @@ pub fn is_spec(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const LATER: u64 = 10_u64.pow(15);
@@ -298,6 +290,11 @@ mod tests {
         fs::write(at("big.yaml"), vec![b'#'; 5 << 20]).unwrap();
         std::os::unix::fs::symlink(outside.path(), at("out.yaml")).unwrap();
         std::os::unix::fs::symlink("nowhere", at("dangling.yaml")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", at("zero.yaml")).unwrap();
+        std::os::unix::fs::symlink("/proc/self/environ", at("proc.yaml")).unwrap();
+        std::os::unix::net::UnixListener::bind(at("socket.yaml")).unwrap();
+        let pipe = std::process::Command::new("mkfifo").arg(at("pipe.yaml")).status();
+        assert!(pipe.unwrap().success());
         fs::create_dir(at("..2026")).unwrap();
         fs::write(at("..2026/in.yaml"), "a").unwrap();
         std::os::unix::fs::symlink("..2026", at("..data")).unwrap();
@@ -310,6 +307,12 @@ mod tests {
         assert_eq!(reason("dir.yaml"), "is not a file");
         assert_eq!(reason("big.yaml"), "is 5242880 bytes, the limit is 1048576");
         assert_eq!(reason("out.yaml"), "is a symlink out of the directory of specs");
+        assert_eq!(reason("zero.yaml"), "is a symlink out of the directory of specs");
+        assert_eq!(reason("proc.yaml"), "is a symlink out of the directory of specs");
+        assert_eq!(
+            (reason("pipe.yaml"), reason("socket.yaml")),
+            (reason("dir.yaml"), reason("dir.yaml"))
+        );
         assert_eq!(reason("in.yaml"), "read");
         assert!(reason("dangling.yaml").contains("No such file"));
         assert!(Scanner::new(&at("nowhere")).scan(LATER).is_err());

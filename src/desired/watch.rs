@@ -27,6 +27,7 @@ use crate::live::Live;
 use crate::model::admission::Rules;
 use crate::model::{SandboxName, Time};
 use crate::store::{Store, files};
+use crate::sys::beneath::Beneath;
 
 /// A hint is acted on once it has been quiet for this long,
 const QUIET: Duration = Duration::from_millis(150);
@@ -254,8 +255,8 @@ struct Hints {
 impl Hints {
     /// Watches the directory that is there now: one that was replaced is another one.
     fn arm(&mut self) {
-        use std::os::unix::fs::MetadataExt;
-        let now = std::fs::metadata(&self.root).ok().map(|meta| (meta.dev(), meta.ino()));
+        let now = Beneath::open(&self.root).and_then(|dir| dir.meta()).ok();
+        let now = now.map(|meta| (meta.device, meta.inode));
         let (Some(now), before) = (now, self.armed.as_ref().map(|(identity, _)| *identity)) else {
             self.armed = None;
             return;

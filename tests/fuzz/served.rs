@@ -23,6 +23,7 @@ use axum::http::Request;
 use serde_json::{Value, json};
 use sodiumd::api::{self, Api, Declare};
 use sodiumd::desired::watch::{Source, Watch};
+use sodiumd::desired::write::Writer;
 use sodiumd::driver::Driver;
 use sodiumd::driver::fake::FakeDriver;
 use sodiumd::live::Live;
@@ -118,7 +119,7 @@ impl Served {
                 auth: api::Auth::new("token".to_owned()),
                 tickets: api::Tickets::default(),
                 declare: match in_files {
-                    true => Declare::Files { dir: desired },
+                    true => Declare::Files(Arc::new(Writer::new(&desired))),
                     false => Declare::Sqlite,
                 },
                 watch: watch.clone(),
