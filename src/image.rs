@@ -1,12 +1,15 @@
 //! The image files: reading `images/*.json`. Their runtimes are the host's own for now.
+//!
+//! Regular files that are in the directory itself, and nothing that a link leads to: see [`Beneath`].
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use crate::model::image::Image;
+use crate::sys::beneath::{Beneath, Links};
 
-/// Larger than this is no image file.
+/// Larger than this is no image file: all of them are in memory.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// A file that is no image, and why.
@@ -21,16 +24,17 @@ pub struct BadImage {
 pub fn load(dir: &Path) -> (BTreeMap<String, Image>, Vec<BadImage>) {
     let mut images = BTreeMap::new();
     let mut bad = Vec::new();
-    let mut paths: Vec<PathBuf> = fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
-        .collect();
-    paths.sort_unstable();
-    for path in paths {
-        match read(&path) {
+    let Ok(dir) = Beneath::open(dir) else { return (images, bad) };
+    let is_image = |name: &OsString| {
+        let path = Path::new(name);
+        path.extension().is_some_and(|extension| extension == "json")
+    };
+    let mut names: Vec<OsString> = dir.names().unwrap_or_default();
+    names.retain(is_image);
+    names.sort_unstable();
+    for name in names {
+        let path = dir.path(&name);
+        match read(&dir, &name) {
             Ok(image) if images.contains_key(&image.id) => {
                 let message = format!("id {:?} is taken by another file", image.id);
                 bad.push(BadImage { path, message });
@@ -42,12 +46,10 @@ pub fn load(dir: &Path) -> (BTreeMap<String, Image>, Vec<BadImage>) {
     (images, bad)
 }
 
-fn read(path: &Path) -> Result<Image, String> {
-    let len = fs::metadata(path).map_err(|error| error.to_string())?.len();
-    if len > FILE_BYTES_MAX {
-        return Err(format!("{len} bytes, the limit is {FILE_BYTES_MAX}"));
-    }
-    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+fn read(dir: &Beneath, name: &OsStr) -> Result<Image, String> {
+    let bytes = dir.read(name, Links::Refused, FILE_BYTES_MAX);
+    let bytes = bytes.map_err(|error| error.to_string())?;
+    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())?;
     // serde would take a list for the values in the order of the fields.
     if text.trim_start().starts_with('[') {
         return Err("expected an object, found a list".to_owned());
@@ -59,6 +61,8 @@ fn read(path: &Path) -> Result<Image, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -79,5 +83,29 @@ mod tests {
         let (images, bad) = load(dir.path());
         assert_eq!((images.len(), bad.len()), (1, 2));
         assert!(bad[0].message.contains("taken"), "{bad:?}");
+    }
+
+    #[test]
+    fn what_is_no_file_of_the_directory_is_never_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = r#"{"id": "a", "name": "A", "runtime": "bash", "startup": "bash"}"#;
+        let inside = dir.path().join("images");
+        fs::create_dir(&inside).unwrap();
+        fs::write(inside.join("a.json"), good).unwrap();
+        fs::write(dir.path().join("b.json"), good.replace("\"a\"", "\"b\"")).unwrap();
+        for (target, name) in
+            [("../b.json", "b.json"), ("/dev/zero", "c.json"), ("a.json", "d.json")]
+        {
+            std::os::unix::fs::symlink(target, inside.join(name)).unwrap();
+        }
+        let pipe = std::process::Command::new("mkfifo").arg(inside.join("e.json")).status();
+        assert!(pipe.unwrap().success());
+        fs::write(inside.join("f.json"), vec![b' '; (1 << 20) + 1]).unwrap();
+        let (images, bad) = load(&inside);
+        assert_eq!(images.len(), 1, "{images:?}");
+        let messages: Vec<&str> = bad.iter().map(|bad| bad.message.as_str()).collect();
+        let link = "is a symlink, which is not followed";
+        assert_eq!(messages[..4], [link, link, link, "is not a file"]);
+        assert_eq!(messages[4..], ["is 1048577 bytes, the limit is 1048576"]);
     }
 }
