@@ -1,19 +1,27 @@
 //! A copy of the database, taken while a daemon uses it, and put back while none does.
+//!
+//! A copy may go to, or come from, a directory that others may write to; SQLite knows only paths. So it works
+//! in the state directory alone, which is ours, and what goes in or out of there is copied by descriptor.
 
-use std::fs::{self, File};
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 
 use crate::store::{rows, schema};
+use crate::sys::SysError;
+use crate::sys::beneath::{Beneath, Links, ReadError};
 
 /// A database that cannot be read may have been had by any number of daemons, but not by so many.
 const EPOCHS_AHEAD: u64 = 1 << 32;
 
 /// What is complete, and takes the place of the database at once.
 const NEXT: &str = "next";
+/// What is being made.
+const HALF: &str = "half";
+/// They hold what people put into the environment of their programs.
+const MODE: u32 = 0o600;
 
 /// Why there is no copy, or it was not put back. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -44,29 +52,27 @@ pub enum BackupError {
 
 /// Writes everything that is committed in `database` to the new file `to`.
 pub fn backup(database: &Path, to: &Path) -> Result<(), BackupError> {
-    if to.exists() {
+    let target = Place::of(to)?;
+    if target.has(&target.name)? {
         return Err(BackupError::Exists(to.to_owned()));
     }
     let from = open_existing(database).map_err(sqlite("open", database))?;
-    let half = beside(to, "half");
-    remove(&half)?;
-    // It holds what people put into the environment of their programs.
-    let made = File::create(&half).and_then(|file| {
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
-        Ok(file)
-    });
-    let file = made.map_err(failed("write", &half))?;
-    let done = from
-        .busy_timeout(std::time::Duration::from_secs(30))
-        .and_then(|()| from.execute("VACUUM INTO ?1", [half.to_string_lossy()]))
-        .map_err(sqlite("copy the database to", &half))
-        .and_then(|_| inspect(&half))
-        .and_then(|()| file.sync_all().map_err(failed("sync", &half)))
-        .and_then(|()| fs::rename(&half, to).map_err(failed("name", to)));
-    if done.is_err() {
-        let _ = fs::remove_file(&half);
+    let own = Place::of(database)?;
+    let half = own.dir.begin(MODE).map_err(failed("write", database))?;
+    let path = half.path();
+    from.busy_timeout(std::time::Duration::from_secs(30))
+        .and_then(|()| from.execute("VACUUM INTO ?1", [path.to_string_lossy()]))
+        .map_err(sqlite("copy the database to", &path))?;
+    inspect(&path, to)?;
+    let mut copy = target.dir.begin(MODE).map_err(failed("write", to))?;
+    let written = copy.copy(half.file()).and_then(|()| copy.sync());
+    written.map_err(failed("write", to))?;
+    match copy.place(&target.name) {
+        Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {
+            Err(BackupError::Exists(to.to_owned()))
+        }
+        placed => placed.and_then(|()| target.dir.sync()).map_err(failed("name", to)),
     }
-    done.and_then(|()| sync_parent(to))
 }
 
 /// Puts the copy `from` in the place of `database`, which is set aside; returns where. The caller holds
@@ -75,12 +81,16 @@ pub fn backup(database: &Path, to: &Path) -> Result<(), BackupError> {
 /// Daemons after this count on from the highest epoch, so that shims take orders from them. Watchers learn
 /// that it is another history. The directory of specs has to be seen whole before anything is removed.
 pub fn restore(from: &Path, database: &Path) -> Result<Option<PathBuf>, BackupError> {
-    inspect(from)?;
-    let replaced = database
-        .exists()
-        .then(|| open_existing(database).and_then(|old| epoch_of(&old)).unwrap_or(EPOCHS_AHEAD));
     let half = prepare(database)?;
-    fs::copy(from, &half).map_err(failed("copy to", &half))?;
+    let own = Place::of(database)?;
+    if let Err(error) = fetch(from, &own).and_then(|()| inspect(&half, from)) {
+        // Nor does what was fetched stay, or what SQLite has made beside it.
+        let _ = prepare(database);
+        return Err(error);
+    }
+    let replaced = own
+        .has(&own.name)?
+        .then(|| open_existing(database).and_then(|old| epoch_of(&old)).unwrap_or(EPOCHS_AHEAD));
     renew(&half, replaced.unwrap_or(0)).map_err(sqlite("prepare", &half))?;
     if replaced.is_some() {
         // What is set aside is in one file, if it can be.
@@ -89,59 +99,79 @@ pub fn restore(from: &Path, database: &Path) -> Result<Option<PathBuf>, BackupEr
     put_in_place(&half, database, "before-restore")
 }
 
-/// Where a database is made that is going to take the place of another; nothing is there.
-pub(super) fn prepare(database: &Path) -> Result<PathBuf, BackupError> {
-    let half = beside(database, "half");
-    for path in with_logs(&half) {
-        remove(&path)?;
-    }
-    Ok(half)
+/// Copies a regular file to where the next database is made.
+fn fetch(from: &Path, own: &Place) -> Result<(), BackupError> {
+    let source = Place::of(from)?;
+    let opened = source.dir.open_file(&source.name, Links::Within);
+    let (file, _) = opened.map_err(unreadable("open", from))?;
+    let half = own.beside(HALF);
+    let path = own.path(&half);
+    let mut copy = own.dir.begin(MODE).map_err(failed("copy to", &path))?;
+    copy.copy(&file).and_then(|()| copy.replace(&half)).map_err(failed("copy to", &path))
 }
 
-/// Has a database that is in one file, and that nobody has open, take the place of another, which is kept
-/// beside it; returns as what. Whenever this is cut short, [`go_on`] brings it to one end or the other.
+/// Where a database is made that is going to take the place of another; nothing is there.
+pub(super) fn prepare(database: &Path) -> Result<PathBuf, BackupError> {
+    let place = Place::of(database)?;
+    let half = place.beside(HALF);
+    for name in with_logs(&half) {
+        place.remove(&name)?;
+    }
+    Ok(place.path(&half))
+}
+
+/// Has a database that is in one file beside another, and that nobody has open, take its place. The other one
+/// is kept; returns as what. Whenever this is cut short, [`go_on`] brings it to one end or the other.
 pub(super) fn put_in_place(
     half: &Path,
     database: &Path,
     ending: &str,
 ) -> Result<Option<PathBuf>, BackupError> {
-    fs::set_permissions(half, fs::Permissions::from_mode(0o600))
-        .map_err(failed("protect", half))?;
-    File::open(half).and_then(|file| file.sync_all()).map_err(failed("sync", half))?;
-    let there = with_logs(database).iter().any(|path| path.exists());
-    let aside = there.then(|| free_name(database, ending));
-    if let Some(aside) = &aside {
-        for (old, new) in with_logs(database).into_iter().zip(with_logs(aside)) {
-            if old.exists() {
-                fs::hard_link(&old, &new).map_err(failed("set aside", &old))?;
-            }
+    let place = Place::of(database)?;
+    let name = half.file_name().unwrap_or_default();
+    place.dir.seal(name, MODE).map_err(unreadable("protect", half))?;
+    let mut there = Vec::new();
+    for (old, ending) in with_logs(&place.name).into_iter().zip(LOGS) {
+        if place.has(&old)? {
+            there.push((old, ending));
         }
     }
-    let next = beside(database, NEXT);
-    fs::rename(half, &next).map_err(failed("name", &next))?;
-    sync_parent(database)?;
-    remove(database)?;
+    let aside = (!there.is_empty()).then(|| free_name(database, ending));
+    for (old, log) in &there {
+        let Some(aside) = &aside else { break };
+        let new = with_ending(aside.file_name().unwrap_or_default(), log);
+        place.dir.link(old, &new).map_err(failed("set aside", &place.path(old)))?;
+    }
+    let next = place.beside(NEXT);
+    place.dir.rename(name, &next).map_err(failed("name", &place.path(&next)))?;
+    place.sync()?;
+    place.remove(&place.name)?;
     go_on(database)?;
     Ok(aside)
 }
 
 /// Ends what [`put_in_place`] began: once the old database is removed, the next one is complete.
 pub(super) fn go_on(database: &Path) -> Result<(), BackupError> {
-    let next = beside(database, NEXT);
-    if database.exists() || !next.exists() {
-        return remove(&next);
+    let place = match Place::of(database) {
+        Err(BackupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(());
+        }
+        opened => opened?,
+    };
+    let next = place.beside(NEXT);
+    if place.has(&place.name)? || !place.has(&next)? {
+        return place.remove(&next);
     }
     // A log that stays would be taken for the other database's.
-    for log in with_logs(database).into_iter().skip(1) {
-        remove(&log)?;
+    for log in with_logs(&place.name).into_iter().skip(1) {
+        place.remove(&log)?;
     }
-    fs::rename(&next, database).map_err(failed("put in place", database))?;
-    sync_parent(database)
+    place.dir.rename(&next, &place.name).map_err(failed("put in place", database))?;
+    place.sync()
 }
 
-/// Whether it is whole, ours, and not of a newer release.
-fn inspect(path: &Path) -> Result<(), BackupError> {
-    File::open(path).map_err(failed("open", path))?;
+/// Whether it is whole, ours, and not of a newer release. `shown` is what people know it as.
+fn inspect(path: &Path, shown: &Path) -> Result<(), BackupError> {
     let look = || -> rusqlite::Result<(String, u32, bool)> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
@@ -150,17 +180,17 @@ fn inspect(path: &Path) -> Result<(), BackupError> {
         let ours = connection.table_exists(None, "sandboxes")?;
         Ok((said, version, ours))
     };
-    let damaged = |message| BackupError::Damaged { path: path.to_owned(), message };
+    let damaged = |message| BackupError::Damaged { path: shown.to_owned(), message };
     let (said, found, ours) = look().map_err(|error| damaged(error.to_string()))?;
     let known = schema::newest();
     if said != "ok" {
         Err(damaged(said))
     } else if found > known {
-        Err(BackupError::Newer { path: path.to_owned(), found, known })
+        Err(BackupError::Newer { path: shown.to_owned(), found, known })
     } else if ours {
         Ok(())
     } else {
-        Err(BackupError::Foreign(path.to_owned()))
+        Err(BackupError::Foreign(shown.to_owned()))
     }
 }
 
@@ -190,43 +220,72 @@ fn open_existing(path: &Path) -> rusqlite::Result<Connection> {
     Connection::open_with_flags(path, flags)
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(ending);
-    PathBuf::from(name)
+/// A file by the directory that it is in, opened once, and its name there.
+struct Place {
+    dir: Beneath,
+    name: OsString,
+    at: PathBuf,
 }
 
-/// A database and what SQLite may keep beside it.
-fn with_logs(path: &Path) -> [PathBuf; 3] {
-    ["", "-shm", "-wal"].map(|ending| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(ending);
-        PathBuf::from(name)
-    })
-}
+impl Place {
+    fn of(path: &Path) -> Result<Self, BackupError> {
+        let opened = Beneath::parent_of(path);
+        let (dir, name) = opened.map_err(failed("open the directory of", path))?;
+        Ok(Self { dir, name, at: path.to_owned() })
+    }
 
-pub(super) fn free_name(database: &Path, ending: &str) -> PathBuf {
-    let names = (1_u32..).map(|n| beside(database, &format!("{ending}-{n}")));
-    names.into_iter().find(|path| !path.exists()).expect("one of four thousand million is free")
-}
+    /// The name with an ending.
+    fn beside(&self, ending: &str) -> OsString {
+        with_ending(&self.name, &format!(".{ending}"))
+    }
 
-fn remove(path: &Path) -> Result<(), BackupError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
-        Ok(()) | Err(_) => Ok(()),
+    fn path(&self, name: &OsStr) -> PathBuf {
+        self.at.with_file_name(name)
+    }
+
+    /// Whether anything has this name, be it a link that leads to nothing.
+    fn has(&self, name: &OsStr) -> Result<bool, BackupError> {
+        let found = self.dir.lstat(name).map_err(failed("look at", &self.path(name)))?;
+        Ok(found.is_some())
+    }
+
+    fn remove(&self, name: &OsStr) -> Result<(), BackupError> {
+        self.dir.remove(name).map_err(failed("remove", &self.path(name)))
+    }
+
+    fn sync(&self) -> Result<(), BackupError> {
+        self.dir.sync().map_err(failed("sync the directory of", &self.at))
     }
 }
 
-fn sync_parent(path: &Path) -> Result<(), BackupError> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or_else(|| Path::new("."));
-    File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed("sync", parent))
+/// A database and what SQLite may keep beside it.
+const LOGS: [&str; 3] = ["", "-shm", "-wal"];
+
+fn with_logs(name: &OsStr) -> [OsString; 3] {
+    LOGS.map(|ending| with_ending(name, ending))
 }
 
-fn failed(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BackupError + use<> {
+fn with_ending(name: &OsStr, ending: &str) -> OsString {
+    let mut longer = name.to_owned();
+    longer.push(ending);
+    longer
+}
+
+pub(super) fn free_name(database: &Path, ending: &str) -> PathBuf {
+    let name = database.file_name().unwrap_or_default();
+    let names =
+        (1_u32..).map(|n| database.with_file_name(with_ending(name, &format!(".{ending}-{n}"))));
+    names.into_iter().find(|path| !path.exists()).expect("one of four thousand million is free")
+}
+
+fn failed(op: &'static str, path: &Path) -> impl FnOnce(SysError) -> BackupError + use<> {
     let path = path.to_owned();
-    move |source| BackupError::Io { op, path, source }
+    move |error| BackupError::Io { op, path, source: error.source }
+}
+
+fn unreadable(op: &'static str, path: &Path) -> impl FnOnce(ReadError) -> BackupError + use<> {
+    let path = path.to_owned();
+    move |error| BackupError::Io { op, path, source: error.into_io() }
 }
 
 pub(super) fn sqlite(
@@ -235,4 +294,55 @@ pub(super) fn sqlite(
 ) -> impl FnOnce(rusqlite::Error) -> BackupError + use<> {
     let path = path.to_owned();
     move |source| BackupError::Sqlite { op, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::store::{Store, database_path};
+
+    #[test]
+    fn a_copy_goes_through_no_link_and_is_for_its_owner_alone() {
+        let (state, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let database = database_path(state.path());
+        let _store = Store::open(&database).unwrap();
+        let outside = state.path().join("outside");
+        fs::write(&outside, "kept").unwrap();
+        let copy = to.path().join("copy.db");
+        symlink(&outside, to.path().join("copy.db.half")).unwrap();
+        for planted in [outside.as_path(), Path::new("nowhere")] {
+            symlink(planted, &copy).unwrap();
+            assert!(matches!(backup(&database, &copy), Err(BackupError::Exists(_))));
+            fs::remove_file(&copy).unwrap();
+        }
+        backup(&database, &copy).unwrap();
+        let meta = fs::symlink_metadata(&copy).unwrap();
+        assert!(meta.is_file() && meta.permissions().mode() & 0o777 == 0o600, "{meta:?}");
+        inspect(&copy, &copy).unwrap();
+        assert_eq!(fs::read(&outside).unwrap(), b"kept");
+        let hidden = |dir: &Path| {
+            let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+            names.filter(|name| name.to_string_lossy().starts_with('.')).count()
+        };
+        assert_eq!((hidden(state.path()), hidden(to.path())), (0, 0));
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_path(dir.path());
+        let _store = Store::open(&database).unwrap();
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        symlink("/dev/zero", dir.path().join("zero")).unwrap();
+        let before = fs::read(&database).unwrap();
+        for (name, want) in [("pipe", "is not a file"), ("zero", "is a symlink out of")] {
+            let error = restore(&dir.path().join(name), &database).unwrap_err();
+            assert!(crate::error::chain(&error).contains(want), "{error:?}");
+        }
+        assert_eq!(fs::read(&database).unwrap(), before);
+    }
 }

@@ -263,6 +263,15 @@ impl Beneath {
         Ok((handle, meta))
     }
 
+    /// Sets who may do what with a regular file, and makes what it holds last.
+    pub fn seal(&self, name: &OsStr, mode: u32) -> Result<(), ReadError> {
+        let (file, _) = self.open_file(name, Links::Refused)?;
+        nix::sys::stat::fchmod(&file, Mode::from_bits_truncate(mode))
+            .and_then(|()| nix::unistd::fsync(&file))
+            .map_err(|errno| self.failed("seal", name, errno))?;
+        Ok(())
+    }
+
     /// Begins a file that is going to be one of this directory's.
     pub fn begin(&self, mode: u32) -> Result<Unfinished<'_>, SysError> {
         Unfinished::create(self.dir.as_fd(), &self.at, mode)
@@ -348,9 +357,19 @@ impl<'d> Unfinished<'d> {
             .map_err(|source| SysError::io("write a file in", self.at, source))
     }
 
+    /// Where it is until it has a name, for those who can only take a path and write to it, or read.
+    pub fn path(&self) -> PathBuf {
+        self.at.join(&self.name)
+    }
+
+    /// What was written so far, from where it was read last.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Writes all that is left of another file.
-    pub fn copy(&mut self, from: &mut File) -> Result<(), SysError> {
-        let copied = io::copy(from, &mut self.file);
+    pub fn copy(&mut self, mut from: &File) -> Result<(), SysError> {
+        let copied = io::copy(&mut from, &mut self.file);
         copied.map(drop).map_err(|source| SysError::io("write a file in", self.at, source))
     }
 

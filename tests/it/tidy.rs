@@ -12,7 +12,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("plan", &["model"]),
     ("sys", &[]),
     ("config", &["model"]),
-    ("store", &["error", "model"]),
+    ("store", &["error", "model", "sys"]),
     ("desired", &["error", "model", "store", "sys"]),
     ("image", &["model", "sys"]),
     ("shim", &["error", "sys"]),
