@@ -102,7 +102,7 @@ impl Writer {
         file: &str,
         decide: impl Fn(Option<&str>) -> Result<Edit, WriteError>,
     ) -> Result<(), WriteError> {
-        if !is_spec(file) {
+        if !is_spec(file) || file.contains('/') {
             return Err(WriteError::Name(file.to_owned()));
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);

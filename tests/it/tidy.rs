@@ -11,7 +11,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("plan", &["model"]),
     ("sys", &[]),
-    ("config", &["model"]),
+    ("config", &["model", "sys"]),
     ("store", &["error", "model", "sys"]),
     ("desired", &["error", "model", "store", "sys"]),
     ("image", &["model", "sys"]),
@@ -64,6 +64,17 @@ const ADAPTERS: &[(&str, &[&str])] = &[
     ("tokio", &["api", "cli", "daemon", "desired", "reconcile", "simulation", "store"]),
 ];
 
+/// Where root works in directories that others may write to, and who that is. Files are used by descriptor
+/// there, through `sys::beneath`: a path leads wherever somebody has it lead meanwhile.
+const BY_DESCRIPTOR: &[(&str, &str)] = &[
+    ("src/desired", "whoever may write specs, such as a Git hook"),
+    ("src/image.rs", "whoever may write images"),
+    ("src/store/backup.rs", "the owner of the directory that a copy goes to or comes from"),
+];
+
+/// Ways to use a file by its path; `fs::` is looked for as well.
+const BY_PATH: &[&str] = &["std::fs", "File::open", "File::create", "File::options", "OpenOptions"];
+
 /// Names that say nothing about what they name.
 const EMPTY_NAMES: &[&str] = &["manager", "helper", "util", "common", "misc", "processor"];
 
@@ -113,6 +124,31 @@ fn outside_crates_are_known_only_to_their_adapters() {
             let fits = allowed.contains(&module(&file));
             assert!(!used || fits, "{}: only {allowed:?} may use {name}", file.display());
         }
+    }
+}
+
+#[test]
+fn files_that_others_may_swap_are_used_by_descriptor() {
+    for (place, who) in BY_DESCRIPTOR {
+        let mut looked_at = 0;
+        for (file, text) in sources() {
+            if !file.starts_with(place) || file.ends_with("tests.rs") {
+                continue;
+            }
+            looked_at += 1;
+            for (index, line) in production(&text).lines().enumerate() {
+                let code = line.trim_start();
+                let by_path =
+                    BY_PATH.iter().any(|word| code.contains(word)) || has_path(code, "fs");
+                assert!(
+                    code.starts_with("//") || !by_path,
+                    "{}:{}: {who} may swap it; use sys::beneath",
+                    file.display(),
+                    index + 1
+                );
+            }
+        }
+        assert!(looked_at > 0, "{place} is not there any more");
     }
 }
 
