@@ -23,7 +23,8 @@ use client::Client;
 #[derive(Debug, Parser)]
 #[command(name = "sodiumd", version, arg_required_else_help = true)]
 struct Cli {
-    /// The daemon's configuration. Default: ./config.json, then /etc/sodiumd/config.json
+    /// The daemon's configuration, which nobody but root and you may write to. Default: ./config.json, then
+    /// /etc/sodiumd/config.json
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The local daemon's socket. Default: found by the configuration
@@ -188,7 +189,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         return check::check(files, &load_config(&cli)?);
     }
     if let Command::Doctor = &cli.command {
-        return doctor::doctor(&load_config(&cli)?, cli.output);
+        return doctor::doctor(&config_path(&cli), cli.output);
     }
     if let Command::Store(verb) = &cli.command {
         store::run(verb, &load_config(&cli)?)?;
@@ -202,9 +203,11 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     done
 }
 
+/// Whatever lies there: what is not to be believed is refused, not passed over.
 fn config_path(cli: &Cli) -> PathBuf {
     let usual = ["config.json", "/etc/sodiumd/config.json"].map(PathBuf::from);
-    let found = usual.iter().find(|path| path.is_file()).unwrap_or(&usual[0]).clone();
+    let is_there = |path: &&PathBuf| path.symlink_metadata().is_ok();
+    let found = usual.iter().find(is_there).unwrap_or(&usual[0]).clone();
     cli.config.clone().unwrap_or(found)
 }
 

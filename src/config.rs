@@ -3,12 +3,17 @@
 //! Two stages: [`Raw`] is the file, [`Config`] is what it means, with absolute paths and checked
 //! values. All faults are reported together.
 
+use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::violation::suggestion;
 use crate::model::{Bounds, DiskRules, Isolation, Limits, Platform, Span};
+use crate::sys::trust::{self, Distrust, TrustError};
+
+/// Far more than every key with a long value: more is no configuration, and not read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The file as it is written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -179,6 +184,9 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
+    /// Somebody else may have written it, or may read the secret in it.
+    #[error(transparent)]
+    Distrusted(Distrust),
     /// Line and column are in the message.
     #[error("{}: {message}", path.display())]
     Syntax { path: PathBuf, message: String },
@@ -186,16 +194,27 @@ pub enum ConfigError {
     Faults { path: PathBuf, faults: Vec<String> },
 }
 
-/// Reads the file; relative paths in it are relative to it.
+/// Reads the file, if nobody but root or the caller can have written it; relative paths in it are relative
+/// to it.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let syntax = |message| ConfigError::Syntax { path: path.to_owned(), message };
+    let file = trust::read(path, FILE_BYTES_MAX).map_err(|error| match error {
+        TrustError::Distrusted(why) => ConfigError::Distrusted(why),
+        TrustError::Unreadable(source) => failed(source),
+    })?;
+    let text = std::str::from_utf8(&file.bytes);
+    let text = text.map_err(|error| failed(Error::new(ErrorKind::InvalidData, error)))?;
     let base = std::path::absolute(path).map_err(failed)?;
     let base = base.parent().unwrap_or_else(|| Path::new("/"));
-    interpret(&text, base).map_err(|fault| match fault {
-        Fault::Syntax(message) => ConfigError::Syntax { path: path.to_owned(), message },
+    let config = interpret(text, base).map_err(|fault| match fault {
+        Fault::Syntax(message) => syntax(message),
         Fault::Values(faults) => ConfigError::Faults { path: path.to_owned(), faults },
-    })
+    })?;
+    if config.token.is_some() {
+        file.check_secret().map_err(ConfigError::Distrusted)?;
+    }
+    Ok(config)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -335,6 +354,33 @@ mod tests {
         );
         let Err(Fault::Values(faults)) = fault else { panic!() };
         assert_eq!(faults.len(), 3, "{faults:?}");
+    }
+
+    #[test]
+    fn a_file_with_a_token_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        for (token, mode, loads) in [
+            ("null", 0o644, true),
+            ("\"\"", 0o644, true),
+            ("\"secret\"", 0o600, true),
+            ("\"secret\"", 0o400, true),
+            ("\"secret\"", 0o640, false),
+            ("\"secret\"", 0o604, false),
+            ("null", 0o666, false),
+        ] {
+            std::fs::write(&path, format!(r#"{{"run_path": "r", "token": {token}}}"#)).unwrap();
+            let permissions = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(&path, permissions).unwrap();
+            let loaded = load(&path);
+            assert_eq!(loaded.is_ok(), loads, "{token} {mode:o}: {loaded:?}");
+            if let Err(error) = loaded {
+                let said = error.to_string();
+                assert!(said.contains(": chmod ") && !said.contains("secret\""), "{said}");
+            }
+            std::fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]

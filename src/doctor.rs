@@ -12,6 +12,7 @@ mod trial;
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::sys::trust::Distrust;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -61,6 +62,14 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     findings.extend(host::paths(config));
     findings.extend(host::secrets(config));
     findings
+}
+
+/// All that there is to say of a configuration that is not believed.
+pub fn distrusted(why: &Distrust) -> Finding {
+    let found = format!("{} {}", why.path.display(), why.why);
+    let means =
+        "sodiumd does not start with it: somebody else might say what it runs, or use its token";
+    Finding::bad("config", Severity::Broken, found, (means, why.remedy.as_str()))
 }
 
 /// The worst of all.

@@ -21,6 +21,7 @@ pub mod service;
 pub mod socket;
 pub mod spawn;
 pub mod trial;
+pub mod trust;
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,16 +1,25 @@
 //! `sodiumd doctor`: tries everything on this host, and says what mends what does not work.
 
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use serde_json::json;
 
 use crate::cli::{Output, show};
-use crate::config::Config;
+use crate::config::{self, ConfigError};
 use crate::doctor::{self, Finding, Severity};
 
 /// Exit 0: all works. 1: something is degraded. 2: something is broken.
-pub(super) fn doctor(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
-    let findings = doctor::examine(config);
+pub(super) fn doctor(path: &Path, output: Output) -> anyhow::Result<ExitCode> {
+    let findings = match config::load(path) {
+        Ok(config) => doctor::examine(&config),
+        // Nothing that such a file names is tried.
+        Err(ConfigError::Distrusted(why)) => vec![doctor::distrusted(&why)],
+        Err(error) => {
+            return Err(error).with_context(|| format!("configuration {}", path.display()));
+        }
+    };
     let worst = doctor::worst(&findings);
     if output.is_for_people() {
         for finding in &findings {

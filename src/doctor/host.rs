@@ -147,7 +147,10 @@ pub(super) fn secrets(config: &Config) -> Vec<Finding> {
             let means = ("it can be guessed by whoever can reach the port", fix);
             findings.push(Finding::bad("token", Severity::Degraded, found, means));
         }
-        Some(_) => findings.push(Finding::fine("token", "in config.json")),
+        // Or the configuration would not have been believed.
+        Some(_) => {
+            findings.push(Finding::fine("token", "in config.json, which nobody else can read"));
+        }
         None => {
             let path = config.state_path.join("token");
             findings.push(readable("token", &path).unwrap_or_else(|| {

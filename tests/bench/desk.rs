@@ -31,7 +31,11 @@ impl Desk {
         for (key, value) in extra.as_object().unwrap() {
             config[key] = value.clone();
         }
-        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let path = dir.path().join("config.json");
+        fs::write(&path, config.to_string()).unwrap();
+        // There is a token in it.
+        let own = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(&path, own).unwrap();
         Self { dir, run, daemon: None, port: 0, http: reqwest::Client::new() }
     }
 

@@ -71,6 +71,7 @@ pub fn config_json(bytes: &[u8]) {
         Err(ConfigError::Read { source, .. }) => {
             return assert_eq!(source.kind(), std::io::ErrorKind::InvalidData);
         }
+        Err(ConfigError::Distrusted(why)) => panic!("{why}"),
         Err(ConfigError::Syntax { message, .. }) => {
             return assert!(message.contains(" line "), "no place: {message}");
         }
@@ -110,6 +111,9 @@ fn load_config(path: &Path, bytes: &[u8]) -> Result<Config, ConfigError> {
     } else {
         fs::write(path, bytes).unwrap();
     }
+    // There may be a token in it.
+    let own = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    fs::set_permissions(path, own).unwrap();
     config::load(path)
 }
 

@@ -74,7 +74,11 @@ impl Desk {
         for (key, value) in extra.as_object().unwrap() {
             config[key] = value.clone();
         }
-        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let path = dir.path().join("config.json");
+        fs::write(&path, config.to_string()).unwrap();
+        // There is a token in it.
+        let own = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(&path, own).unwrap();
         let state = dir.path().join(config["state_path"].as_str().unwrap_or("state"));
         // A daemon that is killed and started again may be at the same address.
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();

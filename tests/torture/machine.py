@@ -102,6 +102,7 @@ class Daemon:
         config = {"port": 0, "token": TOKEN, "isolation_floor": "process", "run_path": "./run"}
         config["gvisor"] = {"program": os.path.abspath(runsc)}
         (self.directory / "config.json").write_text(json.dumps(config))
+        (self.directory / "config.json").chmod(0o600)
 
     @property
     def pid(self):

@@ -78,6 +78,7 @@ class Daemon:
         # What gVisor can do here is not tried by each of them.
         usual = {"port": 0, "token": TOKEN, "run_path": "./run", "gvisor": {"program": "/nowhere/runsc"}}
         (self.path / "config.json").write_text(json.dumps(usual | config))
+        (self.path / "config.json").chmod(0o600)
         if user:
             for path in [self.path, *self.path.iterdir()]:
                 os.chown(path, user, user)
