@@ -14,6 +14,7 @@ mod daemon;
 mod desk;
 mod disk;
 mod doctor;
+mod door;
 mod driver_contract;
 mod exec;
 mod filter;
