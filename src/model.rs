@@ -23,6 +23,7 @@ pub mod record;
 pub mod sandbox;
 pub mod spec;
 pub mod status;
+pub mod text;
 pub mod time;
 pub mod tree;
 pub mod violation;

@@ -150,7 +150,7 @@ async fn listen(
             obey(api, sandbox, text.as_str()).await
         };
         if let Err(error) = done {
-            let notice = json!({"type": "error", "message": error.to_string()});
+            let notice = json!({"type": "error", "message": error.message()});
             // A client that reads none of its errors needs no more of them.
             let _ = notices.try_send(notice);
         }

@@ -10,12 +10,16 @@ use serde_json::{Value, json};
 use tracing::error;
 
 use crate::error::chain;
+use crate::model::text::bounded;
 use crate::model::{Span, Violation};
 use crate::reconcile::DriverError;
 use crate::reconcile::exec::ExecError;
 use crate::reconcile::link::InputError;
 use crate::store::StoreError;
 use crate::store::edit::Refusal;
+
+/// Bytes of the sentence an error is told in; the faults of a body are told one by one as well.
+const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
 /// One error for all handlers.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +80,11 @@ fn list(violations: &[Violation]) -> String {
 }
 
 impl ApiError {
+    /// For people: bounded, whatever of a request it quotes.
+    pub(super) fn message(&self) -> String {
+        bounded(self.to_string(), MESSAGE_BYTES_MAX)
+    }
+
     /// For programs.
     pub(super) fn code(&self) -> &'static str {
         self.kind().1
@@ -169,7 +178,7 @@ impl IntoResponse for ApiError {
             error!(code, error = chain(&self), "request failed");
             "internal error; the daemon's log says more".to_owned()
         } else {
-            self.to_string()
+            self.message()
         };
         let mut value = json!({"error": message, "code": code});
         if let Self::Invalid(violations) = &self {

@@ -152,7 +152,7 @@ pub(super) async fn attach(
         let last = match begin(&api, sandbox, &mut socket).await {
             Ok(session) => converse(session, &mut socket).await,
             Err(error) => {
-                Some(json!({"type": "error", "message": error.to_string(), "code": error.code()}))
+                Some(json!({"type": "error", "message": error.message(), "code": error.code()}))
             }
         };
         if let Some(last) = last {

@@ -140,5 +140,5 @@ pub(super) fn read<'n>(
 ) -> Result<(), ApiError> {
     let mut faults = Faults::default();
     faults.fields("", node, known, field);
-    if faults.0.is_empty() { Ok(()) } else { Err(ApiError::Invalid(faults.0)) }
+    if faults.is_empty() { Ok(()) } else { Err(ApiError::Invalid(faults.into_list())) }
 }

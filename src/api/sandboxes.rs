@@ -69,7 +69,8 @@ pub(super) async fn put(
 ) -> Result<Response, ApiError> {
     let mut json = request::json(body)?;
     let precondition = precondition(&headers, &mut json)?;
-    let document = draft::read_document(&json.into()).map_err(ApiError::Invalid)?;
+    let document = draft::read_document(&json.into())
+        .map_err(|faults| ApiError::Invalid(faults.into_list()))?;
     if document.name.as_str() != name {
         let message = format!("is {}, but the path says {name}", document.name);
         return Err(ApiError::Invalid(vec![Violation::new("metadata.name", message)]));

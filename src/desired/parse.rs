@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::desired::yaml;
 use crate::model::admission::{self, Rules};
 use crate::model::draft::{self, Document};
+use crate::model::tree::Faults;
 use crate::model::{Position, SandboxName, Spec, Violation};
 
 /// One sandbox that a text declares.
@@ -26,7 +27,7 @@ pub fn parse(bytes: &[u8], rules: &Rules) -> Result<Vec<Parsed>, Vec<Violation>>
     })?;
     let nodes = yaml::parse(text).map_err(|fault| vec![fault])?;
     let mut parsed: Vec<Parsed> = Vec::new();
-    let mut faults = Vec::new();
+    let mut faults = Faults::default();
     for node in &nodes {
         match draft::read_document(node) {
             Err(found) => faults.extend(found),
@@ -40,16 +41,14 @@ pub fn parse(bytes: &[u8], rules: &Rules) -> Result<Vec<Parsed>, Vec<Violation>>
             },
         }
     }
-    if faults.is_empty() { Ok(parsed) } else { Err(faults) }
+    if faults.is_empty() { Ok(parsed) } else { Err(faults.into_list()) }
 }
 
-fn admit(document: &Document, rules: &Rules) -> Result<Parsed, Vec<Violation>> {
-    let here = |faults: Vec<Violation>| -> Vec<Violation> {
-        faults
-            .into_iter()
-            .map(|fault| if fault.at.is_none() { fault.at(document.at) } else { fault })
-            .collect()
-    };
-    let spec = admission::admit(&document.draft, rules).map_err(here)?;
+fn admit(document: &Document, rules: &Rules) -> Result<Parsed, Faults> {
+    let spec = admission::admit(&document.draft, rules).map_err(|found| {
+        let mut faults = Faults::default();
+        found.into_iter().for_each(|fault| faults.push(fault));
+        faults.at(document.at)
+    })?;
     Ok(Parsed { name: document.name.clone(), labels: document.labels.clone(), spec })
 }

@@ -7,7 +7,7 @@ use crate::model::name::SandboxName;
 use crate::model::spec::{Isolation, Limits, Network, RestartPolicy, State};
 use crate::model::time::Span;
 use crate::model::tree::{Faults, Node, join};
-use crate::model::violation::{Position, Violation, suggestion};
+use crate::model::violation::{Position, suggestion};
 
 /// The only version there is.
 pub const API_VERSION: &str = "sodium.dev/v1";
@@ -69,7 +69,7 @@ const SPEC_FIELDS: &[&str] = &[
 ];
 
 /// Reads a whole document: `apiVersion`, `kind`, `metadata` and `spec`.
-pub fn read_document(node: &Node) -> Result<Document, Vec<Violation>> {
+pub fn read_document(node: &Node) -> Result<Document, Faults> {
     let mut faults = Faults::default();
     let mut name = None;
     let mut named = false;
@@ -108,10 +108,10 @@ pub fn read_document(node: &Node) -> Result<Document, Vec<Violation>> {
         faults.add("metadata.name", node, "is missing");
     }
     match (name, draft) {
-        (Some(name), draft) if faults.0.is_empty() => {
+        (Some(name), draft) if faults.is_empty() => {
             Ok(Document { name, labels, draft: draft.unwrap_or_default(), at: node.at })
         }
-        _ => Err(faults.0),
+        _ => Err(faults),
     }
 }
 
@@ -288,8 +288,9 @@ fn read_files(faults: &mut Faults, path: &str, node: &Node) -> BTreeMap<String, 
 
 /// Why a file may not be laid into a workspace together with the others.
 pub fn file_fault(path: &str, files: &BTreeMap<String, String>) -> Option<&'static str> {
-    let below = path.match_indices('/').any(|(at, _)| files.contains_key(&path[..at]));
-    file_path_fault(path).or_else(|| below.then_some("lies below another file"))
+    // First the path alone: what it lies below is only looked for along a short one.
+    let below = || path.match_indices('/').any(|(at, _)| files.contains_key(&path[..at]));
+    file_path_fault(path).or_else(|| below().then_some("lies below another file"))
 }
 
 /// Why a path may not be laid into a workspace.
@@ -314,7 +315,7 @@ mod tests {
     fn faults_of(json: serde_json::Value) -> Vec<String> {
         match read_document(&json.into()) {
             Ok(_) => Vec::new(),
-            Err(violations) => violations.iter().map(ToString::to_string).collect(),
+            Err(faults) => faults.into_list().iter().map(ToString::to_string).collect(),
         }
     }
 

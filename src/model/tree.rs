@@ -2,7 +2,12 @@
 //! meaning. YAML and JSON both become this, so that one reader serves both and can go on after the
 //! first fault.
 
-use crate::model::violation::{Position, Violation, suggestion};
+use crate::model::text::bounded;
+use crate::model::violation::{PATH_BYTES_MAX, Position, Violation, suggestion};
+
+/// Faults reported of one document, in number and in bytes; of the others only how many there are.
+const FAULT_COUNT_MAX: usize = 50;
+const FAULT_BYTES_MAX: usize = 24 * 1024;
 
 /// A value and where it stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,13 +71,76 @@ impl From<serde_json::Value> for Node {
     }
 }
 
-/// Reads a tree and collects what is wrong with it.
-#[derive(Debug, Default)]
-pub struct Faults(pub Vec<Violation>);
+/// Reads a tree and collects what is wrong with it: the first faults, and how many more there are.
+#[derive(Debug, Default, PartialEq)]
+pub struct Faults {
+    first: Vec<Violation>,
+    bytes: usize,
+    more: usize,
+    /// Where the first of those stands that are only counted.
+    more_at: Option<Position>,
+}
 
 impl Faults {
+    pub fn is_empty(&self) -> bool {
+        self.first.is_empty()
+    }
+
+    pub fn push(&mut self, fault: Violation) {
+        let bytes = self.bytes + fault.path.len() + fault.message.len();
+        if self.is_full() || bytes > FAULT_BYTES_MAX {
+            self.count_more(1, fault.at);
+        } else {
+            self.bytes = bytes;
+            self.first.push(fault);
+        }
+    }
+
+    /// Whether all others are only counted.
+    fn is_full(&self) -> bool {
+        self.more > 0 || self.first.len() == FAULT_COUNT_MAX
+    }
+
+    fn count_more(&mut self, count: usize, at: Option<Position>) {
+        self.more_at = self.more_at.or(at);
+        self.more += count;
+    }
+
+    /// Adds those of another part.
+    pub fn extend(&mut self, other: Self) {
+        for fault in other.first {
+            self.push(fault);
+        }
+        if other.more > 0 {
+            self.count_more(other.more, other.more_at);
+        }
+    }
+
+    /// Gives those a place that have none.
+    pub fn at(mut self, place: Option<Position>) -> Self {
+        for fault in &mut self.first {
+            fault.at = fault.at.or(place);
+        }
+        self.more_at = self.more_at.or(place);
+        self
+    }
+
+    /// The faults, the last of which may be that there are more.
+    pub fn into_list(self) -> Vec<Violation> {
+        let mut list = self.first;
+        if self.more > 0 {
+            list.push(Violation::new("", format!("and {} more", self.more)).at(self.more_at));
+        }
+        list
+    }
+
     pub fn add(&mut self, path: &str, node: &Node, message: impl Into<String>) {
-        self.0.push(Violation::new(path, message).at(node.at));
+        // There may be a million of them.
+        if self.is_full() {
+            self.count_more(1, node.at);
+        } else {
+            self.push(Violation::new(path, message).at(node.at));
+        }
     }
 
     fn expected(&mut self, path: &str, node: &Node, what: &str) {
@@ -159,13 +227,74 @@ impl Faults {
                 field(self, &key.name, &inner, value);
             } else {
                 let hint = suggestion(&key.name, known.iter().copied());
-                self.0.push(Violation::new(inner, format!("unknown field{hint}")).at(key.at));
+                self.push(Violation::new(inner, format!("unknown field{hint}")).at(key.at));
             }
         }
     }
 }
 
-/// `spec` and `tty` make `spec.tty`.
+/// `spec` and `tty` make `spec.tty`. Bounded: a long key is not copied for each one below it.
 pub fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    let key = &key[..key.floor_char_boundary(2 * PATH_BYTES_MAX)];
+    let joined = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    bounded(joined, PATH_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(list: &[Violation]) -> usize {
+        list.iter().map(|fault| fault.path.len() + fault.message.len()).sum()
+    }
+
+    #[test]
+    fn the_first_faults_are_kept_and_the_others_counted() {
+        let node = Node { value: Value::Null, at: Some(Position { line: 7, column: 1 }) };
+        let mut faults = Faults::default();
+        for n in 0..FAULT_COUNT_MAX + 950 {
+            faults.add(&format!("x[{n}]"), &node, "is wrong");
+        }
+        let list = faults.into_list();
+        assert_eq!(list.len(), FAULT_COUNT_MAX + 1);
+        assert_eq!(list[FAULT_COUNT_MAX].to_string(), "7:1: and 950 more");
+    }
+
+    #[test]
+    fn faults_are_bounded_in_bytes_however_much_they_quote() {
+        let long = "\u{1b}é".repeat(100_000);
+        let node = Node { value: Value::Text(long.clone()), at: None };
+        let mut faults = Faults::default();
+        for _ in 0..100 {
+            let path = join(&join("", &long), &long);
+            assert!(path.len() <= PATH_BYTES_MAX);
+            assert_eq!(faults.choice(&path, &node, &[("a", ()), ("b", ())]), None);
+        }
+        let list = faults.into_list();
+        assert!((10..FAULT_COUNT_MAX).contains(&list.len()), "{}", list.len());
+        assert!(bytes(&list) <= FAULT_BYTES_MAX + 64, "{}", bytes(&list));
+        assert!(list.iter().all(|fault| !fault.to_string().contains('\u{1b}')));
+    }
+
+    #[test]
+    fn faults_of_parts_are_one_list() {
+        let node = Node { value: Value::Null, at: None };
+        let mut all = Faults::default();
+        for part in 0..3 {
+            let mut faults = Faults::default();
+            for _ in 0..FAULT_COUNT_MAX - 10 {
+                faults.add("x", &node, "is wrong");
+            }
+            all.extend(faults.at(Some(Position { line: part + 1, column: 1 })));
+        }
+        let list = all.into_list();
+        assert_eq!(list.len(), FAULT_COUNT_MAX + 1);
+        assert_eq!(list[FAULT_COUNT_MAX].to_string(), "2:1: and 70 more");
+    }
+
+    #[test]
+    fn a_long_word_is_compared_with_nothing() {
+        let long = "memory_mb".repeat(400_000);
+        assert_eq!(suggestion(&long, ["memory_mb", "tty"]), "");
+    }
 }

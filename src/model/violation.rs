@@ -4,6 +4,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::text::bounded;
+
+/// Bytes of a path and of a message; what they quote may be a whole document.
+pub(super) const PATH_BYTES_MAX: usize = 256;
+const MESSAGE_BYTES_MAX: usize = 1024;
+
 /// A place in a text, counted from one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Position {
@@ -14,7 +20,8 @@ pub struct Position {
 /// One thing wrong with what somebody wrote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
-    /// Where in the document: `spec.limits.memory_mb`; empty for the document itself.
+    /// Where in the document: `spec.limits.memory_mb`; empty for the document itself. Bounded, as the
+    /// message is.
     pub path: String,
     pub message: String,
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
@@ -23,7 +30,8 @@ pub struct Violation {
 
 impl Violation {
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into(), at: None }
+        let path = bounded(path, PATH_BYTES_MAX);
+        Self { path, message: bounded(message, MESSAGE_BYTES_MAX), at: None }
     }
 
     pub fn at(mut self, position: Option<Position>) -> Self {
@@ -47,12 +55,20 @@ impl fmt::Display for Violation {
 
 /// `; did you mean "x"?`, if one of `known` is near enough to be what was meant.
 pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let length = word.chars().count();
     let near = known
         .into_iter()
+        // The distance takes memory for each pair of characters, and is no less than this.
+        .filter(|candidate| candidate.chars().count().abs_diff(length) <= slack(candidate))
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= candidate.len().max(3) / 3)
+        .filter(|(distance, candidate)| *distance <= slack(candidate))
         .min();
     near.map_or_else(String::new, |(_, candidate)| format!("; did you mean \"{candidate}\"?"))
+}
+
+/// How many letters may be wrong.
+fn slack(candidate: &str) -> usize {
+    candidate.len().max(3) / 3
 }
 
 #[cfg(test)]

@@ -267,7 +267,7 @@ pub fn console_frames(bytes: &[u8]) {
 fn can_be_run(command: &[String]) {
     let mut faults = Faults::default();
     read_command(&mut faults, "command", &Node::from(json!(command)));
-    assert!(faults.0.is_empty() && !command.is_empty(), "{command:?}: {faults:?}");
+    assert!(faults.is_empty() && !command.is_empty(), "{command:?}: {faults:?}");
 }
 
 /// Files laid into a directory whose owner planted symlinks that lead out: each line is a path, `@` its
@@ -316,7 +316,7 @@ fn lays_what_a_spec_may_name(dir: &Path, lines: &[&str]) {
         lines.iter().filter(fits).map(|line| (line.to_string(), json!(line))).collect();
     let mut faults = Faults::default();
     let draft = draft::read_spec(&mut faults, "spec", &Node::from(json!({"files": named})));
-    if !faults.0.is_empty() {
+    if !faults.is_empty() {
         return;
     }
     let spaces = Workspaces::open(&dir.join("spaces"), false, &DiskRules::default()).unwrap();

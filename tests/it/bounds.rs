@@ -8,7 +8,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::desk::{Desk, PATIENCE, TOKEN};
+use crate::desk::{Answer, Desk, PATIENCE, TOKEN};
 
 fn connect(desk: &Desk) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", desk.port)).unwrap();
@@ -140,6 +140,52 @@ async fn a_head_or_a_body_that_is_too_large_is_refused() {
     let answer = read_all(&mut stream);
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 413"), "{answer}");
     assert_eq!(desk.get("/v1/sandboxes").await.status, 200);
+}
+
+/// A document that declares `a`.
+fn document(spec: Value) -> Value {
+    json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox", "metadata": {"name": "a"},
+        "spec": spec})
+}
+
+/// Bytes of an answer, its head aside.
+fn length(answer: &Answer) -> usize {
+    answer.json.to_string().len()
+}
+
+#[tokio::test]
+async fn faults_are_told_in_so_many_bytes_however_many_there_are() {
+    let desk = Desk::new().await;
+    let words = document(json!({"command": vec![1; 1_500_000]}));
+    let quoted =
+        document(json!({"isolation": "\u{9b}é".repeat(500_000), ("k".repeat(1 << 20)): 1}));
+    for body in [&words, &quoted] {
+        let answer = desk.ask("PUT", "/v1/sandboxes/a", &body.to_string()).await;
+        assert_eq!((answer.status, &answer.json["code"]), (422, &json!("invalid")));
+        assert!(length(&answer) < 64 << 10, "{}", length(&answer));
+        assert!(!answer.json.to_string().contains('\u{9b}'));
+    }
+    let answer = desk.ask("PUT", "/v1/sandboxes/a", &words.to_string()).await;
+    let violations = answer.json["violations"].as_array().unwrap();
+    assert_eq!(violations.len(), 51);
+    assert_eq!(violations[50]["message"], "and 1499950 more");
+    // The first daemon's paths, and a text of several documents.
+    let flat = json!({"startup": 1, ("x".repeat(1 << 20)): 1});
+    let answer = desk.post("/sandboxes", flat).await;
+    assert_eq!(answer.status, 422);
+    assert!(length(&answer) < 64 << 10, "{}", length(&answer));
+    let one = format!("---\n{}\n", document(json!({"command": vec![1; 250]})));
+    let answer = desk.ask("POST", "/v1/apply", &one.repeat(60)).await;
+    assert_eq!(answer.json["violations"][50]["message"], "and 14950 more", "{answer:?}");
+    assert!(length(&answer) < 64 << 10, "{}", length(&answer));
+    // And so is what is kept of a file.
+    desk.write_spec("a.yaml", "a", &json!({"command": vec![1; 15_000]}));
+    let deadline = Instant::now() + PATIENCE;
+    while length(&desk.get("/v1/files").await) < 1_000 {
+        assert!(Instant::now() < deadline, "the file is not known to be wrong");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(length(&desk.get("/v1/files").await) < 64 << 10);
 }
 
 #[tokio::test]
