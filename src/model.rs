@@ -7,6 +7,7 @@
 //! ```
 
 pub mod admission;
+pub mod arguments;
 pub mod bounds;
 pub mod checkpoint;
 pub mod condition;

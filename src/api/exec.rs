@@ -23,7 +23,7 @@ use crate::api::{ApiError, Shared, console, request};
 use crate::model::draft::{read_command, read_env, read_word};
 use crate::model::instance::signal_name;
 use crate::model::tree::{Faults, Node};
-use crate::model::{Sandbox, Violation};
+use crate::model::{Sandbox, Violation, arguments};
 use crate::reconcile::exec::{Event, Program, Session};
 
 /// What POST keeps of each output; the rest is read away and the answer says so.
@@ -73,6 +73,9 @@ fn read(node: &Node, known: &[&str]) -> Result<Asked, ApiError> {
     })?;
     if asked.program.command.is_empty() {
         return Err(ApiError::Invalid(vec![Violation::new("command", "names no program")]));
+    }
+    if let Some(fault) = arguments::plain_fault(&asked.program.command, &asked.program.env) {
+        return Err(ApiError::Invalid(vec![fault]));
     }
     asked.program.tty = tty.then_some((size[0], size[1]));
     Ok(asked)

@@ -18,7 +18,7 @@ use crate::model::tree::{Faults, Node};
 use crate::model::violation::suggestion;
 use crate::model::{
     Isolation, Limits, RestartPolicy, Sandbox, SandboxName, Spec, State as Wanted, Violation,
-    admission,
+    admission, arguments,
 };
 use crate::store::edit::{self, Delete, Precondition, Put, Refusal, Verb};
 
@@ -197,6 +197,10 @@ pub(super) async fn run(
     sandbox: &Arc<Sandbox>,
     command: Option<Vec<String>>,
 ) -> Result<(), ApiError> {
+    let oversize = command.as_ref().and_then(|words| arguments::fault(words, &sandbox.spec.env));
+    if let Some(fault) = oversize {
+        return Err(ApiError::Invalid(vec![fault]));
+    }
     let up = |now: &Sandbox| now.wants_to_run() && now.live().is_some();
     if let (Some(command), Declare::Files(_)) = (&command, &api.declare)
         && !up(sandbox)

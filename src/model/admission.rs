@@ -30,6 +30,7 @@ pub fn admit(draft: &Draft, rules: &Rules) -> Result<Spec, Vec<Violation>> {
     let image = find_image(draft, rules, &mut faults);
     let spec = fill(draft, image, rules);
     check(draft, &spec, image, rules, &mut faults);
+    faults.extend(spec.command_fault());
     if faults.is_empty() { Ok(spec) } else { Err(faults) }
 }
 
@@ -189,6 +190,17 @@ mod tests {
         // What was admitted stands alone: nothing in it is left to be filled in later.
         let json = serde_json::to_value(&spec).unwrap();
         assert_eq!(serde_json::from_value::<Spec>(json).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_command_that_no_kernel_takes_is_refused() {
+        let faults = admitted(serde_json::json!({
+            "command": ["echo", "{{A}}".repeat(1_000)], "env": {"A": "x".repeat(1_000)}
+        }));
+        assert_eq!(
+            faults.unwrap_err(),
+            ["spec.command[1]: is 1000000 bytes with its variables, the most is 131071"]
+        );
     }
 
     #[test]

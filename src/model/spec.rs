@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::model::arguments;
 use crate::model::time::Span;
+use crate::model::violation::Violation;
 
 /// How strongly a workload is kept apart, strongest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -229,28 +231,16 @@ impl Spec {
         differing("", &old, &new, &mut fields);
         fields
     }
-    /// The command with its variables replaced. Words are never split again, so that a value
-    /// cannot become two arguments.
-    pub fn resolved_command(&self) -> Vec<String> {
-        self.command.iter().map(|word| substitute(word, &self.env)).collect()
-    }
-}
 
-fn substitute(word: &str, env: &BTreeMap<String, String>) -> String {
-    let mut out = String::new();
-    let mut rest = word;
-    while let Some((before, after)) = rest.split_once("{{") {
-        let Some((name, behind)) = after.split_once("}}") else { break };
-        out.push_str(before);
-        match env.get(name.trim()) {
-            Some(value) => out.push_str(value),
-            // Not ours: templates of other languages look the same.
-            None => out.push_str(&format!("{{{{{name}}}}}")),
-        }
-        rest = behind;
+    /// The command with its variables replaced.
+    pub fn resolved_command(&self) -> Vec<String> {
+        arguments::resolve(&self.command, &self.env)
     }
-    out.push_str(rest);
-    out
+
+    /// Why no kernel would start its command, or nothing.
+    pub fn command_fault(&self) -> Option<Violation> {
+        arguments::fault(&self.command, &self.env).map(|fault| fault.below("spec"))
+    }
 }
 
 /// Objects field by field, to the second level; all else as a whole.
@@ -278,21 +268,6 @@ fn differing(above: &str, old: &Value, new: &Value, fields: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[track_caller]
-    fn check(word: &str, want: &str) {
-        let env = [("MAIN".to_owned(), "a b.js".to_owned())].into();
-        assert_eq!(substitute(word, &env), want);
-    }
-
-    #[test]
-    fn variables_are_replaced_once_and_unknown_ones_left() {
-        check("{{MAIN}}", "a b.js");
-        check("x{{ MAIN }}y", "xa b.jsy");
-        check("{{OTHER}}", "{{OTHER}}");
-        check("{{MAIN", "{{MAIN");
-        check("plain", "plain");
-    }
 
     #[test]
     fn isolation_is_ordered_by_strength() {

@@ -34,6 +34,11 @@ impl Violation {
         Self { path, message: bounded(message, MESSAGE_BYTES_MAX), at: None }
     }
 
+    /// The same fault in a part of the document.
+    pub fn below(self, path: &str) -> Self {
+        Self { path: bounded(format!("{path}.{}", self.path), PATH_BYTES_MAX), ..self }
+    }
+
     pub fn at(mut self, position: Option<Position>) -> Self {
         self.at = position;
         self

@@ -156,6 +156,10 @@ impl Act<'_> {
         let rules = self.world.rules.get();
         let image = sandbox.spec.image.as_ref().and_then(|id| rules.images.get(id));
         let launch = |restore| {
+            // Admitted before there was such a bound, or by the images of then.
+            if let Some(fault) = sandbox.spec.command_fault() {
+                return Err(DriverError::Refused(fault.to_string()));
+            }
             driver.start(&Order {
                 iid: &iid,
                 name: &sandbox.name,

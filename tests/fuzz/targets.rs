@@ -386,6 +386,8 @@ fn declares_itself(
         .unwrap_or_else(|faults| panic!("sent back: {faults:?}"));
     assert_eq!((&read.name, &read.labels), (name, labels));
     assert_eq!(&admit(&read.draft, rules).expect("it was admitted before"), spec);
+    let resolved: usize = spec.resolved_command().iter().map(String::len).sum();
+    assert!(spec.command_fault().is_none() && resolved <= 2 << 20, "{resolved} bytes of command");
     // A JSON text may hold these as they are, a YAML text may not.
     let mut json = document.to_string();
     for odd in ('\u{7f}'..='\u{9f}').chain(['\u{fffe}', '\u{ffff}']) {

@@ -189,6 +189,37 @@ async fn faults_are_told_in_so_many_bytes_however_many_there_are() {
 }
 
 #[tokio::test]
+async fn a_command_that_no_kernel_takes_is_refused_before_it_is_made() {
+    let desk = Desk::new().await;
+    // 60 KB that would become 900 MB.
+    let spec = json!({"command": ["echo", "{{A}}".repeat(6_000)], "env": {"A": "x".repeat(30_000)}});
+    let refused = desk.ask("PUT", "/v1/sandboxes/a", &document(spec).to_string()).await;
+    assert_eq!(refused.status, 422, "{refused:?}");
+    assert_eq!(refused.json["violations"][0]["path"], "spec.command[1]");
+    // Each word is possible, and all of them are not.
+    let spec = json!({"command": vec!["{{A}}"; 100], "env": {"A": "x".repeat(30_000)}});
+    let refused = desk.ask("PUT", "/v1/sandboxes/a", &document(spec).to_string()).await;
+    assert_eq!(refused.json["violations"][0]["path"], "spec.command", "{refused:?}");
+    let spec = json!({"command": ["bash", "-c", "echo ${#0} ${#A}; sleep 1000", "{{A}}{{A}}"],
+        "env": {"A": "x".repeat(60_000)}, "limits": {"timeout_seconds": 0}});
+    let put = desk.ask("PUT", "/v1/sandboxes/a", &document(spec).to_string()).await;
+    assert_eq!(put.status, 201, "{put:?}");
+    desk.wait_logs("a", "120000 60000").await;
+    // Nor does any other way to a program lead past it.
+    for body in [
+        json!({"command": ["echo", "x".repeat(200_000)]}),
+        json!({"command": ["echo"], "env": {"A": "x".repeat(200_000)}}),
+        json!({"command": vec!["x".repeat(100_000); 30]}),
+    ] {
+        let refused = desk.post("/v1/sandboxes/a/exec", body).await;
+        assert_eq!((refused.status, &refused.json["code"]), (422, &json!("invalid")));
+    }
+    assert_eq!(desk.post("/v1/sandboxes/a/kill?wait=20s", Value::Null).await.status, 200);
+    let refused = desk.post("/sandboxes/a/start", json!({"command": "{{A}}{{A}}{{A}}"})).await;
+    assert_eq!(refused.status, 422, "{refused:?}");
+}
+
+#[tokio::test]
 async fn streams_beyond_the_most_are_refused_and_free_again_when_their_client_leaves() {
     let bounds = json!({"watches_max": 2, "followers_max": 2, "consoles_max": 2});
     let desk = bounded(bounds).await;
