@@ -4,6 +4,7 @@
 //! ```text
 //!   seed.rs      the paths of the first daemon, unchanged       /health /sandboxes ...
 //!   console.rs   its WebSocket                                  /console/ID
+//!   upgrade.rs   every WebSocket, and what one may make us keep
 //!   listen.rs    connections, and how many; rate.rs: requests, and how often
 //!   v1: sandboxes.rs apply.rs exec.rs explain.rs limits.rs power.rs checkpoint.rs watch.rs logs.rs events.rs files.rs openapi.rs
 //!   list.rs      long answers, piece by piece
@@ -32,6 +33,7 @@ mod request;
 mod sandboxes;
 mod seed;
 mod text;
+mod upgrade;
 mod wait;
 mod watch;
 mod wire;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
@@ -23,6 +23,7 @@ use crate::api::auth::{Trusted, query};
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::text::Decoder;
+use crate::api::upgrade::{self, Upgrade};
 use crate::api::{ApiError, Kind, Shared, logs, request, seed, wire};
 use crate::model::draft;
 use crate::model::tree::Node;
@@ -41,8 +42,6 @@ const CHUNK_BYTES: usize = 256 * 1024;
 const SMALL_BYTES: usize = 8 * 1024;
 /// as one does that has said nothing for so long.
 const QUIET: Duration = Duration::from_millis(500);
-/// Largest frame taken from a client.
-const FRAME_BYTES_MAX: usize = 256 * 1024;
 /// A peer that takes nothing for this long is gone.
 const SEND_WITHIN: Duration = Duration::from_secs(60);
 /// For our goodbye, all else having been sent, and then for the client's.
@@ -50,11 +49,8 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// Answers waiting for a client that does not read; then its errors are dropped.
 const NOTICE_COUNT_MAX: usize = 16;
 
-pub(super) async fn without_id(
-    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
-) -> Result<Response, ApiError> {
-    let upgrade = upgrade.map_err(|error| ApiError::BadRequest(error.body_text()))?;
-    Ok(upgrade.on_upgrade(|mut socket| async move {
+pub(super) async fn without_id(upgrade: Upgrade) -> Result<Response, ApiError> {
+    Ok(upgrade::bounded(upgrade, true)?.on_upgrade(|mut socket| async move {
         let close = CloseFrame { code: NO_ID, reason: "no sandbox id".into() };
         // A peer that is gone needs no goodbye.
         let _ = socket.send(Message::Close(Some(close))).await;
@@ -66,15 +62,15 @@ pub(super) async fn console(
     Extension(trusted): Extension<Trusted>,
     Path(id): Path<String>,
     (uri, headers): (Uri, HeaderMap),
-    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+    upgrade: Upgrade,
 ) -> Result<Response, ApiError> {
     let (sandbox, read_only) = admit(&api, trusted, &id, &uri, &headers)?;
     let place = api.place(Kind::Console)?;
-    let upgrade = upgrade.map_err(|error| ApiError::BadRequest(error.body_text()))?;
+    let upgrade = upgrade::bounded(upgrade, read_only)?;
     let number = |name| query(&uri, name).and_then(|text| text.parse().ok());
     let (offset, tail) = (number("offset"), number("tail").or(Some(TAIL_BYTES)));
     let binary = query(&uri, "format").is_some_and(|format| format == "binary");
-    Ok(upgrade.max_message_size(FRAME_BYTES_MAX).on_upgrade(move |socket| async move {
+    Ok(upgrade.on_upgrade(move |socket| async move {
         let Some(spool) = api.handle.spool(sandbox.uid) else { return };
         let (sink, stream) = socket.split();
         let (notices, inbox) = mpsc::channel(NOTICE_COUNT_MAX);

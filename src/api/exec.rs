@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{Message, WebSocket};
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::api::auth::Trusted;
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
+use crate::api::upgrade::{self, Upgrade};
 use crate::api::{ApiError, Shared, console, request};
 use crate::model::draft::{read_command, read_env, read_word};
 use crate::model::instance::signal_name;
@@ -30,8 +31,6 @@ use crate::reconcile::exec::{Event, Program, Session};
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 const SECONDS_DEFAULT: u64 = 60;
 const SECONDS_MAX: u64 = 3600;
-/// Largest frame taken from a client.
-const FRAME_BYTES_MAX: usize = 256 * 1024;
 /// A client says what it wants at once, or wants nothing.
 const ASK_WITHIN: Duration = Duration::from_secs(10);
 /// How often a client is asked whether it is there; nobody may be, while its input waits.
@@ -144,14 +143,14 @@ pub(super) async fn attach(
     Extension(trusted): Extension<Trusted>,
     Path(id): Path<String>,
     (uri, headers): (Uri, HeaderMap),
-    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+    upgrade: Upgrade,
 ) -> Result<Response, ApiError> {
     let (sandbox, read_only) = console::admit(&api, trusted, &id, &uri, &headers)?;
     if read_only {
         return Err(ApiError::Unauthorized);
     }
-    let upgrade = upgrade.map_err(|error| ApiError::BadRequest(error.body_text()))?;
-    Ok(upgrade.max_message_size(FRAME_BYTES_MAX).on_upgrade(move |mut socket| async move {
+    let upgrade = upgrade::bounded(upgrade, read_only)?;
+    Ok(upgrade.on_upgrade(move |mut socket| async move {
         let last = match begin(&api, sandbox, &mut socket).await {
             Ok(session) => converse(session, &mut socket).await,
             Err(error) => {

@@ -192,7 +192,8 @@ async fn faults_are_told_in_so_many_bytes_however_many_there_are() {
 async fn a_command_that_no_kernel_takes_is_refused_before_it_is_made() {
     let desk = Desk::new().await;
     // 60 KB that would become 900 MB.
-    let spec = json!({"command": ["echo", "{{A}}".repeat(6_000)], "env": {"A": "x".repeat(30_000)}});
+    let spec =
+        json!({"command": ["echo", "{{A}}".repeat(6_000)], "env": {"A": "x".repeat(30_000)}});
     let refused = desk.ask("PUT", "/v1/sandboxes/a", &document(spec).to_string()).await;
     assert_eq!(refused.status, 422, "{refused:?}");
     assert_eq!(refused.json["violations"][0]["path"], "spec.command[1]");
@@ -301,6 +302,53 @@ async fn a_console_frame_that_is_too_large_closes_its_connection_alone() {
     tokio::time::timeout(PATIENCE, closed).await.unwrap();
     let hello = json!({"type": "input", "content": "hello"}).to_string();
     other.send(Message::text(hello)).await.unwrap();
+    desk.wait_logs("a", "hello").await;
+}
+
+/// The head of a masked frame: final or not, of a kind, and as long as it says.
+fn frame_head(first: u8, length: u64) -> Vec<u8> {
+    [&[first, 0xFF][..], &length.to_be_bytes()[..], &[0; 4]].concat()
+}
+
+#[tokio::test]
+async fn a_frame_that_does_not_end_is_not_kept() {
+    let desk = Desk::new().await;
+    desk.write_spec("a.yaml", "a", &json!({"command": ["cat"], "limits": {"timeout_seconds": 0}}));
+    desk.wait_phase("a", "Running").await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let open = |path: &str, token: &str| {
+        let mut stream = connect(&desk);
+        let text = head("GET", path, upgrade).replace(TOKEN, token);
+        stream.write_all(text.as_bytes()).unwrap();
+        let mut line = [0; 12];
+        stream.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"HTTP/1.1 101", "{path}");
+        stream
+    };
+    for path in ["/console/a", "/v1/sandboxes/a/exec"] {
+        // Its head alone says that it is too large.
+        let mut one = open(path, TOKEN);
+        one.write_all(&frame_head(0x81, 15 << 20)).unwrap();
+        read_all(&mut one);
+        // So are many together, none of which is the last.
+        let mut many = open(path, TOKEN);
+        for n in 0..3 {
+            let first = if n == 0 { 0x01 } else { 0x00 };
+            let piece = [frame_head(first, 100 << 10), vec![b'x'; 100 << 10]].concat();
+            // The other end may be gone by the last one.
+            let _ = many.write_all(&piece);
+        }
+        read_all(&mut many);
+    }
+    // Who may only look has nothing to say.
+    let ticket = desk.post("/v1/sandboxes/a/ticket?read_only=1", Value::Null).await;
+    let ticket = ticket.json["ticket"].as_str().unwrap_or_else(|| panic!("{ticket:?}")).to_owned();
+    let mut silent = open(&format!("/console/a?ticket={ticket}"), "another");
+    silent.write_all(&frame_head(0x81, 64 << 10)).unwrap();
+    read_all(&mut silent);
+    let logs = desk.post("/v1/sandboxes/a/input", json!({"input": "hello"})).await;
+    assert_eq!(logs.status, 200);
     desk.wait_logs("a", "hello").await;
 }
 
