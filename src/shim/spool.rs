@@ -2,10 +2,10 @@
 //!
 //! Segments are files named after the offset of their first byte; beside each lies an index of
 //! 16-byte entries (offset, then time and stream). The writer appends, begins a new segment when
-//! one is full, and removes the oldest beyond the bound. Readers hold nothing but an offset: they
-//! look at the files, so that any number of them costs the writer nothing. Where bytes are missing,
-//! trimmed or never written because the disk was full, the next segment begins later than the last
-//! one ended, and a reader is told of the gap.
+//! one is full, its index included, and removes the oldest beyond the bound of all files together.
+//! Readers hold nothing but an offset: they look at the files, so that any number of them costs the
+//! writer nothing. Where bytes are missing, trimmed or never written because the disk was full, the
+//! next segment begins later than the last one ended, and a reader is told of the gap.
 //!
 //! ```text
 //!   00000000000000000000.log  ....................|

@@ -353,6 +353,21 @@ async fn a_frame_that_does_not_end_is_not_kept() {
 }
 
 #[tokio::test]
+async fn a_console_with_its_index_is_within_its_bound() {
+    let desk = Desk::with(json!({"console_mb": 1})).await;
+    // Each byte on another stream than the last: an entry of the index for it.
+    let script = "import os\nfor _ in range(200000):\n os.write(1, b'a')\n os.write(2, b'b')";
+    let spec = json!({"command": ["python3", "-c", script], "restart": {"policy": "never"}});
+    desk.write_spec("a.yaml", "a", &spec);
+    let a = desk.wait_phase("a", "Completed").await;
+    let console = desk.path("state/console").join(a["metadata"]["uid"].as_str().unwrap());
+    let files =
+        std::fs::read_dir(&console).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+    let bytes: u64 = files.map(|meta| meta.len()).sum();
+    assert!((1..=1 << 20).contains(&bytes), "{bytes}");
+}
+
+#[tokio::test]
 async fn tickets_that_nobody_uses_are_only_so_many() {
     let desk = bounded(json!({"requests_per_second": 0, "requests_per_second_per_peer": 0})).await;
     desk.write_spec("a.yaml", "a", &json!({"command": ["true"], "state": "stopped"}));

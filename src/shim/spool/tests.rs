@@ -55,6 +55,58 @@ fn a_reader_that_fell_behind_is_told_what_it_missed() {
     assert_eq!(at, 200_000);
 }
 
+fn stored(dir: &Path) -> u64 {
+    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+}
+
+#[test]
+fn an_index_takes_its_share_of_the_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let bound = 64 * 1024;
+    let mut writer = Writer::open(dir.path(), bound).unwrap();
+    // An entry for each byte: as much of an index as there can be.
+    for n in 0..100_000 {
+        let stream = if n % 2 == 0 { Stream::Stdout } else { Stream::Stderr };
+        writer.write(stream, n, b"x");
+        assert!(n % 100 > 0 || stored(dir.path()) <= bound, "{} at {n}", stored(dir.path()));
+    }
+    let kept = Reader::bounds(dir.path()).unwrap();
+    assert_eq!(kept.end, 100_000);
+    assert!(kept.end - kept.start > bound / 2 / 17, "{kept:?}");
+    let mut reader = Reader::new(dir.path(), kept.end - 2);
+    reader.read(&mut [0; 8]).unwrap();
+    let spans = reader.spans(kept.end - 2..kept.end).unwrap();
+    assert_eq!((spans[0].stream, spans[1].stream), (Stream::Stdout, Stream::Stderr));
+}
+
+#[test]
+fn what_a_shim_without_that_bound_left_behind_is_trimmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let bound = 8 * 4096;
+    for start in [0, 100, 200] {
+        fs::write(log_path(dir.path(), start), [b'x'; 100]).unwrap();
+        let entry = Entry { offset: start, time_ms: 1, stream: Stream::Stdout };
+        fs::write(index_path(dir.path(), start), entry.encode().repeat(4096)).unwrap();
+    }
+    let mut writer = Writer::open(dir.path(), bound).unwrap();
+    assert_eq!(Reader::bounds(dir.path()).unwrap(), 200..300);
+    writer.write(Stream::Stdout, 2, b"y");
+    assert!(stored(dir.path()) <= bound, "{}", stored(dir.path()));
+    // Offsets go on.
+    assert_eq!(Reader::bounds(dir.path()).unwrap(), 300..301);
+}
+
+#[test]
+fn segments_of_next_to_nothing_are_only_so_many() {
+    let dir = tempfile::tempdir().unwrap();
+    for start in 0..1_000 {
+        fs::write(log_path(dir.path(), start), b"x").unwrap();
+    }
+    let writer = Writer::open(dir.path(), 1 << 20).unwrap();
+    assert_eq!(writer.next(), 1_000);
+    assert_eq!(Reader::bounds(dir.path()).unwrap(), 1_000 - 32..1_000);
+}
+
 #[test]
 fn a_reader_follows_across_segments_without_a_gap() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! Appending to a spool. A full disk costs bytes, never the workload's time.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,13 +10,18 @@ use super::{ENTRY_BYTES, Entry, SEGMENT_COUNT, Stream, index_path, log_path, seg
 
 /// A new index entry is due when the stream changes, or after this long.
 const ENTRY_INTERVAL_MS: u64 = 1_000;
+/// Segments kept, however little is in each: a disk that is full now and then leaves many.
+const SEGMENT_COUNT_MAX: usize = 32;
 
 /// The one who appends.
 #[derive(Debug)]
 pub struct Writer {
     dir: PathBuf,
+    /// Of all logs and indexes together.
     bytes_max: u64,
     segment_bytes_max: u64,
+    /// Those that are written, oldest first.
+    older: VecDeque<Kept>,
     /// `None` while the disk refuses.
     segment: Option<Segment>,
     next: u64,
@@ -27,6 +33,16 @@ struct Segment {
     log: File,
     index: File,
     start: u64,
+    /// Of both files.
+    bytes: u64,
+}
+
+/// A segment that is written.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    start: u64,
+    /// Of both files.
+    bytes: u64,
 }
 
 impl Writer {
@@ -38,14 +54,19 @@ impl Writer {
             dir: dir.to_owned(),
             bytes_max,
             segment_bytes_max,
+            older: VecDeque::new(),
             segment: None,
             next: 0,
             last: None,
         };
-        if let Some(start) = segments(dir)?.last().copied() {
-            let segment = open_segment(dir, start)?;
-            writer.next = start + segment.log.metadata()?.len();
+        let starts = segments(dir)?;
+        if let Some((last, older)) = starts.split_last() {
+            writer.older = older.iter().map(|start| Kept::found(dir, *start)).collect();
+            let segment = open_segment(dir, *last)?;
+            writer.next = last + segment.log.metadata()?.len();
             writer.segment = Some(segment);
+            // What was written under another bound, or by a shim whose indexes had none.
+            writer.trim(bytes_max);
         }
         Ok(writer)
     }
@@ -61,11 +82,11 @@ impl Writer {
         let end = self.next + bytes.len() as u64;
         if self.try_write(stream, time_ms, bytes).is_err() {
             // The oldest output is worth less than the newest.
-            self.segment = None;
+            self.retire();
             self.trim(self.bytes_max / 2);
             let rest = bytes.len() - usize::try_from(end - self.next).unwrap_or(0);
             if self.try_write(stream, time_ms, &bytes[rest..]).is_err() {
-                self.segment = None;
+                self.retire();
                 self.last = None;
             }
         }
@@ -87,26 +108,42 @@ impl Writer {
             self.note(stream, time_ms)?;
             let segment = self.segment.as_mut().expect("room() opened one");
             let count = segment.log.write(now)?;
+            segment.bytes += count as u64;
             self.next += count as u64;
             bytes = if count == now.len() { later } else { &bytes[count..] };
         }
         Ok(())
     }
 
-    /// Bytes that fit into the current segment; begins a new one when none do.
+    /// Bytes that fit into the current segment beside an entry for them; begins a new one when none do.
     fn room(&mut self) -> io::Result<usize> {
-        let used = self.segment.as_ref().map(|segment| self.next - segment.start);
-        let left =
-            used.and_then(|used| self.segment_bytes_max.checked_sub(used)).filter(|left| *left > 0);
-        let left = if let Some(left) = left {
-            left
-        } else {
-            self.segment = Some(open_segment(&self.dir, self.next)?);
-            self.last = None;
-            self.trim(self.bytes_max - self.segment_bytes_max);
-            self.segment_bytes_max
-        };
+        let full = |segment: &Segment| segment.left(self.segment_bytes_max) == 0;
+        if self.segment.as_ref().is_none_or(full) {
+            self.begin()?;
+        }
+        let left = self.segment.as_ref().map_or(0, |one| one.left(self.segment_bytes_max));
         Ok(usize::try_from(left).unwrap_or(usize::MAX))
+    }
+
+    /// Begins a new segment, and makes room for a whole one. The last one goes only when the new one is
+    /// there: its name says which offset comes next.
+    fn begin(&mut self) -> io::Result<()> {
+        let segment = open_segment(&self.dir, self.next)?;
+        self.retire();
+        // It may be the very one, if nothing was written to it.
+        if self.older.back().is_some_and(|kept| kept.start == segment.start) {
+            self.older.pop_back();
+        }
+        self.segment = Some(segment);
+        self.last = None;
+        self.trim(self.bytes_max.saturating_sub(self.segment_bytes_max));
+        Ok(())
+    }
+
+    /// Nothing more is appended to the current segment.
+    fn retire(&mut self) {
+        let retired = self.segment.take();
+        self.older.extend(retired.map(|Segment { start, bytes, .. }| Kept { start, bytes }));
     }
 
     /// Indexes what comes next, before it is written: bytes without an entry have no stream.
@@ -120,24 +157,47 @@ impl Writer {
         let entry = Entry { offset: self.next, time_ms, stream };
         let segment = self.segment.as_mut().expect("room() opened one");
         segment.index.write_all(&entry.encode())?;
+        segment.bytes += ENTRY_BYTES as u64;
         self.last = Some(entry);
         Ok(())
     }
 
-    /// Removes the oldest segments until at most `keep` bytes are left of them.
-    fn trim(&self, keep: u64) {
-        if self.next <= keep {
-            return;
-        }
-        let starts = segments(&self.dir).unwrap_or_default();
-        let current = self.segment.as_ref().map(|segment| segment.start);
-        for start in starts {
-            if Some(start) == current || self.next - start <= keep {
+    /// Removes the oldest segments until at most `keep` bytes are left of all, those counted that were
+    /// lost.
+    fn trim(&mut self, keep: u64) {
+        // The newest stays, whatever it holds.
+        let newest = usize::from(self.segment.is_none());
+        while self.older.len() > newest
+            && let Some(first) = self.older.front().copied()
+        {
+            let fits = self.bytes() <= keep && self.next - first.start <= keep;
+            if fits && self.older.len() < SEGMENT_COUNT_MAX {
                 break;
             }
-            let _ = fs::remove_file(log_path(&self.dir, start));
-            let _ = fs::remove_file(index_path(&self.dir, start));
+            let _ = fs::remove_file(log_path(&self.dir, first.start));
+            let _ = fs::remove_file(index_path(&self.dir, first.start));
+            self.older.pop_front();
         }
+    }
+
+    /// Bytes of all files.
+    fn bytes(&self) -> u64 {
+        let current = self.segment.as_ref().map_or(0, |segment| segment.bytes);
+        self.older.iter().map(|kept| kept.bytes).sum::<u64>() + current
+    }
+}
+
+impl Segment {
+    /// Bytes that fit into it, after an entry.
+    fn left(&self, bytes_max: u64) -> u64 {
+        bytes_max.saturating_sub(self.bytes + ENTRY_BYTES as u64)
+    }
+}
+
+impl Kept {
+    fn found(dir: &Path, start: u64) -> Self {
+        let length = |path: PathBuf| path.metadata().map_or(0, |meta| meta.len());
+        Self { start, bytes: length(log_path(dir, start)) + length(index_path(dir, start)) }
     }
 }
 
@@ -145,12 +205,12 @@ fn open_segment(dir: &Path, start: u64) -> io::Result<Segment> {
     let mut options = OpenOptions::new();
     options.append(true).create(true).mode(0o600).custom_flags(crate::sys::path::NO_FOLLOW);
     let index = options.open(index_path(dir, start))?;
-    // A torn entry would put all later ones out of step.
-    let there = index.metadata()?.len();
-    let torn = there % ENTRY_BYTES as u64;
-    if torn > 0 {
-        index.set_len(there - torn)?;
-    }
     let log = options.open(log_path(dir, start))?;
-    Ok(Segment { log, index, start })
+    let (written, noted) = (log.metadata()?.len(), index.metadata()?.len());
+    // A torn entry would put all later ones out of step, and those of no bytes are of no use.
+    let whole = if written == 0 { 0 } else { noted - noted % ENTRY_BYTES as u64 };
+    if whole < noted {
+        index.set_len(whole)?;
+    }
+    Ok(Segment { log, index, start, bytes: written + whole })
 }
