@@ -91,7 +91,7 @@ async fn last_output(api: &Shared, sandbox: &Sandbox) -> Option<String> {
 fn fields(sandbox: &Sandbox) -> BTreeMap<&str, Value> {
     let mut fields = BTreeMap::new();
     for edit in &sandbox.history.edits {
-        let Edit { generation, at, by, fields: set } = edit;
+        let Edit { generation, at, by, fields: set, .. } = edit;
         for field in set {
             let said = json!({"generation": generation, "at": at, "by": by});
             fields.insert(field.as_str(), said);

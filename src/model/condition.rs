@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::text::bounded;
 use crate::model::time::Time;
+
+/// Bytes of a message.
+const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
 /// What a condition is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -41,8 +45,9 @@ pub struct Condition {
 
 /// Puts `next` in place of the condition of its kind. The time of transition moves only with the
 /// status, so that saying the same again changes nothing. It is never left in the future: what waits
-/// for so long after it would wait for as long as a clock was wrong.
+/// for so long after it would wait for as long as a clock was wrong. Its message is bounded.
 pub fn set(conditions: &mut Vec<Condition>, mut next: Condition) {
+    next.message = bounded(next.message, MESSAGE_BYTES_MAX);
     match conditions.iter_mut().find(|old| old.kind == next.kind) {
         Some(old) => {
             if old.status == next.status {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::name::SandboxName;
+use crate::model::text::bounded;
 use crate::model::time::Time;
 
 /// Whether somebody should care.
@@ -11,6 +12,14 @@ use crate::model::time::Time;
 pub enum Level {
     Normal,
     Warning,
+}
+
+/// Bytes of a message: ten thousand events are kept.
+const MESSAGE_BYTES_MAX: usize = 1024;
+
+/// The message of an event: what it quotes was written by anybody.
+pub fn message(text: impl Into<String>) -> String {
+    bounded(text, MESSAGE_BYTES_MAX)
 }
 
 /// One thing that happened.
@@ -24,6 +33,6 @@ pub struct Event {
     pub level: Level,
     /// CamelCase, for programs.
     pub reason: String,
-    /// For people.
+    /// For people. See [`message`].
     pub message: String,
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::spec::Spec;
+use crate::model::text::bounded;
 use crate::model::time::Time;
 
 /// `<first 8 characters of uid>-<n>`, never reused. Names the run directory and the cgroup.
@@ -179,6 +180,17 @@ pub enum ExitKind {
     Lost {
         cause: LostCause,
     },
+}
+
+/// Bytes of why something could not start.
+const REASON_BYTES_MAX: usize = 1024;
+
+impl ExitKind {
+    /// It never ran. `message` may quote what the runtime or the kernel said of a tenant's words.
+    pub fn start_failed(stage: &str, message: String) -> Self {
+        let message = bounded(message, REASON_BYTES_MAX);
+        Self::StartFailed { stage: bounded(stage, REASON_BYTES_MAX), message }
+    }
 }
 
 /// How the evidence was lost.

@@ -12,6 +12,7 @@ use crate::model::instance::{ExitRecord, Instance, InstancePhase};
 use crate::model::name::SandboxName;
 use crate::model::spec::{Spec, State};
 use crate::model::status::{Breaches, Status};
+use crate::model::text::bounded;
 use crate::model::time::Time;
 
 /// Who may edit the spec.
@@ -93,10 +94,29 @@ pub struct Edit {
     pub by: Owner,
     /// What it set, such as `limits.memory_mb`; no values, which may be secret.
     pub fields: Vec<String>,
+    /// How many more it set than are named.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more: usize,
 }
 
-/// Edits remembered of each sandbox.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_zero(value: &usize) -> bool {
+    *value == 0
+}
+
+/// Edits remembered of each sandbox, fields of each that are named, and bytes of such a name.
 const EDIT_COUNT_MAX: usize = 20;
+const EDIT_FIELD_COUNT_MAX: usize = 32;
+const EDIT_FIELD_BYTES_MAX: usize = 128;
+
+impl Edit {
+    pub fn new(generation: u64, at: Time, by: Owner, fields: Vec<String>) -> Self {
+        let more = fields.len().saturating_sub(EDIT_FIELD_COUNT_MAX);
+        let named = fields.into_iter().take(EDIT_FIELD_COUNT_MAX);
+        let fields = named.map(|field| bounded(field, EDIT_FIELD_BYTES_MAX)).collect();
+        Self { generation, at, by, fields, more }
+    }
+}
 
 impl History {
     /// Remembers an edit, and forgets the oldest.

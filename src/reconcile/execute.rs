@@ -448,6 +448,6 @@ fn set_limits(sandbox: &mut Sandbox, limits: Vec<LimitStatus>) {
 }
 
 fn not_started(iid: &Iid, error: &DriverError, now: Time) -> ExitRecord {
-    let (stage, message) = ("prepare".to_owned(), chain(error));
-    ExitRecord::unmeasured(iid.clone(), ExitKind::StartFailed { stage, message }, now)
+    let kind = ExitKind::start_failed("prepare", chain(error));
+    ExitRecord::unmeasured(iid.clone(), kind, now)
 }

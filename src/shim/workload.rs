@@ -583,11 +583,4 @@ impl Workload {
             Err(_) => self.life = Life::Storing { again_boot_ms: now + STORE_AGAIN_MS },
         }
     }
-
-    pub(super) fn announce(&mut self, message: &str) {
-        let line = format!("[sodiumd] {message}\n");
-        if let Some(spool) = &mut self.spool {
-            spool.write(Stream::System, clock::wall_ms(), line.as_bytes());
-        }
-    }
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode};
 use uuid::Uuid;
 
+use crate::model::event;
 use crate::model::{Event, InstancePhase, Level, Sandbox, SandboxName, Time};
 use crate::store::change::{Change, ChangeKind};
 use crate::store::rows::{self, Unreadable};
@@ -372,6 +373,7 @@ impl Core {
     ) -> Result<(), StoreError> {
         self.touched = true;
         let (name, reason) = (about.cloned(), reason.to_owned());
+        let message = event::message(message);
         let event = Event { seq: self.working.rv, time, name, level, reason, message };
         rows::put_event(&self.connection, &event).map_err(|error| self.failed("write", error))?;
         self.working.events.push_back(Arc::new(event));

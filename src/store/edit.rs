@@ -170,7 +170,7 @@ pub fn change(
         let message =
             format!("generation {} by {}: {}", new.generation, new.owner, fields.join(", "));
         let (generation, by) = (new.generation, new.owner.clone());
-        new.history.note(Edit { generation, at: now, by, fields });
+        new.history.note(Edit::new(generation, now, by, fields));
         core.event(Some(&new.name), Level::Normal, ("Changed", message), now)?;
     }
     let new = core.put(new)?;

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::model::event;
 use crate::model::{
     Deletion, Event, History, Instance, InstancePhase, Level, Owner, Power, Sandbox, SandboxName,
     Status, Time,
@@ -300,7 +301,8 @@ pub(super) fn events(connection: &Connection, count: usize) -> rusqlite::Result<
             name: name.and_then(|name| SandboxName::try_from(name).ok()),
             level: if level == "warning" { Level::Warning } else { Level::Normal },
             reason: row.get(4)?,
-            message: row.get(5)?,
+            // Releases before had no bound.
+            message: event::message(row.get::<_, String>(5)?),
         })
     })?;
     let mut events: Vec<Event> = rows.collect::<rusqlite::Result<_>>()?;

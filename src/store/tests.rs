@@ -64,6 +64,34 @@ fn what_was_answered_is_there_for_the_next_daemon() {
 }
 
 #[test]
+fn what_an_edit_leaves_behind_is_bounded_in_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = database_path(dir.path());
+    let store = Store::open(&path).unwrap();
+    put(&store, declare("web", "a", Owner::Api)).unwrap();
+    let mut large = declare("web", "a", Owner::Api);
+    for n in 0..1_000 {
+        large.spec.env.insert(format!("{n}\u{1b}{}", "N".repeat(1_000)), "x".to_owned());
+    }
+    put(&store, large).unwrap();
+    let sandbox = store.snapshot().sandboxes["web"].clone();
+    let edit = sandbox.history.edits.last().unwrap();
+    assert_eq!((edit.fields.len(), edit.more), (32, 968));
+    assert!(edit.fields.iter().all(|field| field.len() <= 128 && !field.contains('\u{1b}')));
+    // A release that knew no bound has left such a message.
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let long = "y".repeat(1 << 20);
+    connection.execute("UPDATE events SET message = ?1 WHERE reason = 'Created'", [&long]).unwrap();
+    drop(connection);
+    let next = Store::open(&path).unwrap();
+    for event in store.snapshot().events.iter().chain(&next.snapshot().events) {
+        assert!(event.message.len() <= 1024, "{} bytes: {}", event.message.len(), event.reason);
+        assert!(!event.message.contains('\u{1b}'), "{}", event.message);
+    }
+    assert_eq!(next.snapshot().sandboxes["web"], sandbox);
+}
+
+#[test]
 fn a_name_has_one_owner_and_an_edit_its_preconditions() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&database_path(dir.path())).unwrap();

@@ -189,6 +189,36 @@ async fn faults_are_told_in_so_many_bytes_however_many_there_are() {
 }
 
 #[tokio::test]
+async fn events_are_bounded_in_bytes() {
+    let desk = Desk::new().await;
+    let names = |mark: &str| -> serde_json::Map<String, Value> {
+        (0..1_000).map(|n| (format!("{mark}{n}{}", "N".repeat(300)), json!("x"))).collect()
+    };
+    for mark in ["A", "B"] {
+        let spec = json!({"command": ["true"], "state": "stopped", "env": names(mark)});
+        let put = desk.ask("PUT", "/v1/sandboxes/a", &document(spec).to_string()).await;
+        assert!(put.status < 300, "{put:?}");
+    }
+    desk.write_spec("wrong.yaml", "b", &json!({"command": vec![1; 15_000]}));
+    let deadline = Instant::now() + PATIENCE;
+    let events = loop {
+        let events = desk.get("/v1/events").await.json["items"].as_array().unwrap().clone();
+        if events.iter().any(|event| event["reason"] == "InvalidFile") {
+            break events;
+        }
+        assert!(Instant::now() < deadline, "{events:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(events.iter().any(|event| event["reason"] == "Changed"), "{events:?}");
+    for event in events {
+        let message = event["message"].as_str().unwrap();
+        assert!(message.len() <= 1 << 10, "{} bytes of {}", message.len(), event["reason"]);
+    }
+    let explained = desk.get("/v1/sandboxes/a/explain").await;
+    assert!(length(&explained) < 64 << 10, "{}", length(&explained));
+}
+
+#[tokio::test]
 async fn a_command_that_no_kernel_takes_is_refused_before_it_is_made() {
     let desk = Desk::new().await;
     // 60 KB that would become 900 MB.

@@ -3,10 +3,14 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use crate::model::text::bounded;
 use crate::model::{Counted, Counters, ExitKind, ExitRecord, Iid, StopReason, Time};
 use crate::shim::exit::{Cause, Exit};
 use crate::sys::cgroup::Usage;
 use crate::sys::{SysError, lock, process};
+
+/// Bytes of a hint: it names system calls as a runtime spelt them.
+const HINT_BYTES_MAX: usize = 1024;
 
 /// What the kernel calls shims, and the server that they are forked from.
 const SHIM: &str = "sodium-shim";
@@ -25,7 +29,7 @@ pub(super) fn exit(exit: Exit, iid: &Iid, own: u64) -> ExitRecord {
         Cause::Signaled { signal } => ExitKind::Signaled { signal: process::signal_name(signal) },
         Cause::Oom { code, signal } => ExitKind::Oom { code, signal: name(signal) },
         Cause::Timeout { code, signal } => ExitKind::Timeout { code, signal: name(signal) },
-        Cause::StartFailed { stage, message } => ExitKind::StartFailed { stage, message },
+        Cause::StartFailed { stage, message } => ExitKind::start_failed(&stage, message),
     };
     let (before, after) = (counted(&exit.before), counted(&exit.usage));
     ExitRecord {
@@ -45,7 +49,7 @@ pub(super) fn exit(exit: Exit, iid: &Iid, own: u64) -> ExitRecord {
         asked_by: None,
         console_from: exit.console.0,
         console_to: exit.console.1,
-        hint: exit.hint,
+        hint: exit.hint.map(|hint| bounded(hint, HINT_BYTES_MAX)),
     }
 }
 

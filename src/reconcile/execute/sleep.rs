@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Act, StepError};
 use crate::driver::{DriverError, Keep};
 use crate::model::condition::{self, Condition};
+use crate::model::event;
 use crate::model::{
     Checkpoint, ConditionType, Instance, InstancePhase, Level, Sandbox, Span, StopReason, Truth,
 };
@@ -32,7 +33,7 @@ impl Act<'_> {
                 (Some(kept), _) => (Level::Normal, "Checkpointed", size(kept.bytes)),
                 (None, why) => (Level::Warning, "NotCheckpointed", why.clone().unwrap_or_default()),
             };
-            sandbox.history.checkpoint_fault = fault;
+            sandbox.history.checkpoint_fault = fault.map(event::message);
             if kept.is_some() {
                 sandbox.history.saved = kept;
             }

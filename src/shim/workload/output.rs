@@ -15,6 +15,8 @@ const PIPE_BYTES_BUSY: i32 = 512 * 1024;
 const READS_AT_ONCE: usize = 4;
 /// Kept of standard error, to say why bubblewrap failed.
 const STDERR_TAIL_BYTES: usize = 512;
+/// Said at once by us.
+const ANNOUNCED_BYTES_MAX: usize = 1024;
 
 impl Workload {
     /// Reads one output, several times while it is full. Returns whether there was anything.
@@ -75,6 +77,22 @@ impl Workload {
             self.stderr_tail.drain(..excess);
         }
         count
+    }
+
+    /// Says something of our own on the console: one line, whatever of a tenant's words it quotes.
+    pub(in crate::shim) fn announce(&mut self, message: &str) {
+        let mut line = "[sodiumd] ".to_owned();
+        for found in message.chars() {
+            if line.len() > ANNOUNCED_BYTES_MAX {
+                line.push('…');
+                break;
+            }
+            if found.is_control() { line.extend(found.escape_default()) } else { line.push(found) }
+        }
+        line.push('\n');
+        if let Some(spool) = &mut self.spool {
+            spool.write(Stream::System, clock::wall_ms(), line.as_bytes());
+        }
     }
 
     /// Whether output waits, since enough of it was taken for now.
