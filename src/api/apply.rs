@@ -21,7 +21,9 @@ pub(super) async fn apply(
     body: request::Given,
 ) -> Result<Json<Value>, ApiError> {
     let bytes = request::bytes(body)?;
-    let documents = parse(&bytes, &api.rules.get()).map_err(ApiError::Invalid)?;
+    let rules = api.rules.get();
+    let parsed = request::take_apart(bytes.len(), move || parse(&bytes, &rules));
+    let documents = parsed.await.map_err(ApiError::Invalid)?;
     let dry = flag(&pairs, "dry_run");
     // All are checked before any is written.
     let mut results: Vec<Value> = Vec::new();

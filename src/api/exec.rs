@@ -87,7 +87,7 @@ pub(super) async fn run(
     body: request::Given,
 ) -> Result<Json<Value>, ApiError> {
     let sandbox = find(&api, &id)?;
-    let asked = read(&request::json(body)?.into(), POST_FIELDS)?;
+    let asked = read(&request::json(body).await?.into(), POST_FIELDS)?;
     let seconds = asked.seconds.filter(|seconds| *seconds > 0).unwrap_or(SECONDS_DEFAULT);
     let session = api.handle.exec(sandbox, asked.program).await?;
     // Dropped with the request, the session takes the program along.

@@ -26,7 +26,7 @@ pub(super) async fn verb(
             .map(IntoResponse::into_response);
     }
     if word == "resize" {
-        return resize(&api, &sandbox, body).map(IntoResponse::into_response);
+        return resize(&api, &sandbox, body).await.map(IntoResponse::into_response);
     }
     let known = Verb::WORDS.iter().find(|(name, _)| *name == word);
     let (_, verb) = known.copied().ok_or(ApiError::NotFound)?;
@@ -76,12 +76,12 @@ async fn restore_to(
     Ok(shown(&snapshot.epoch, after, axum::http::StatusCode::CREATED))
 }
 
-fn resize(
+async fn resize(
     api: &Shared,
     sandbox: &crate::model::Sandbox,
     body: request::Given,
 ) -> Result<Json<Value>, ApiError> {
-    let node = request::json(body)?.into();
+    let node = request::json(body).await?.into();
     let mut size = [None, None];
     request::read(&node, &["cols", "rows"], |faults, key, path, value| {
         let count = faults.count(path, value, 10_000).and_then(|count| u16::try_from(count).ok());

@@ -24,6 +24,9 @@ use crate::model::tree::{Faults, Node};
 const READ_AWAY_BYTES_MAX: usize = 16 * BODY_BYTES_MAX;
 const READ_AWAY_WITHIN: Duration = Duration::from_secs(5);
 
+/// Largest body that is read by the worker that serves its request: a fraction of a millisecond's work.
+const READ_HERE_BYTES_MAX: usize = 32 << 10;
+
 /// The body, or why there is none.
 pub(super) type Given = Result<Bytes, BytesRejection>;
 
@@ -123,13 +126,22 @@ pub(super) fn bytes(body: Given) -> Result<Bytes, ApiError> {
 }
 
 /// A body of JSON; an empty one is an empty object, as old clients send it.
-pub(super) fn json(body: Given) -> Result<Json, ApiError> {
+pub(super) async fn json(body: Given) -> Result<Json, ApiError> {
     let bytes = bytes(body)?;
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Json::Object(serde_json::Map::new()));
     }
-    serde_json::from_slice(&bytes)
+    take_apart(bytes.len(), move || serde_json::from_slice(&bytes))
+        .await
         .map_err(|error| ApiError::BadRequest(format!("the body is not JSON: {error}")))
+}
+
+/// Does what takes as long as a body is large: beside the workers, if that is longer than the way there.
+pub(super) async fn take_apart<T: Send + 'static>(
+    length: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    if length > READ_HERE_BYTES_MAX { crate::reconcile::blocking(work).await } else { work() }
 }
 
 /// Reads the fields of an object; all faults come back together.

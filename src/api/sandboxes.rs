@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode};
@@ -14,8 +15,10 @@ use uuid::Uuid;
 
 use crate::api::request::{Path, Query};
 use crate::api::{ApiError, Shared, declare, list, request, wait, watch, wire};
+use crate::model::admission::{self, Rules};
+use crate::model::draft::{self, Document};
 use crate::model::tree::{Faults, Node};
-use crate::model::{Owner, Sandbox, Violation, admission, draft};
+use crate::model::{Owner, Sandbox, Spec, Violation};
 use crate::store::edit::{self, Delete, Edited, Precondition, Put};
 
 #[derive(Debug, Deserialize)]
@@ -67,15 +70,12 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: request::Given,
 ) -> Result<Response, ApiError> {
-    let mut json = request::json(body)?;
+    let length = body.as_ref().map_or(0, Bytes::len);
+    let mut json = request::json(body).await?;
     let precondition = precondition(&headers, &mut json)?;
-    let document = draft::read_document(&json.into())
-        .map_err(|faults| ApiError::Invalid(faults.into_list()))?;
-    if document.name.as_str() != name {
-        let message = format!("is {}, but the path says {name}", document.name);
-        return Err(ApiError::Invalid(vec![Violation::new("metadata.name", message)]));
-    }
-    let spec = admission::admit(&document.draft, &api.rules.get()).map_err(ApiError::Invalid)?;
+    let rules = api.rules.get();
+    let declared = request::take_apart(length, move || declared(&json.into(), &name, &rules));
+    let (document, spec) = declared.await?;
     let edited = declare::put(
         &api,
         Put {
@@ -91,6 +91,18 @@ pub(super) async fn put(
     let status =
         if matches!(edited, Edited::Created(_)) { StatusCode::CREATED } else { StatusCode::OK };
     Ok(shown(&api.store.snapshot().epoch, edited.sandbox(), status))
+}
+
+/// What a body declares at a path.
+fn declared(node: &Node, name: &str, rules: &Rules) -> Result<(Document, Spec), ApiError> {
+    let document =
+        draft::read_document(node).map_err(|faults| ApiError::Invalid(faults.into_list()))?;
+    if document.name.as_str() != name {
+        let message = format!("is {}, but the path says {name}", document.name);
+        return Err(ApiError::Invalid(vec![Violation::new("metadata.name", message)]));
+    }
+    let spec = admission::admit(&document.draft, rules).map_err(ApiError::Invalid)?;
+    Ok((document, spec))
 }
 
 /// What the client expects to find, from the headers or from the document it read before. Removes
@@ -153,7 +165,7 @@ pub(super) async fn transfer(
     Path(id): Path<String>,
     body: request::Given,
 ) -> Result<Response, ApiError> {
-    let node: Node = request::json(body)?.into();
+    let node: Node = request::json(body).await?.into();
     let mut owner = None;
     request::read(&node, &["owner"], |faults: &mut Faults, _, path, value| {
         owner = faults.text(path, value).and_then(|text| match Owner::try_from(text) {

@@ -90,7 +90,7 @@ const CREATE_FIELDS: &[&str] = &[
 ];
 
 pub(super) async fn create(State(api): State<Shared>, body: request::Given) -> Answer {
-    let node: Node = request::json(body)?.into();
+    let node: Node = request::json(body).await?.into();
     let rules = api.rules.get();
     let mut draft = Draft {
         state: Some(Wanted::Stopped),
@@ -177,7 +177,7 @@ pub(super) async fn start(
     body: request::Given,
 ) -> Answer {
     let sandbox = find(&api, &id)?;
-    let node: Node = request::json(body)?.into();
+    let node: Node = request::json(body).await?.into();
     let (mut command, mut args) = (None, Vec::new());
     request::read(&node, &["command", "args"], |faults, key, path, value| {
         if key == "command" {
@@ -281,7 +281,7 @@ pub(super) async fn input(
 }
 
 pub(super) async fn send_input(api: &Shared, sandbox: &Sandbox, body: request::Given) -> Answer {
-    let node: Node = request::json(body)?.into();
+    let node: Node = request::json(body).await?.into();
     let mut input = None;
     request::read(&node, &["input"], |faults, _, path, value| input = faults.text(path, value))?;
     let missing = || ApiError::Invalid(vec![Violation::new("input", "is missing")]);

@@ -3,6 +3,7 @@
 //! Budgets bound what a document may cost before it is looked at; duplicate keys, unknown tags and
 //! YAML 1.1's booleans are refused.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -167,8 +168,9 @@ impl<'de> Visitor<'de> for WildVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Wild, A::Error> {
         let mut entries: Vec<(Spanned<String>, Spanned<Wild>)> = Vec::new();
+        let mut known = HashSet::new();
         while let Some((key, value)) = map.next_entry::<Spanned<String>, Spanned<Wild>>()? {
-            if entries.iter().any(|(known, _)| known.value == key.value) {
+            if !known.insert(key.value.clone()) {
                 return Err(A::Error::custom(format!("duplicate key {:?}", key.value)));
             }
             entries.push((key, value));
@@ -210,6 +212,16 @@ mod tests {
     fn duplicate_keys_are_refused_where_they_stand() {
         let text = fault("env:\n  A: x\n  B: y\n  A: z\n");
         assert!(text.starts_with("4:3: ") && text.contains("duplicate"), "{text}");
+    }
+
+    #[test]
+    fn a_duplicate_is_found_among_as_many_keys_as_there_may_be() {
+        let keys = NODE_COUNT_MAX / 2 - 10;
+        let text: String = (0..keys).map(|n| format!("key_{n}: 1\n")).collect();
+        let nodes = parse(&text).unwrap();
+        let Value::Map(map) = &nodes[0].value else { panic!("{nodes:?}") };
+        assert_eq!(map.len(), keys);
+        assert!(fault(&format!("{text}key_7: 2\n")).contains("duplicate"));
     }
 
     #[test]
