@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::api::sandboxes::{Pairs, flag};
 use crate::api::{ApiError, Shared, declare, request};
 use crate::desired::parse::{Parsed, parse};
+use crate::model::text::escaped;
 use crate::model::{Owner, Sandbox, Violation};
 use crate::plan::diff::{self, Effect};
 use crate::plan::{Next, Step};
@@ -71,7 +72,7 @@ async fn preview(api: &Shared, document: &Parsed) -> Value {
         return json!({"name": name, "action": "create", "effect": "start", "fields": []});
     };
     if let Some(why) = in_the_way(api, old) {
-        return json!({"name": name, "action": "conflict", "why": why});
+        return json!({"name": name, "action": "conflict", "why": escaped(&why)});
     }
     let in_use = api.handle.in_use(old).await;
     let change = diff::classify(&old.spec, &document.spec, &in_use);

@@ -1,4 +1,7 @@
 //! Printing: tables for people, JSON and YAML for programs. The only module that prints.
+//!
+//! What it prints was written by tenants and by whoever names files: nothing of it is left to the
+//! terminal but what [`raw`] prints, which is a console.
 
 use std::io::{self, Write};
 
@@ -8,13 +11,14 @@ use serde_json::Value;
 
 use crate::cli::Output;
 use crate::desired::yaml;
+use crate::model::text::{escaped, escaped_json, escaped_lines};
 
-/// A line of data.
+/// A line of data, or several.
 pub(super) fn line(text: &str) -> anyhow::Result<()> {
-    raw(format!("{text}\n").as_bytes())
+    raw(format!("{}\n", escaped_lines(text)).as_bytes())
 }
 
-/// Data as it is.
+/// What a console says, as it is.
 pub(super) fn raw(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(bytes).and_then(|()| out.flush()).context("write to standard output")
@@ -22,15 +26,24 @@ pub(super) fn raw(bytes: &[u8]) -> anyhow::Result<()> {
 
 /// Something for people, beside the data.
 pub(super) fn complain(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", escaped_lines(text));
 }
 
 /// Any value, for programs; people get YAML.
 pub(super) fn value(value: &Value, output: Output) -> anyhow::Result<()> {
     match output {
-        Output::Json => line(&serde_json::to_string_pretty(value)?),
-        Output::Yaml | Output::Table | Output::Wide => raw(yaml::write(value).as_bytes()),
+        Output::Json => line(&escaped_json(&serde_json::to_string_pretty(value)?)),
+        Output::Yaml | Output::Table | Output::Wide => raw(yaml_of(value)?.as_bytes()),
     }
+}
+
+/// As YAML, or as JSON, which is YAML too, if there is something in it that only that can escape.
+fn yaml_of(value: &Value) -> anyhow::Result<String> {
+    let text = yaml::write(value);
+    if escaped_lines(&text) == text {
+        return Ok(text);
+    }
+    Ok(format!("{}\n", escaped_json(&serde_json::to_string_pretty(value)?)))
 }
 
 type Column = (&'static str, fn(&Value) -> String);
@@ -63,7 +76,8 @@ fn listed(list: &Value, output: Output, columns: &[Column]) -> anyhow::Result<()
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
+        // In one line, and in the columns of a table.
+        Value::String(text) => escaped(text).into_owned(),
         Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
     }
 }
@@ -263,7 +277,7 @@ pub(super) fn files(list: &Value, output: Output) -> anyhow::Result<()> {
                 let faults = faults
                     .into_iter()
                     .filter_map(|one| serde_json::from_value::<crate::model::Violation>(one).ok())
-                    .map(|fault| fault.to_string());
+                    .map(|fault| escaped(&fault.to_string()).into_owned());
                 let conflicts = row["conflicts"].as_object().cloned().unwrap_or_default();
                 let conflicts =
                     conflicts.iter().map(|(name, why)| format!("{name}: {}", text(why)));
@@ -307,8 +321,8 @@ pub(super) fn events(list: &Value, output: Output) -> anyhow::Result<()> {
 pub(super) fn event_line(json: &[u8], output: Output) -> anyhow::Result<()> {
     let event: Value = serde_json::from_slice(json).context("read an event")?;
     match output {
-        Output::Json => line(&event.to_string()),
-        Output::Yaml => raw(format!("---\n{}", yaml::write(&event)).as_bytes()),
+        Output::Json => line(&escaped_json(&event.to_string())),
+        Output::Yaml => raw(format!("---\n{}", yaml_of(&event)?).as_bytes()),
         Output::Table | Output::Wide => {
             let fields =
                 ["time", "level", "name", "reason", "message"].map(|key| text(&event[key]));

@@ -13,6 +13,7 @@ use crate::desired::parse::{Parsed, parse};
 use crate::desired::scan::{Scan, Text};
 use crate::fault::{self, Bug};
 use crate::model::admission::Rules;
+use crate::model::event;
 use crate::model::{Owner, SandboxName, Span, Time, Violation};
 use crate::store::files::{Declared, FileChanges};
 use crate::store::{FileRecord, Snapshot};
@@ -176,6 +177,8 @@ fn claim(
                 });
             }
             Standing::Conflict(why) => {
+                // It names another file, as somebody named that.
+                let why = event::message(why);
                 if old.conflicts.get(name) != Some(&why) {
                     let message = format!("{path} declares {name}, but {why}");
                     merged.changes.warnings.push((Some(name.clone()), "Conflict", message));

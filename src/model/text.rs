@@ -24,6 +24,24 @@ pub fn escaped_lines(text: &str) -> Cow<'_, str> {
     escape(text, |found| is_hidden(found) && !matches!(found, '\n' | '\t'))
 }
 
+/// A JSON text with the same in its strings escaped as JSON does it, so that it says what it said.
+pub fn escaped_json(json: &str) -> Cow<'_, str> {
+    let hidden = |found| is_hidden(found) && found != '\n';
+    if !json.contains(hidden) {
+        return Cow::Borrowed(json);
+    }
+    let mut out = String::with_capacity(json.len() + 16);
+    for found in json.chars() {
+        if hidden(found) {
+            // None of them is beyond the sixteen bits that this notation has.
+            out.push_str(&format!("\\u{:04x}", u32::from(found)));
+        } else {
+            out.push(found);
+        }
+    }
+    Cow::Owned(out)
+}
+
 fn escape(text: &str, hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
     if !text.contains(&hidden) {
         return Cow::Borrowed(text);
@@ -68,6 +86,15 @@ mod tests {
         assert_eq!(escaped("exe\u{202e}txt.sh"), r"exe\u{202e}txt.sh");
         assert_eq!(escaped("naïve/日本語 \"x\" \\n"), "naïve/日本語 \"x\" \\n");
         assert_eq!(escaped_lines("a\tb\nc\u{1b}"), "a\tb\nc\\u{1b}");
+    }
+
+    #[test]
+    fn json_says_what_it_said() {
+        let value = serde_json::json!({"a\u{9b}": "x\u{1b}\u{202e}\u{7f}\n", "b": ["é"]});
+        let text = serde_json::to_string_pretty(&value).unwrap();
+        let shown = escaped_json(&text);
+        assert_eq!(escaped_lines(&shown), shown);
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
     }
 
     #[test]

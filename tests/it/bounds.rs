@@ -219,6 +219,60 @@ async fn events_are_bounded_in_bytes() {
 }
 
 #[tokio::test]
+async fn nothing_that_others_wrote_reaches_the_terminal_of_an_operator() {
+    let odd = |found: char| {
+        found.is_control() && found != '\n' || matches!(found, '\u{202a}'..='\u{202e}')
+    };
+    let desk = Desk::new().await;
+    let evil = "\u{1b}[2J\u{9b}31m\u{202e}";
+    // What YAML takes of it.
+    let said = "\u{1b}[2J\u{202e}";
+    desk.write_spec(&format!("x{evil}.yaml"), "x", &json!({"command": 1}));
+    desk.write_spec(&format!("y{evil}.yaml"), "y", &json!({"command": ["true"]}));
+    desk.wait_phase("y", "Completed").await;
+    desk.write_spec("z.yaml", "y", &json!({"command": ["false"]}));
+    let spec = json!({"command": ["bash", "-c", "echo \"$0\"; exit 3", said],
+        "restart": {"policy": "never"}, "env": {(format!("A{said}")): "x"}});
+    desk.write_spec("a.yaml", "a", &spec);
+    desk.wait_phase("a", "Failed").await;
+    let missing = json!({"command": [format!("/no/{said}")], "restart": {"policy": "never"}});
+    desk.write_spec("b.yaml", "b", &missing);
+    desk.wait_phase("b", "Failed").await;
+    let spec = desk.path("c.yaml");
+    std::fs::write(&spec, document(json!({"isolation": said})).to_string()).unwrap();
+    let spec = spec.to_str().unwrap();
+    for words in [
+        &["get"][..],
+        &["get", "files"],
+        &["get", "a"],
+        &["get", "b"],
+        &["get", "y"],
+        &["get", "b", "-o", "yaml"],
+        &["get", "files", "-o", "yaml"],
+        &["events"],
+        &["events", "-o", "json"],
+        &["explain", "a"],
+        &["explain", "b"],
+        &["explain", "y"],
+        &["explain", "a", "-o", "json"],
+        &["plan"],
+        &["apply", "-f", spec],
+        &["check", spec],
+        &["start", evil],
+    ] {
+        let (_, out, err) = desk.cli(words);
+        assert!(!out.contains(odd) && !err.contains(odd), "{words:?}: {out:?} {err:?}");
+        assert!(!out.is_empty() || !err.is_empty(), "{words:?} says nothing");
+    }
+    // Programs are told what it is, and a console is as it is.
+    let files: Value = serde_json::from_str(&desk.cli(&["get", "files", "-o", "json"]).1).unwrap();
+    let paths: Vec<&str> =
+        files["items"].as_array().unwrap().iter().filter_map(|one| one["path"].as_str()).collect();
+    assert!(paths.contains(&&*format!("x{evil}.yaml")), "{paths:?}");
+    assert!(desk.cli(&["logs", "a"]).1.contains(said));
+}
+
+#[tokio::test]
 async fn a_command_that_no_kernel_takes_is_refused_before_it_is_made() {
     let desk = Desk::new().await;
     // 60 KB that would become 900 MB.
