@@ -59,3 +59,31 @@ pub fn set(conditions: &mut Vec<Condition>, mut next: Condition) {
         None => conditions.push(next),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_bounded_and_saying_it_again_changes_nothing() {
+        let said = |at| Condition {
+            kind: ConditionType::Ready,
+            status: Truth::False,
+            reason: "Odd".to_owned(),
+            message: "é\u{9b}".repeat(10_000),
+            last_transition_time: Time(at),
+            observed_generation: 1,
+        };
+        let mut conditions = Vec::new();
+        set(&mut conditions, said(1));
+        assert!(
+            conditions[0].message.len() <= MESSAGE_BYTES_MAX,
+            "{}",
+            conditions[0].message.len()
+        );
+        assert!(!conditions[0].message.contains('\u{9b}'));
+        let before = conditions.clone();
+        set(&mut conditions, said(2));
+        assert_eq!(conditions, before);
+    }
+}
