@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, getsockopt,
-    recvmsg, sendmsg, socketpair,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+    UnixAddr, bind, getsockopt, listen as start_listening, recvmsg, sendmsg, socket, socketpair,
 };
+use nix::sys::stat::{Mode, fchmod};
 
 use crate::sys::SysError;
 
@@ -92,16 +93,29 @@ pub fn receive_with_fds(
     Ok((message.bytes, received))
 }
 
-/// Listens at `path` under a temporary name first, so that whoever finds the socket can connect.
+/// Listens at `path`, for the owner alone, under a temporary name first, so that whoever finds the socket can
+/// connect.
+///
+/// The mode is set on the socket before it has a name: bind(2) makes the file with the mode of the socket, less the
+/// umask, so that there is no moment in which another user could connect, whatever the umask is.
 pub fn listen(path: &Path) -> Result<UnixListener, SysError> {
     let temporary = path.with_extension("new");
     let _ = std::fs::remove_file(&temporary);
-    let listener = UnixListener::bind(&temporary)
-        .map_err(|source| SysError::io("bind", &temporary, source))?;
-    listener.set_nonblocking(true).map_err(|source| SysError::io("listen", path, source))?;
+    let failed = |verb: &'static str| {
+        let call = format!("{verb} {}", temporary.display());
+        move |errno| SysError::nix(call, errno)
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .map_err(|errno| SysError::nix("socket(AF_UNIX)", errno))?;
+    fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed("fchmod"))?;
+    let address = UnixAddr::new(&temporary).map_err(failed("bind"))?;
+    bind(made.as_raw_fd(), &address).map_err(failed("bind"))?;
+    // A umask may have taken the owner's own bits.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(&temporary, mode)
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .map_err(|source| SysError::io("publish", path, source))?;
-    Ok(listener)
+        .map_err(|source| SysError::io("chmod", &temporary, source))?;
+    start_listening(&made, Backlog::MAXCONN).map_err(failed("listen"))?;
+    std::fs::rename(&temporary, path).map_err(|source| SysError::io("publish", path, source))?;
+    Ok(UnixListener::from(made))
 }
