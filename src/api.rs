@@ -12,6 +12,7 @@
 
 mod apply;
 mod auth;
+mod caller;
 mod checkpoint;
 mod console;
 mod declare;
@@ -58,6 +59,7 @@ use listen::Peers;
 use rate::{Place, Places, Rate};
 
 pub use auth::{Auth, Tickets, secret};
+pub use caller::Peer;
 pub use console::{ClientFrame, read_frame};
 pub use declare::Declare;
 pub use error::ApiError;
@@ -90,8 +92,12 @@ pub struct Load {
     watches: Places,
     followers: Places,
     consoles: Places,
+    /// Requests with the token or a ticket.
     by_peer: Rate<IpAddr>,
     by_token: Rate<()>,
+    /// Requests with neither.
+    strangers_by_peer: Rate<IpAddr>,
+    strangers: Rate<()>,
 }
 
 /// What is open for as long as its client likes.
@@ -117,12 +123,6 @@ impl Api {
         Time((self.clock)())
     }
 
-    /// Counts a request with the token.
-    fn pace_token(&self) -> Result<(), ApiError> {
-        let per_second = self.bounds.get().requests_per_second;
-        self.load.by_token.ask((), per_second).map_err(ApiError::TooFast)
-    }
-
     /// A place among those that follow something, for as long as what it is given to lasts.
     fn place(&self, kind: Kind) -> Result<Place, ApiError> {
         let (bounds, load) = (self.bounds.get(), &self.load);
@@ -137,8 +137,7 @@ impl Api {
 
 type Shared = Arc<Api>;
 
-/// Everything that can be asked. With `trusted`, the caller was let in before: the local socket is
-/// readable by its owner alone.
+/// Everything that can be asked. With `trusted` no token is needed: the local socket is its owner's, and root's.
 pub fn router(api: Shared, trusted: bool) -> Router {
     let v1 = Router::new()
         .route("/sandboxes", get(sandboxes::list))
@@ -168,14 +167,12 @@ pub fn router(api: Shared, trusted: bool) -> Router {
         .route("/sandboxes/{id}/kill", post(seed::kill))
         .route("/sandboxes/{id}/input", post(seed::input));
     // What is sent along is only read of those who were let in.
-    let mut guarded = Router::new()
+    let guarded = Router::new()
         .nest("/v1", v1)
         .merge(seed)
         .route("/metrics", get(metrics::metrics))
-        .layer(middleware::from_fn_with_state(Arc::clone(&api), request::gather));
-    if !trusted {
-        guarded = guarded.layer(middleware::from_fn_with_state(Arc::clone(&api), auth::guard));
-    }
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), request::gather))
+        .layer(middleware::from_fn(auth::guard));
     // The console is let in by token or ticket, which may stand in its query.
     let console = Router::new()
         .route("/console", any(console::without_id))
@@ -190,9 +187,7 @@ pub fn router(api: Shared, trusted: bool) -> Router {
     guarded
         .merge(console)
         .merge(open)
-        .layer(axum::Extension(auth::Trusted(trusted)))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(Arc::clone(&api), request::pace))
         .fallback(|| async { ApiError::NotFound })
         .method_not_allowed_fallback(|| async {
             (
@@ -200,5 +195,6 @@ pub fn router(api: Shared, trusted: bool) -> Router {
                 error::body("Method not allowed", "method_not_allowed"),
             )
         })
+        .layer(middleware::from_fn_with_state((Arc::clone(&api), trusted), caller::admit))
         .with_state(api)
 }

@@ -2,24 +2,30 @@
 //! browser, which cannot set headers on a WebSocket and must not keep the token in a page.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use axum::extract::{Request, State};
+use axum::Extension;
+use axum::extract::Request;
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::api::{ApiError, Shared};
-use crate::live::Live;
+use crate::api::ApiError;
+use crate::api::caller::{Caller, Grant, Who};
 use crate::model::Time;
 
 /// A ticket is used at once or not at all.
 pub(super) const TICKET_MS: u64 = 30_000;
 /// Tickets that wait to be used. More is somebody asking for nothing else.
 const TICKET_COUNT_MAX: usize = 1_024;
+/// Of a digest or a ticket, what tells one from another in events and gives nothing of it away.
+const ID_BYTES: usize = 4;
 
 /// 256 random bits as text: a token, or a ticket.
 pub fn secret() -> Result<String, getrandom::Error> {
@@ -28,54 +34,76 @@ pub fn secret() -> Result<String, getrandom::Error> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The token.
+/// What lets in for everything.
+pub(super) struct Token {
+    text: String,
+    /// What events call it: the beginning of its digest, since people choose short ones.
+    id: Arc<str>,
+}
+
+impl Token {
+    fn new(text: String) -> Self {
+        let digest = Sha256::digest(text.as_bytes());
+        let id: String = digest.iter().take(ID_BYTES).map(|byte| format!("{byte:02x}")).collect();
+        Self { text, id: id.into() }
+    }
+
+    fn is(&self, given: &str) -> bool {
+        bool::from(self.text.as_bytes().ct_eq(given.as_bytes()))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Token({})", self.id)
+    }
+}
+
+/// The token that is in force, and word of its replacement.
 pub struct Auth {
-    token: Live<String>,
+    tokens: watch::Sender<Arc<Token>>,
 }
 
 impl Auth {
     pub fn new(token: String) -> Self {
-        Self { token: Live::new(token) }
+        Self { tokens: watch::Sender::new(Arc::new(Token::new(token))) }
     }
 
-    /// From now on it is another one.
-    pub fn change(&self, token: String) {
-        self.token.set(token);
+    /// From now on it is another one, and what the one before has opened ends. False: it is the same.
+    pub fn change(&self, token: String) -> bool {
+        self.tokens.send_if_modified(|now| {
+            let changed = !now.is(&token);
+            if changed {
+                *now = Arc::new(Token::new(token));
+            }
+            changed
+        })
     }
 
-    fn is_token(&self, given: &str) -> bool {
-        bool::from(self.token.get().as_bytes().ct_eq(given.as_bytes()))
-    }
-
-    /// Whether the header carries the token.
-    pub(super) fn admits(&self, headers: &HeaderMap) -> bool {
-        let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let token = header.and_then(|value| {
-            let (scheme, token) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
-        });
-        token.is_some_and(|token| self.is_token(token))
-    }
-
-    /// Whether the query carries it, as the seed's console wants it.
-    pub(super) fn admits_query(&self, uri: &Uri) -> bool {
-        query(uri, "token").is_some_and(|token| self.is_token(&token))
+    /// That somebody has the token in the header, or, as the seed's console wants it, in the query.
+    pub(super) fn identify(&self, headers: &HeaderMap, uri: &Uri) -> Option<(Who, Grant)> {
+        let token = Arc::clone(&self.tokens.borrow());
+        let in_header = bearer(headers).is_some_and(|given| token.is(given));
+        if !in_header && !query(uri, "token").is_some_and(|given| token.is(&given)) {
+            return None;
+        }
+        let who = Who::Token { id: Arc::clone(&token.id), in_query: !in_header };
+        Some((who, Grant::by(token, self.tokens.subscribe())))
     }
 }
 
-/// Set where the caller was let in before.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Trusted(pub bool);
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
 
-/// Lets in whoever has the token.
-pub(super) async fn guard(State(api): State<Shared>, request: Request, next: Next) -> Response {
-    if !api.auth.admits(request.headers()) {
-        return ApiError::Unauthorized.into_response();
-    }
-    match api.pace_token() {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
-    }
+/// Lets in whoever may ask for everything.
+pub(super) async fn guard(
+    Extension(caller): Extension<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if caller.may_ask() { next.run(request).await } else { ApiError::Unauthorized.into_response() }
 }
 
 /// A value of the query, decoded.
@@ -90,12 +118,25 @@ pub struct Tickets {
     tickets: Mutex<HashMap<String, Ticket>>,
 }
 
-/// What a ticket allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a ticket allows, and by whose leave.
+#[derive(Debug, Clone)]
 pub(super) struct Ticket {
     pub sandbox: Uuid,
     pub read_only: bool,
     pub expires_at: Time,
+    /// Of whoever had it made: it is good for as long as they are let in.
+    pub grant: Grant,
+}
+
+impl Ticket {
+    fn is_good(&self, now: Time) -> bool {
+        self.expires_at > now && !self.grant.is_revoked()
+    }
+}
+
+/// What events call a ticket: its beginning.
+pub(super) fn ticket_id(text: &str) -> Arc<str> {
+    text.chars().take(2 * ID_BYTES).collect::<String>().into()
 }
 
 impl Tickets {
@@ -103,7 +144,7 @@ impl Tickets {
     pub(super) fn issue(&self, ticket: Ticket, now: Time) -> Option<String> {
         let text = secret().ok()?;
         let mut tickets = self.lock();
-        tickets.retain(|_, ticket| ticket.expires_at > now);
+        tickets.retain(|_, ticket| ticket.is_good(now));
         if tickets.len() >= TICKET_COUNT_MAX {
             return None;
         }
@@ -114,7 +155,14 @@ impl Tickets {
     /// Takes one out; it works once.
     pub(super) fn redeem(&self, text: &str, sandbox: Uuid, now: Time) -> Option<Ticket> {
         let ticket = self.lock().remove(text)?;
-        (ticket.sandbox == sandbox && ticket.expires_at > now).then_some(ticket)
+        (ticket.sandbox == sandbox && ticket.is_good(now)).then_some(ticket)
+    }
+
+    /// For how long whoever holds it is let in, if it could be used now.
+    pub(super) fn grant(&self, text: &str, now: Time) -> Option<Grant> {
+        let tickets = self.lock();
+        let ticket = tickets.get(text).filter(|ticket| ticket.is_good(now))?;
+        Some(ticket.grant.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Ticket>> {
@@ -130,26 +178,47 @@ mod tests {
     fn a_ticket_works_once_for_its_sandbox_and_for_a_while() {
         let tickets = Tickets::default();
         let sandbox = Uuid::now_v7();
-        let ticket = Ticket { sandbox, read_only: true, expires_at: Time(100) };
-        let text = tickets.issue(ticket, Time(0)).unwrap();
-        assert_eq!(tickets.redeem(&text, sandbox, Time(50)), Some(ticket));
-        assert_eq!(tickets.redeem(&text, sandbox, Time(50)), None);
-        let other = tickets.issue(ticket, Time(0)).unwrap();
-        assert_eq!(tickets.redeem(&other, Uuid::nil(), Time(50)), None);
+        let grant = Grant::for_good();
+        let ticket = Ticket { sandbox, read_only: true, expires_at: Time(100), grant };
+        let works = |text: &str, sandbox, now| tickets.redeem(text, sandbox, Time(now)).is_some();
+        let text = tickets.issue(ticket.clone(), Time(0)).unwrap();
+        assert!(tickets.grant(&text, Time(50)).is_some());
+        assert!(tickets.grant(&text, Time(100)).is_none());
+        assert!(works(&text, sandbox, 50));
+        assert!(!works(&text, sandbox, 50));
+        let other = tickets.issue(ticket.clone(), Time(0)).unwrap();
+        assert!(!works(&other, Uuid::nil(), 50));
         let late = tickets.issue(ticket, Time(0)).unwrap();
-        assert_eq!(tickets.redeem(&late, sandbox, Time(100)), None);
+        assert!(!works(&late, sandbox, 100));
+    }
+
+    #[test]
+    fn a_ticket_is_good_no_longer_than_the_token_that_it_was_made_with() {
+        let (auth, tickets) = (Auth::new("one".to_owned()), Tickets::default());
+        let (sandbox, expires_at) = (Uuid::now_v7(), Time(100));
+        let (_, grant) = auth.identify(&header("Bearer one"), &Uri::default()).unwrap();
+        let ticket = Ticket { sandbox, read_only: false, expires_at, grant };
+        let text = tickets.issue(ticket, Time(0)).unwrap();
+        assert!(auth.change("two".to_owned()));
+        assert!(tickets.grant(&text, Time(1)).is_none());
+        assert!(tickets.redeem(&text, sandbox, Time(1)).is_none());
+    }
+
+    fn header(value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())])
     }
 
     #[test]
     fn only_the_token_is_the_token() {
         let auth = Auth::new("secret".to_owned());
-        let with = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(AUTHORIZATION, value.parse().unwrap());
-            auth.admits(&headers)
-        };
+        let with = |value: &str| auth.identify(&header(value), &Uri::default()).is_some();
         assert!(with("Bearer secret") && with("bearer secret"));
         assert!(!with("Bearer secre") && !with("Bearer secrets") && !with("secret"));
-        assert!(!with("Bearer ") && !auth.admits(&HeaderMap::new()));
+        assert!(!with("Bearer ") && auth.identify(&HeaderMap::new(), &Uri::default()).is_none());
+        let in_query = |query: &'static str| {
+            let found = auth.identify(&HeaderMap::new(), &Uri::from_static(query));
+            found.is_some_and(|(who, _)| matches!(who, Who::Token { in_query: true, .. }))
+        };
+        assert!(in_query("/console/a?token=secret") && !in_query("/console/a?token=secre"));
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, Uri};
+use axum::http::Uri;
 use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use crate::api::auth::{Trusted, query};
+use crate::api::auth::query;
+use crate::api::caller::Caller;
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::text::Decoder;
@@ -59,12 +60,12 @@ pub(super) async fn without_id(upgrade: Upgrade) -> Result<Response, ApiError> {
 
 pub(super) async fn console(
     State(api): State<Shared>,
-    Extension(trusted): Extension<Trusted>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-    (uri, headers): (Uri, HeaderMap),
+    uri: Uri,
     upgrade: Upgrade,
 ) -> Result<Response, ApiError> {
-    let (sandbox, read_only) = admit(&api, trusted, &id, &uri, &headers)?;
+    let (sandbox, read_only) = admit(&api, &caller, &id, &uri)?;
     let place = api.place(Kind::Console)?;
     let upgrade = upgrade::bounded(upgrade, read_only)?;
     let number = |name| query(&uri, name).and_then(|text| text.parse().ok());
@@ -101,29 +102,19 @@ pub(super) async fn console(
 /// Lets in whoever has the token, or a ticket for this sandbox. True: to look only.
 pub(super) fn admit(
     api: &Shared,
-    trusted: Trusted,
+    caller: &Caller,
     id: &str,
     uri: &Uri,
-    headers: &HeaderMap,
 ) -> Result<(Arc<Sandbox>, bool), ApiError> {
-    let known = trusted.0 || api.auth.admits(headers) || api.auth.admits_query(uri);
-    let ticket = query(uri, "ticket");
-    if !known && ticket.is_none() {
-        return Err(ApiError::Unauthorized);
+    if caller.may_do_all() {
+        return Ok((find(api, id)?, false));
     }
-    // Before the ticket: whether a name exists is no secret from who may not look at it, but a
-    // ticket for another sandbox is no ticket.
-    if known && !trusted.0 {
-        api.pace_token()?;
-    }
-    let sandbox =
-        find(api, id).map_err(|error| if known { error } else { ApiError::Unauthorized })?;
-    if known {
-        return Ok((sandbox, false));
-    }
-    let ticket = ticket.and_then(|text| api.tickets.redeem(&text, sandbox.uid, api.now()));
-    let read_only = ticket.ok_or(ApiError::Unauthorized)?.read_only;
-    Ok((sandbox, read_only))
+    // Whether a name exists is a secret from who may not look at it, and a ticket for another sandbox is no ticket.
+    let sandbox = find(api, id).map_err(|_| ApiError::Unauthorized)?;
+    let ticket = query(uri, "ticket")
+        .and_then(|text| api.tickets.redeem(&text, sandbox.uid, api.now()))
+        .ok_or(ApiError::Unauthorized)?;
+    Ok((sandbox, ticket.read_only))
 }
 
 /// Carries out what the client says, until it leaves.

@@ -28,6 +28,11 @@ pub enum ApiError {
     NotFound,
     #[error("Unauthorized")]
     Unauthorized,
+    /// Another user of this machine at the local socket.
+    #[error(
+        "the local socket serves root and the daemon's own user, not uid {0}; use the API with its token"
+    )]
+    Forbidden(u32),
     /// Not JSON, not UTF-8, not a header that can be understood.
     #[error("{0}")]
     BadRequest(String),
@@ -94,6 +99,7 @@ impl ApiError {
         match self {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             Self::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "too_slow"),

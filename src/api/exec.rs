@@ -11,12 +11,12 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::ws::{Message, WebSocket};
 use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, Uri};
+use axum::http::Uri;
 use axum::response::Response;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::api::auth::Trusted;
+use crate::api::caller::Caller;
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::upgrade::{self, Upgrade};
@@ -140,12 +140,12 @@ fn ended(code: Option<i32>, signal: Option<i32>) -> Value {
 /// The WebSocket.
 pub(super) async fn attach(
     State(api): State<Shared>,
-    Extension(trusted): Extension<Trusted>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-    (uri, headers): (Uri, HeaderMap),
+    uri: Uri,
     upgrade: Upgrade,
 ) -> Result<Response, ApiError> {
-    let (sandbox, read_only) = console::admit(&api, trusted, &id, &uri, &headers)?;
+    let (sandbox, read_only) = console::admit(&api, &caller, &id, &uri)?;
     if read_only {
         return Err(ApiError::Unauthorized);
     }

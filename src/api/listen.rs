@@ -4,7 +4,7 @@
 //! what it asked for, is closed after a while, so that whoever holds connections open holds nobody up.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 
@@ -21,7 +21,8 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service;
 use tracing::debug;
 
-use crate::api::rate::{Place, peer_key};
+use crate::api::caller::Peer;
+use crate::api::rate::Place;
 use crate::api::{Api, Shared};
 use crate::model::Bounds;
 use crate::sys::socket;
@@ -35,22 +36,18 @@ const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: appl
 content-length: 61\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
 {\"error\":\"too many connections are open\",\"code\":\"too_many\"}\r\n";
 
-/// Who asks, where that is known.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(pub IpAddr);
-
 /// Something that is listened at.
 pub trait Doorway: Listener {
-    /// Whom a connection counts for; `None`: for nobody, since it is the owner's.
-    fn peer(address: &Self::Addr) -> Option<IpAddr>;
+    /// Who is at the other end.
+    fn peer(io: &Self::Io, address: &Self::Addr) -> Peer;
 
     /// What is to be set before anything is said.
     fn settle(io: &Self::Io, bounds: &Bounds);
 }
 
 impl Doorway for TcpListener {
-    fn peer(address: &SocketAddr) -> Option<IpAddr> {
-        Some(peer_key(address.ip()))
+    fn peer(_: &Self::Io, address: &Self::Addr) -> Peer {
+        Peer::Tcp(*address)
     }
 
     fn settle(io: &Self::Io, bounds: &Bounds) {
@@ -63,8 +60,9 @@ impl Doorway for TcpListener {
 }
 
 impl Doorway for UnixListener {
-    fn peer(_: &Self::Addr) -> Option<IpAddr> {
-        None
+    fn peer(io: &Self::Io, _: &Self::Addr) -> Peer {
+        // One whom the kernel does not name is nobody's.
+        Peer::Local { uid: io.peer_cred().map_or(u32::MAX, |found| found.uid()) }
     }
 
     fn settle(_: &Self::Io, _: &Bounds) {}
@@ -119,8 +117,8 @@ pub async fn serve<L: Doorway>(
         };
         let bounds = api.bounds.get();
         L::settle(&io, &bounds);
-        let peer = L::peer(&address);
-        match admit(&api, peer, &bounds) {
+        let peer = L::peer(&io, &address);
+        match admit(&api, peer.key(), &bounds) {
             Some(place) => {
                 let connection = Connection { io, router: router.clone(), peer, bounds };
                 let shutdown = shutdown.clone();
@@ -154,7 +152,7 @@ async fn turn_away(mut io: impl tokio::io::AsyncWrite + Unpin) {
 struct Connection<I> {
     io: I,
     router: Router,
-    peer: Option<IpAddr>,
+    peer: Peer,
     bounds: Arc<Bounds>,
 }
 
@@ -165,9 +163,7 @@ where
     async fn serve(self, shutdown: CancellationToken) {
         let Self { io, router, peer, bounds } = self;
         let service = service_fn(move |mut request: hyper::Request<_>| {
-            if let Some(peer) = peer {
-                request.extensions_mut().insert(Peer(peer));
-            }
+            request.extensions_mut().insert(peer);
             router.clone().call(request.map(Body::new))
         });
         let mut builder = http1::Builder::new();

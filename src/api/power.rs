@@ -1,11 +1,12 @@
 //! Power verbs and tickets.
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use crate::api::auth::{TICKET_MS, Ticket};
+use crate::api::caller::Caller;
 use crate::api::request::Path;
 use crate::api::sandboxes::{Pairs, find, flag, shown};
 use crate::api::{ApiError, Shared, checkpoint, request, wait};
@@ -97,15 +98,17 @@ async fn resize(
 /// A one-use, short-lived ticket for the console of one sandbox.
 pub(super) async fn ticket(
     State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     pairs: Pairs,
 ) -> Result<Json<Value>, ApiError> {
     let sandbox = find(&api, &id)?;
     let now = api.now();
     let expires_at = now.after(Span(TICKET_MS));
-    let ticket = Ticket { sandbox: sandbox.uid, read_only: flag(&pairs, "read_only"), expires_at };
+    let read_only = flag(&pairs, "read_only");
+    let ticket = Ticket { sandbox: sandbox.uid, read_only, expires_at, grant: caller.grant };
     let text = api.tickets.issue(ticket, now);
     let text =
         text.ok_or_else(|| ApiError::Conflict("too many tickets wait to be used".to_owned()))?;
-    Ok(Json(json!({"ticket": text, "expires_at": expires_at, "read_only": ticket.read_only})))
+    Ok(Json(json!({"ticket": text, "expires_at": expires_at, "read_only": read_only})))
 }

@@ -16,7 +16,6 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use tokio::time::timeout;
 
-use crate::api::listen::Peer;
 use crate::api::{ApiError, BODY_BYTES_MAX, Shared};
 use crate::model::tree::{Faults, Node};
 
@@ -59,16 +58,6 @@ impl<T> Deref for Query<T> {
 
     fn deref(&self) -> &T {
         &self.0
-    }
-}
-
-/// Serves a peer only as fast as it may ask.
-pub(super) async fn pace(State(api): State<Shared>, request: Request, next: Next) -> Response {
-    let per_second = api.bounds.get().requests_per_second_per_peer;
-    let peer = request.extensions().get::<Peer>().copied();
-    match peer.map_or(Ok(()), |Peer(peer)| api.load.by_peer.ask(peer, per_second)) {
-        Ok(()) => next.run(request).await,
-        Err(wait) => ApiError::TooFast(wait).into_response(),
     }
 }
 

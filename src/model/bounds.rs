@@ -12,8 +12,12 @@ pub struct Bounds {
     pub connections_per_peer_max: usize,
     /// With the token.
     pub requests_per_second: u64,
-    /// From one address, with whatever token.
+    /// With the token or a ticket, from one address.
     pub requests_per_second_per_peer: u64,
+    /// With neither, from everywhere. Of whoever has one, nothing is used up.
+    pub anonymous_per_second: u64,
+    /// The same, from one address.
+    pub anonymous_per_second_per_peer: u64,
     /// Streams of changes.
     pub watches_max: usize,
     /// Streams of console output and of events.
@@ -34,6 +38,8 @@ impl Default for Bounds {
             connections_per_peer_max: 2_048,
             requests_per_second: 2_000,
             requests_per_second_per_peer: 1_000,
+            anonymous_per_second: 500,
+            anonymous_per_second_per_peer: 50,
             watches_max: 256,
             followers_max: 1_024,
             consoles_max: 2_048,

@@ -18,6 +18,7 @@ mod door;
 mod driver_contract;
 mod exec;
 mod filter;
+mod fair;
 mod freeze;
 mod gvisor;
 mod limits;

@@ -1,0 +1,220 @@
+//! Who asks, from where, and for how long that is good.
+//!
+//! Found out once for each request, before anything else is done for it.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tokio::sync::watch;
+
+use crate::api::auth::{self, Token};
+use crate::api::rate::{Rate, peer_key};
+use crate::api::{Api, ApiError, Shared};
+use crate::sys;
+
+/// The other end of a connection, as the kernel knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    Tcp(SocketAddr),
+    /// A process of this machine, over the local socket.
+    Local {
+        uid: u32,
+    },
+}
+
+impl Peer {
+    /// Whom its connections and requests count for. `None`: it is of this machine, and counts for nobody.
+    pub(super) fn key(self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(address) => Some(peer_key(address.ip())),
+            Self::Local { .. } => None,
+        }
+    }
+
+    /// Whether it needs no token: root, and whoever the daemon runs as.
+    pub(super) fn is_owner(self) -> bool {
+        match self {
+            Self::Tcp(_) => false,
+            Self::Local { uid } => uid == 0 || uid == sys::own_ids().0,
+        }
+    }
+}
+
+/// How somebody was let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Who {
+    /// Without anything that is good.
+    Stranger,
+    /// Over the local socket.
+    Local { uid: u32 },
+    /// The token, by the beginning of its digest; in the query it is good for the console alone.
+    Token { id: Arc<str>, in_query: bool },
+    /// A ticket, by its beginning, which may be used still.
+    Ticket { id: Arc<str> },
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    pub who: Who,
+    pub from: Option<IpAddr>,
+    pub grant: Grant,
+}
+
+/// As events name them.
+impl fmt::Display for Caller {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.who {
+            Who::Stranger => out.write_str("nobody")?,
+            Who::Local { uid } => write!(out, "local uid={uid}")?,
+            Who::Token { id, .. } => write!(out, "token {id}")?,
+            Who::Ticket { id } => write!(out, "ticket {id}")?,
+        }
+        match self.from {
+            Some(from) => write!(out, " from {from}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Caller {
+    /// Whether they may ask for everything. A token in the query is of the console alone, since queries are kept in
+    /// logs and histories.
+    pub(super) fn may_ask(&self) -> bool {
+        match self.who {
+            Who::Local { .. } => true,
+            Who::Token { in_query, .. } => !in_query,
+            Who::Stranger | Who::Ticket { .. } => false,
+        }
+    }
+
+    /// Whether they have the token, wherever it stands, or need none.
+    pub(super) fn may_do_all(&self) -> bool {
+        match self.who {
+            Who::Local { .. } | Who::Token { .. } => true,
+            Who::Stranger | Who::Ticket { .. } => false,
+        }
+    }
+}
+
+/// That somebody was let in, until the token by which they were is replaced.
+#[derive(Debug, Clone)]
+pub(super) struct Grant(Option<(watch::Receiver<Arc<Token>>, Arc<Token>)>);
+
+impl Grant {
+    /// One that nothing takes back.
+    pub(super) fn for_good() -> Self {
+        Self(None)
+    }
+
+    /// By a token, until the one in force is another.
+    pub(super) fn by(token: Arc<Token>, tokens: watch::Receiver<Arc<Token>>) -> Self {
+        Self(Some((tokens, token)))
+    }
+
+    /// Whether its token was replaced.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.0.as_ref().is_some_and(|(tokens, token)| !Arc::ptr_eq(&tokens.borrow(), token))
+    }
+}
+
+impl Api {
+    /// Finds out who asks.
+    fn identify(&self, request: &Request, trusted: bool) -> Result<Caller, ApiError> {
+        let peer = request.extensions().get::<Peer>().copied();
+        let from = match peer {
+            Some(Peer::Tcp(address)) => Some(address.ip().to_canonical()),
+            Some(Peer::Local { .. }) | None => None,
+        };
+        if trusted {
+            // Without a connection, it is a part of this very process that asks.
+            let peer = peer.unwrap_or(Peer::Local { uid: sys::own_ids().0 });
+            return match peer {
+                Peer::Local { uid } if peer.is_owner() => Ok(Caller::local(uid)),
+                Peer::Local { uid } => Err(ApiError::Forbidden(uid)),
+                Peer::Tcp(_) => Err(ApiError::Unauthorized),
+            };
+        }
+        let stranger = || (Who::Stranger, Grant::for_good());
+        let by_token = self.auth.identify(request.headers(), request.uri());
+        let by_ticket = || {
+            let text = auth::query(request.uri(), "ticket")?;
+            let grant = self.tickets.grant(&text, self.now())?;
+            Some((Who::Ticket { id: auth::ticket_id(&text) }, grant))
+        };
+        let (who, grant) = by_token.or_else(by_ticket).unwrap_or_else(stranger);
+        Ok(Caller { who, from, grant })
+    }
+
+    /// Counts a request for whoever asks, among those of their kind.
+    fn pace(&self, caller: &Caller) -> Result<(), ApiError> {
+        let (bounds, load) = (self.bounds.get(), &self.load);
+        let peer = caller.from.map(peer_key);
+        let by_peer = |rate: &Rate<IpAddr>, per_second| {
+            peer.map_or(Ok(()), |peer| rate.ask(peer, per_second))
+        };
+        let asked = match caller.who {
+            Who::Local { .. } => Ok(()),
+            Who::Stranger if peer.is_none() => Ok(()),
+            Who::Stranger => by_peer(&load.strangers_by_peer, bounds.anonymous_per_second_per_peer)
+                .and_then(|()| load.strangers.ask((), bounds.anonymous_per_second)),
+            Who::Token { .. } => by_peer(&load.by_peer, bounds.requests_per_second_per_peer)
+                .and_then(|()| load.by_token.ask((), bounds.requests_per_second)),
+            Who::Ticket { .. } => by_peer(&load.by_peer, bounds.requests_per_second_per_peer),
+        };
+        asked.map_err(ApiError::TooFast)
+    }
+}
+
+impl Caller {
+    fn local(uid: u32) -> Self {
+        Self { who: Who::Local { uid }, from: None, grant: Grant::for_good() }
+    }
+}
+
+/// Finds out who asks, and serves them as often as their kind may ask. Those with nothing to show have a budget of
+/// their own, so that they use up nobody's.
+pub(super) async fn admit(
+    State((api, trusted)): State<(Shared, bool)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let admitted = api.identify(&request, trusted).and_then(|caller| {
+        api.pace(&caller)?;
+        Ok(caller)
+    });
+    match admitted {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderMap, Uri};
+
+    use super::*;
+
+    #[test]
+    fn what_was_granted_by_a_token_ends_with_it_and_what_was_not_does_not() {
+        let auth = auth::Auth::new("one".to_owned());
+        let with = |token: &'static str| {
+            let uri = Uri::from_static(token);
+            auth.identify(&HeaderMap::new(), &uri).map(|(_, grant)| grant)
+        };
+        let (granted, local) = (with("/?token=one").unwrap(), Grant::for_good());
+        assert!(!auth.change("one".to_owned()) && !granted.is_revoked());
+        assert!(auth.change("two".to_owned()));
+        assert!(granted.is_revoked() && !local.is_revoked());
+        assert!(with("/?token=one").is_none() && !with("/?token=two").unwrap().is_revoked());
+        // The same text is another token once it was replaced.
+        assert!(auth.change("one".to_owned()) && granted.is_revoked());
+    }
+}
