@@ -6,6 +6,7 @@
 //!   console.rs   its WebSocket                                  /console/ID
 //!   upgrade.rs   every WebSocket, and what one may make us keep
 //!   listen.rs    connections, and how many; rate.rs: requests, and how often
+//!   listen.rs    connections; seat.rs: how many; caller.rs: who asks; rate.rs: how often
 //!   v1: sandboxes.rs apply.rs exec.rs explain.rs limits.rs power.rs checkpoint.rs watch.rs logs.rs events.rs files.rs openapi.rs
 //!   list.rs      long answers, piece by piece
 //! ```
@@ -32,6 +33,7 @@ mod power;
 mod rate;
 mod request;
 mod sandboxes;
+mod seat;
 mod seed;
 mod text;
 mod upgrade;
@@ -55,8 +57,9 @@ use crate::model::{Bounds, Time};
 use crate::reconcile::Handle;
 use crate::store::Store;
 
-use listen::Peers;
+use caller::Caller;
 use rate::{Place, Places, Rate};
+use seat::{Newcomers, Peers};
 
 pub use auth::{Auth, Tickets, secret};
 pub use caller::Peer;
@@ -87,11 +90,14 @@ pub struct Api {
 /// What is being served now.
 #[derive(Debug, Default)]
 pub struct Load {
+    /// Connections that have shown a token or a ticket.
     connections: Places,
     peers: Peers,
-    watches: Places,
-    followers: Places,
-    consoles: Places,
+    newcomers: Newcomers,
+    streams: Streams,
+    /// Those of the local socket take nobody's places, and nobody takes theirs.
+    local_connections: Places,
+    local_streams: Streams,
     /// Requests with the token or a ticket.
     by_peer: Rate<IpAddr>,
     by_token: Rate<()>,
@@ -100,12 +106,21 @@ pub struct Load {
     strangers: Rate<()>,
 }
 
-/// What is open for as long as its client likes.
+/// What is open for as long as its client likes, by kind.
+#[derive(Debug, Default)]
+struct Streams {
+    watches: Places,
+    followers: Places,
+    consoles: Places,
+    execs: Places,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Watch,
     Follower,
     Console,
+    Exec,
 }
 
 /// What the daemon says of itself.
@@ -124,12 +139,14 @@ impl Api {
     }
 
     /// A place among those that follow something, for as long as what it is given to lasts.
-    fn place(&self, kind: Kind) -> Result<Place, ApiError> {
+    fn place(&self, kind: Kind, caller: &Caller) -> Result<Place, ApiError> {
         let (bounds, load) = (self.bounds.get(), &self.load);
+        let streams = if caller.is_local() { &load.local_streams } else { &load.streams };
         let (places, max, what) = match kind {
-            Kind::Watch => (&load.watches, bounds.watches_max, "watches"),
-            Kind::Follower => (&load.followers, bounds.followers_max, "followers"),
-            Kind::Console => (&load.consoles, bounds.consoles_max, "consoles"),
+            Kind::Watch => (&streams.watches, bounds.watches_max, "watches"),
+            Kind::Follower => (&streams.followers, bounds.followers_max, "followers"),
+            Kind::Console => (&streams.consoles, bounds.consoles_max, "consoles"),
+            Kind::Exec => (&streams.execs, bounds.execs_max, "exec sockets"),
         };
         places.take(max).ok_or(ApiError::TooMany(what, max))
     }

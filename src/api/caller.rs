@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::api::auth::{self, Token};
 use crate::api::rate::{Rate, peer_key};
+use crate::api::seat::Seat;
 use crate::api::{Api, ApiError, Shared};
 use crate::sys;
 
@@ -58,11 +59,13 @@ pub(super) enum Who {
 }
 
 /// See the module.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Caller {
     pub who: Who,
     pub from: Option<IpAddr>,
     pub grant: Grant,
+    /// Of the connection. A WebSocket has it for as long as it has its caller.
+    seat: Option<Seat>,
 }
 
 /// As events name them.
@@ -82,6 +85,15 @@ impl fmt::Display for Caller {
 }
 
 impl Caller {
+    /// Whether they have shown anything that is good.
+    pub(super) fn is_known(&self) -> bool {
+        self.who != Who::Stranger
+    }
+
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self.who, Who::Local { .. })
+    }
+
     /// Whether they may ask for everything. A token in the query is of the console alone, since queries are kept in
     /// logs and histories.
     pub(super) fn may_ask(&self) -> bool {
@@ -124,7 +136,8 @@ impl Grant {
 
 impl Api {
     /// Finds out who asks.
-    fn identify(&self, request: &Request, trusted: bool) -> Result<Caller, ApiError> {
+    fn identify(&self, request: &mut Request, trusted: bool) -> Result<Caller, ApiError> {
+        let seat = request.extensions_mut().remove::<Seat>();
         let peer = request.extensions().get::<Peer>().copied();
         let from = match peer {
             Some(Peer::Tcp(address)) => Some(address.ip().to_canonical()),
@@ -134,7 +147,10 @@ impl Api {
             // Without a connection, it is a part of this very process that asks.
             let peer = peer.unwrap_or(Peer::Local { uid: sys::own_ids().0 });
             return match peer {
-                Peer::Local { uid } if peer.is_owner() => Ok(Caller::local(uid)),
+                Peer::Local { uid } if peer.is_owner() => {
+                    let who = Who::Local { uid };
+                    Ok(Caller { who, from, grant: Grant::for_good(), seat })
+                }
                 Peer::Local { uid } => Err(ApiError::Forbidden(uid)),
                 Peer::Tcp(_) => Err(ApiError::Unauthorized),
             };
@@ -147,7 +163,7 @@ impl Api {
             Some((Who::Ticket { id: auth::ticket_id(&text) }, grant))
         };
         let (who, grant) = by_token.or_else(by_ticket).unwrap_or_else(stranger);
-        Ok(Caller { who, from, grant })
+        Ok(Caller { who, from, grant, seat })
     }
 
     /// Counts a request for whoever asks, among those of their kind.
@@ -170,12 +186,6 @@ impl Api {
     }
 }
 
-impl Caller {
-    fn local(uid: u32) -> Self {
-        Self { who: Who::Local { uid }, from: None, grant: Grant::for_good() }
-    }
-}
-
 /// Finds out who asks, and serves them as often as their kind may ask. Those with nothing to show have a budget of
 /// their own, so that they use up nobody's.
 pub(super) async fn admit(
@@ -183,7 +193,10 @@ pub(super) async fn admit(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let admitted = api.identify(&request, trusted).and_then(|caller| {
+    let admitted = api.identify(&mut request, trusted).and_then(|caller| {
+        if let Some(seat) = &caller.seat {
+            seat.sit(&caller)?;
+        }
         api.pace(&caller)?;
         Ok(caller)
     });

@@ -50,11 +50,15 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// Answers waiting for a client that does not read; then its errors are dropped.
 const NOTICE_COUNT_MAX: usize = 16;
 
-pub(super) async fn without_id(upgrade: Upgrade) -> Result<Response, ApiError> {
+pub(super) async fn without_id(
+    Extension(caller): Extension<Caller>,
+    upgrade: Upgrade,
+) -> Result<Response, ApiError> {
     Ok(upgrade::bounded(upgrade, true)?.on_upgrade(|mut socket| async move {
         let close = CloseFrame { code: NO_ID, reason: "no sandbox id".into() };
-        // A peer that is gone needs no goodbye.
-        let _ = socket.send(Message::Close(Some(close))).await;
+        // A peer that is gone, or takes nothing, needs no goodbye.
+        let _ = timeout(LEAVE_WITHIN, socket.send(Message::Close(Some(close)))).await;
+        drop(caller);
     }))
 }
 
@@ -66,7 +70,7 @@ pub(super) async fn console(
     upgrade: Upgrade,
 ) -> Result<Response, ApiError> {
     let (sandbox, read_only) = admit(&api, &caller, &id, &uri)?;
-    let place = api.place(Kind::Console)?;
+    let place = api.place(Kind::Console, &caller)?;
     let upgrade = upgrade::bounded(upgrade, read_only)?;
     let number = |name| query(&uri, name).and_then(|text| text.parse().ok());
     let (offset, tail) = (number("offset"), number("tail").or(Some(TAIL_BYTES)));
@@ -95,7 +99,8 @@ pub(super) async fn console(
             // Deleted, or the client takes nothing, and then it does not take its leave either.
             _ = &mut writing => drop(timeout(LEAVE_WITHIN, listening).await),
         }
-        drop(place);
+        // With the seat of the connection, which was handed over by its upgrade.
+        drop((place, caller));
     }))
 }
 

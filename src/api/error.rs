@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::StatusCode;
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{CONNECTION, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tracing::error;
@@ -47,6 +47,9 @@ pub enum ApiError {
     /// As many as there may be at once.
     #[error("{1} {0} are open, and no more are served at once")]
     TooMany(&'static str, usize),
+    /// As many connections as there may be; this one is closed.
+    #[error("too many connections are open")]
+    Crowded,
     /// Well formed, and wrong.
     #[error("{}", list(.0))]
     Invalid(Vec<Violation>),
@@ -105,6 +108,7 @@ impl ApiError {
             Self::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
             Self::TooFast(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             Self::TooMany(..) => (StatusCode::TOO_MANY_REQUESTS, "too_many"),
+            Self::Crowded => (StatusCode::SERVICE_UNAVAILABLE, "too_many"),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
             Self::Refused(refusal) => refused(refusal),
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
@@ -200,9 +204,12 @@ impl IntoResponse for ApiError {
             value["taken"] = json!(taken);
         }
         let mut response = (status, Json(value)).into_response();
+        let headers = response.headers_mut();
         if let Self::TooFast(wait) = self {
-            let seconds = wait.as_secs() + 1;
-            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+            headers.insert(RETRY_AFTER, (wait.as_secs() + 1).into());
+        } else if let Self::Crowded = self {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

@@ -4,18 +4,23 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde_json::json;
 
+use crate::api::caller::Caller;
 use crate::api::sandboxes::{Pairs, flag};
 use crate::api::{ApiError, Kind, Shared, list};
 use crate::model::Event;
 use crate::store::Snapshot;
 
-pub(super) async fn list(State(api): State<Shared>, pairs: Pairs) -> Result<Response, ApiError> {
+pub(super) async fn list(
+    State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    pairs: Pairs,
+) -> Result<Response, ApiError> {
     let about = pairs.get("sandbox").cloned();
     let since: u64 = match pairs.get("since") {
         Some(text) => text.parse().map_err(|_| {
@@ -29,7 +34,7 @@ pub(super) async fn list(State(api): State<Shared>, pairs: Pairs) -> Result<Resp
         let events: Vec<Arc<Event>> = snapshot.events.iter().filter(wanted).cloned().collect();
         return Ok(list::answer("items", events.into_iter().map(|event| json!(*event)), ""));
     }
-    let (place, commits) = (api.place(Kind::Follower)?, api.store.watch());
+    let (place, commits) = (api.place(Kind::Follower, &caller)?, api.store.watch());
     let lines = stream::unfold(
         (commits, since, (about, place)),
         |(mut commits, mut since, (about, place))| async move {

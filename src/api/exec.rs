@@ -20,7 +20,7 @@ use crate::api::caller::Caller;
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::upgrade::{self, Upgrade};
-use crate::api::{ApiError, Shared, console, request};
+use crate::api::{ApiError, Kind, Shared, console, request};
 use crate::model::draft::{read_command, read_env, read_word};
 use crate::model::instance::signal_name;
 use crate::model::tree::{Faults, Node};
@@ -149,6 +149,7 @@ pub(super) async fn attach(
     if read_only {
         return Err(ApiError::Unauthorized);
     }
+    let place = api.place(Kind::Exec, &caller)?;
     let upgrade = upgrade::bounded(upgrade, read_only)?;
     Ok(upgrade.on_upgrade(move |mut socket| async move {
         let last = match begin(&api, sandbox, &mut socket).await {
@@ -164,6 +165,8 @@ pub(super) async fn attach(
             let leave = async { while let Some(Ok(_)) = socket.recv().await {} };
             let _ = timeout(LEAVE_WITHIN, leave).await;
         }
+        // With the seat of the connection, which was handed over by its upgrade.
+        drop((place, caller));
     }))
 }
 

@@ -1,12 +1,10 @@
-//! Connections: how many, from whom, and how long they may take their time.
+//! Connections: taken one after the other, and how long they may take their time. How many: seat.rs.
 //!
 //! Each is a task of its own. One too many is told so and closed; one that asks nothing, or takes nothing of
 //! what it asked for, is closed after a while, so that whoever holds connections open holds nobody up.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
@@ -21,9 +19,9 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service;
 use tracing::debug;
 
+use crate::api::Shared;
 use crate::api::caller::Peer;
-use crate::api::rate::Place;
-use crate::api::{Api, Shared};
+use crate::api::seat::Seat;
 use crate::model::Bounds;
 use crate::sys::socket;
 
@@ -68,39 +66,6 @@ impl Doorway for UnixListener {
     fn settle(_: &Self::Io, _: &Bounds) {}
 }
 
-/// How many connections each peer has.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// One of them, until this is dropped.
-#[derive(Debug)]
-struct Counted(Peers, IpAddr);
-
-impl Peers {
-    fn count(&self, peer: IpAddr, max: usize) -> Option<Counted> {
-        let mut peers = self.0.lock().expect("nobody panics while counting");
-        let count = peers.entry(peer).or_insert(0);
-        if max > 0 && *count >= max {
-            return None;
-        }
-        *count += 1;
-        drop(peers);
-        Some(Counted(self.clone(), peer))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut peers = self.0.0.lock().expect("nobody panics while counting");
-        if let Some(count) = peers.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                peers.remove(&self.1);
-            }
-        }
-    }
-}
-
 /// Serves until shut down; requests that run are given their end.
 pub async fn serve<L: Doorway>(
     mut listener: L,
@@ -117,30 +82,16 @@ pub async fn serve<L: Doorway>(
         };
         let bounds = api.bounds.get();
         L::settle(&io, &bounds);
-        let peer = L::peer(&io, &address);
-        match admit(&api, peer.key(), &bounds) {
-            Some(place) => {
-                let connection = Connection { io, router: router.clone(), peer, bounds };
-                let shutdown = shutdown.clone();
-                tasks.spawn(async move {
-                    connection.serve(shutdown).await;
-                    drop(place);
-                });
+        match Seat::take(&api, L::peer(&io, &address)) {
+            Some(seat) => {
+                let connection = Connection { io, router: router.clone(), seat, bounds };
+                tasks.spawn(connection.serve(shutdown.clone()));
             }
             None => drop(tasks.spawn(turn_away(io))),
         }
     }
     tasks.close();
     tasks.wait().await;
-}
-
-/// A place for a connection, if there is one.
-fn admit(api: &Api, peer: Option<IpAddr>, bounds: &Bounds) -> Option<(Option<Counted>, Place)> {
-    let counted = match peer {
-        Some(peer) => Some(api.load.peers.count(peer, bounds.connections_per_peer_max)?),
-        None => None,
-    };
-    Some((counted, api.load.connections.take(bounds.connections_max)?))
 }
 
 async fn turn_away(mut io: impl tokio::io::AsyncWrite + Unpin) {
@@ -152,7 +103,7 @@ async fn turn_away(mut io: impl tokio::io::AsyncWrite + Unpin) {
 struct Connection<I> {
     io: I,
     router: Router,
-    peer: Peer,
+    seat: Seat,
     bounds: Arc<Bounds>,
 }
 
@@ -161,9 +112,11 @@ where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     async fn serve(self, shutdown: CancellationToken) {
-        let Self { io, router, peer, bounds } = self;
+        let Self { io, router, seat, bounds } = self;
+        let shown = seat.clone();
         let service = service_fn(move |mut request: hyper::Request<_>| {
-            request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(shown.peer());
+            request.extensions_mut().insert(shown.clone());
             router.clone().call(request.map(Body::new))
         });
         let mut builder = http1::Builder::new();
@@ -173,9 +126,13 @@ where
         }
         let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
         let mut connection = pin!(connection);
-        // Both arms only wait; the connection goes on after the second.
+        // Each arm only waits; the connection goes on after the last.
         let done = tokio::select! {
             done = connection.as_mut() => done,
+            () = seat.gives_way() => {
+                debug!("connection closed: it has shown no token, and others wait");
+                return;
+            }
             () = shutdown.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await

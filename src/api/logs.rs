@@ -8,13 +8,14 @@ use std::io;
 use std::path::Path;
 
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::api::caller::Caller;
 use crate::api::rate::Place;
 use crate::api::request::Path as UrlPath;
 use crate::api::sandboxes::{Pairs, find, flag};
@@ -38,6 +39,7 @@ struct Follower {
 
 pub(super) async fn logs(
     State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
     UrlPath(id): UrlPath<String>,
     pairs: Pairs,
 ) -> Result<Response, ApiError> {
@@ -53,7 +55,7 @@ pub(super) async fn logs(
     let start = start(&spool, offset, tail);
     let json = pairs.get("format").is_some_and(|format| format == "json");
     let follow = flag(&pairs, "follow");
-    let place = if follow { Some(api.place(Kind::Follower)?) } else { None };
+    let place = if follow { Some(api.place(Kind::Follower, &caller)?) } else { None };
     let follower = Follower {
         reader: Reader::new(&spool, start),
         head,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::api::caller::Caller;
 use crate::api::request::{Path, Query};
 use crate::api::{ApiError, Shared, declare, list, request, wait, watch, wire};
 use crate::model::admission::{self, Rules};
@@ -31,10 +32,11 @@ pub(super) struct ListQuery {
 
 pub(super) async fn list(
     State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Query(query): Query<ListQuery>,
 ) -> Result<Response, ApiError> {
     if query.watch.is_some_and(|watch| !matches!(watch.as_str(), "0" | "false")) {
-        return watch::watch(&api, query.resource_version.as_deref());
+        return watch::watch(&api, &caller, query.resource_version.as_deref());
     }
     let snapshot = api.store.snapshot();
     let label = query.label.as_deref().and_then(|label| label.split_once('='));

@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::api::caller::Caller;
 use crate::api::rate::Place;
 use crate::api::{ApiError, Kind, Shared, wire};
 use crate::store::{Change, ChangeKind, Snapshot, snapshot};
@@ -34,8 +35,12 @@ struct Watcher {
 
 /// Answers with a stream that lasts until the client leaves. Without a version, what is there now
 /// comes first, as ADDED.
-pub(super) fn watch(api: &Shared, version: Option<&str>) -> Result<Response, ApiError> {
-    let place = api.place(Kind::Watch)?;
+pub(super) fn watch(
+    api: &Shared,
+    caller: &Caller,
+    version: Option<&str>,
+) -> Result<Response, ApiError> {
+    let place = api.place(Kind::Watch, caller)?;
     let commits = api.store.watch();
     let now = api.store.snapshot();
     let (at, waiting) = match version {

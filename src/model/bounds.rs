@@ -8,7 +8,10 @@ use crate::model::time::Span;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Bounds {
+    /// With the token or a ticket, WebSockets among them. An eighth of this, and 64 at least, may be open beside
+    /// them that have shown neither; the same number again may be open at the local socket.
     pub connections_max: usize,
+    /// With the token or a ticket, from one address.
     pub connections_per_peer_max: usize,
     /// With the token.
     pub requests_per_second: u64,
@@ -23,6 +26,8 @@ pub struct Bounds {
     /// Streams of console output and of events.
     pub followers_max: usize,
     pub consoles_max: usize,
+    /// WebSockets of exec.
+    pub execs_max: usize,
     /// A request's head is there within this time, or its connection is closed; so is one that asks nothing.
     pub head_within: Span,
     /// A request's body is there within this time.
@@ -43,6 +48,7 @@ impl Default for Bounds {
             watches_max: 256,
             followers_max: 1_024,
             consoles_max: 2_048,
+            execs_max: 256,
             head_within: Span::seconds(30),
             body_within: Span::seconds(30),
             stalled_after: Span::seconds(60),

@@ -1,11 +1,17 @@
 //! Who takes what from whom: clients without a token, other users of the machine, a token that was replaced.
 
 use std::fs;
+use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio_tungstenite::connect_async;
+use tokio_tungstenite::tungstenite::Error;
 
-use crate::desk::{Desk, TOKEN};
+use crate::desk::{Desk, PATIENCE, TOKEN};
 
 #[tokio::test]
 async fn requests_without_a_token_use_up_nothing_of_those_with_one() {
@@ -55,4 +61,76 @@ async fn the_local_socket_is_its_owners_whatever_the_umask_and_the_mode_is() {
     let answer = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(answer.starts_with("HTTP/1.1 403"), "{output:?}");
     assert!(answer.contains("forbidden") && answer.contains("uid 4711"), "{answer}");
+}
+
+#[tokio::test]
+async fn websockets_count_as_connections_until_they_end() {
+    for key in ["connections_max", "connections_per_peer_max"] {
+        let desk = Desk::with(json!({"api": {key: 10}})).await;
+        desk.write_spec("a.yaml", "a", &json!({"command": ["sleep", "1000"]}));
+        // Over the local socket, which keeps no place of those that are counted.
+        let deadline = Instant::now() + PATIENCE;
+        while desk.cli(&["exec", "a", "--", "true"]).0 != 0 {
+            assert!(Instant::now() < deadline, "{}", desk.log());
+        }
+        let mut open = Vec::new();
+        let mut refused = 0;
+        for n in 0..60 {
+            let path = ["console/a", "v1/sandboxes/a/exec"][n % 2];
+            let url = format!("ws://127.0.0.1:{}/{path}?token={TOKEN}", desk.port);
+            match connect_async(url).await {
+                Ok((socket, _)) => open.push(socket),
+                Err(Error::Http(answer)) => {
+                    assert_eq!(answer.status(), 503);
+                    refused += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!((open.len(), refused), (10, 50), "{key}");
+        assert_eq!(desk.get("/v1/sandboxes").await.status, 503);
+        assert_eq!(desk.cli(&["exec", "a", "--", "true"]).0, 0);
+        drop(open);
+        let deadline = Instant::now() + PATIENCE;
+        while desk.get("/v1/sandboxes").await.status != 200 {
+            assert!(Instant::now() < deadline, "places are not free again");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn connections_that_show_nothing_keep_nobody_out() {
+    let desk = Desk::with(json!({"api": {"connections_max": 20}})).await;
+    let (port, ended) = (desk.port, Arc::new(AtomicBool::new(false)));
+    let connect = move || TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let idle: Vec<TcpStream> = (0..200).map(|_| connect()).collect();
+    let flood = {
+        let ended = Arc::clone(&ended);
+        std::thread::spawn(move || {
+            let mut held = std::collections::VecDeque::new();
+            while !ended.load(Ordering::Relaxed) {
+                held.push_back(connect());
+                if held.len() > 200 {
+                    held.pop_front();
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        })
+    };
+    let watch = format!("http://127.0.0.1:{port}/v1/sandboxes?watch=1");
+    let client = reqwest::Client::new();
+    let watching = client.get(&watch).bearer_auth(TOKEN).send().await.unwrap();
+    for _ in 0..50 {
+        assert_eq!(desk.get("/v1/sandboxes").await.status, 200);
+    }
+    assert_eq!(desk.cli(&["get"]).0, 0);
+    // One that has shown the token is not closed for those that have not.
+    let mut watching = watching;
+    desk.write_spec("a.yaml", "a", &json!({"command": ["true"], "state": "stopped"}));
+    let line = tokio::time::timeout(PATIENCE, watching.chunk()).await.unwrap().unwrap();
+    assert!(line.is_some());
+    ended.store(true, Ordering::Relaxed);
+    flood.join().unwrap();
+    drop(idle);
 }
