@@ -80,6 +80,11 @@ impl Auth {
         })
     }
 
+    /// Word of each token that is in force after this.
+    pub(super) fn tokens(&self) -> watch::Receiver<Arc<Token>> {
+        self.tokens.subscribe()
+    }
+
     /// That somebody has the token in the header, or, as the seed's console wants it, in the query.
     pub(super) fn identify(&self, headers: &HeaderMap, uri: &Uri) -> Option<(Who, Grant)> {
         let token = Arc::clone(&self.tokens.borrow());

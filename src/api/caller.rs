@@ -1,10 +1,12 @@
 //! Who asks, from where, and for how long that is good.
 //!
-//! Found out once for each request, before anything else is done for it.
+//! Found out once for each request, before anything else is done for it, and carried by whatever the request opens:
+//! what is open ends when the token that opened it is replaced.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -16,6 +18,13 @@ use crate::api::rate::{Rate, peer_key};
 use crate::api::seat::Seat;
 use crate::api::{Api, ApiError, Shared};
 use crate::sys;
+
+/// What is open is gone this long after its token, whether or not its client hears why.
+pub(super) const GONE_WITHIN: Duration = Duration::from_millis(500);
+/// The WebSocket's close code,
+pub(super) const REVOKED_CLOSE: u16 = 4003;
+/// and the words, for clients that do hear it.
+pub(super) const REVOKED: &str = "the token was replaced; sign in with the new one";
 
 /// The other end of a connection, as the kernel knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +141,15 @@ impl Grant {
     pub(super) fn is_revoked(&self) -> bool {
         self.0.as_ref().is_some_and(|(tokens, token)| !Arc::ptr_eq(&tokens.borrow(), token))
     }
+
+    /// Waits until its token is replaced. Cancel-safe, and may be waited for again.
+    pub(super) async fn revoked(&mut self) {
+        match &mut self.0 {
+            // An error says that the daemon ends, which ends everything.
+            Some((tokens, token)) => drop(tokens.wait_for(|now| !Arc::ptr_eq(now, token)).await),
+            None => std::future::pending::<()>().await,
+        }
+    }
 }
 
 impl Api {
@@ -215,16 +233,19 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn what_was_granted_by_a_token_ends_with_it_and_what_was_not_does_not() {
+    #[tokio::test]
+    async fn what_was_granted_by_a_token_ends_with_it_and_what_was_not_does_not() {
         let auth = auth::Auth::new("one".to_owned());
         let with = |token: &'static str| {
             let uri = Uri::from_static(token);
             auth.identify(&HeaderMap::new(), &uri).map(|(_, grant)| grant)
         };
-        let (granted, local) = (with("/?token=one").unwrap(), Grant::for_good());
+        let (mut granted, local) = (with("/?token=one").unwrap(), Grant::for_good());
         assert!(!auth.change("one".to_owned()) && !granted.is_revoked());
         assert!(auth.change("two".to_owned()));
+        granted.revoked().await;
+        // Whoever asks again is told again.
+        granted.clone().revoked().await;
         assert!(granted.is_revoked() && !local.is_revoked());
         assert!(with("/?token=one").is_none() && !with("/?token=two").unwrap().is_revoked());
         // The same text is another token once it was replaced.

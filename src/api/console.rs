@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::api::auth::query;
-use crate::api::caller::Caller;
+use crate::api::caller::{Caller, GONE_WITHIN, Grant, REVOKED, REVOKED_CLOSE};
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::text::Decoder;
@@ -86,21 +86,32 @@ pub(super) async fn console(
             ended: ended_iid(&sandbox),
             sandbox: Arc::clone(&sandbox),
             sink,
+            grant: caller.grant.clone(),
             binary,
             decoder: Decoder::default(),
             buffer: vec![0; SMALL_BYTES],
             text: String::new(),
         };
         let mut writing = tokio::spawn(writer.run(inbox));
-        let mut listening = pin!(listen(&api, &sandbox, stream, (notices, read_only)));
-        // Both arms only wait.
+        let mut grant = caller.grant.clone();
+        let mut listening = pin!(listen(&api, (&sandbox, &caller), stream, (notices, read_only)));
+        // Each arm only waits.
         tokio::select! {
             () = &mut listening => writing.abort(),
             // Deleted, or the client takes nothing, and then it does not take its leave either.
-            _ = &mut writing => drop(timeout(LEAVE_WITHIN, listening).await),
+            _ = &mut writing => {
+                let within = if grant.is_revoked() { GONE_WITHIN } else { LEAVE_WITHIN };
+                let _ = timeout(within, listening).await;
+            }
+            // The writer says why, if the client takes that; what the client says is read away.
+            () = grant.revoked() => {
+                let leave = async { tokio::join!(&mut writing, listening) };
+                let _ = timeout(GONE_WITHIN, leave).await;
+                writing.abort();
+            }
         }
-        // With the seat of the connection, which was handed over by its upgrade.
-        drop((place, caller));
+        // The caller, and with it the seat of the connection that the upgrade has handed over, lasts as long.
+        drop(place);
     }))
 }
 
@@ -125,11 +136,14 @@ pub(super) fn admit(
 /// Carries out what the client says, until it leaves.
 async fn listen(
     api: &Shared,
-    sandbox: &Arc<Sandbox>,
+    (sandbox, caller): (&Arc<Sandbox>, &Caller),
     mut stream: SplitStream<WebSocket>,
     (notices, read_only): (mpsc::Sender<Value>, bool),
 ) {
     while let Some(Ok(message)) = stream.next().await {
+        if caller.grant.is_revoked() {
+            continue;
+        }
         let text = match message {
             Message::Text(text) => text,
             Message::Close(_) => return,
@@ -231,6 +245,7 @@ struct Writer {
     api: Shared,
     sandbox: Arc<Sandbox>,
     sink: SplitSink<WebSocket, Message>,
+    grant: Grant,
     reader: Reader,
     head: watch::Receiver<Head>,
     /// The last instance whose end the client knows of.
@@ -242,13 +257,23 @@ struct Writer {
     text: String,
 }
 
-/// The client left, or takes nothing.
+/// The client left, or takes nothing, or is let in no longer.
 struct Left;
 
 impl Writer {
     async fn run(mut self, mut notices: mpsc::Receiver<Value>) {
         // The client left, the sandbox was deleted: either way there is nobody to tell.
         let _ = self.serve(&mut notices).await;
+        if self.grant.is_revoked() {
+            let notice = json!({"type": "error", "message": REVOKED}).to_string();
+            let close = CloseFrame { code: REVOKED_CLOSE, reason: REVOKED.into() };
+            let last = async {
+                self.sink.send(Message::Text(notice.into())).await?;
+                self.sink.send(Message::Close(Some(close))).await
+            };
+            let _ = timeout(LEAVE_WITHIN, last).await;
+            return;
+        }
         let _ = timeout(LEAVE_WITHIN, self.sink.close()).await;
     }
 
@@ -270,6 +295,7 @@ impl Writer {
             tokio::select! {
                 changed = self.head.changed() => changed.map_err(|_| Left)?,
                 changed = commits.changed() => changed.map_err(|_| Left)?,
+                () = self.grant.revoked() => return Err(Left),
                 Some(notice) = notices.recv() => self.send_json(&notice).await?,
                 // Most consoles say a line now and then, and there may be thousands.
                 () = sleep(QUIET), if self.buffer.len() > SMALL_BYTES => {
@@ -368,6 +394,9 @@ impl Writer {
     }
 
     async fn send(&mut self, message: Message) -> Result<(), Left> {
+        if self.grant.is_revoked() {
+            return Err(Left);
+        }
         match timeout(SEND_WITHIN, self.sink.send(message)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(Left),

@@ -9,8 +9,10 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde_json::json;
+use tokio::sync::watch;
 
-use crate::api::caller::Caller;
+use crate::api::caller::{Caller, Grant, REVOKED};
+use crate::api::rate::Place;
 use crate::api::sandboxes::{Pairs, flag};
 use crate::api::{ApiError, Kind, Shared, list};
 use crate::model::Event;
@@ -34,24 +36,48 @@ pub(super) async fn list(
         let events: Vec<Arc<Event>> = snapshot.events.iter().filter(wanted).cloned().collect();
         return Ok(list::answer("items", events.into_iter().map(|event| json!(*event)), ""));
     }
-    let (place, commits) = (api.place(Kind::Follower, &caller)?, api.store.watch());
-    let lines = stream::unfold(
-        (commits, since, (about, place)),
-        |(mut commits, mut since, (about, place))| async move {
-            loop {
-                let snapshot = Arc::clone(&commits.borrow_and_update());
-                let (text, newest) = news(&snapshot, since, about.as_deref());
-                since = newest;
-                if !text.is_empty() {
-                    let next = (commits, since, (about, place));
-                    return Some((Ok::<_, Infallible>(Bytes::from(text)), next));
-                }
-                commits.changed().await.ok()?;
-            }
-        },
-    );
+    let place = api.place(Kind::Follower, &caller)?;
+    let (commits, grant) = (api.store.watch(), caller.grant);
+    let follower = Follower { commits, since, about, ended: false, grant, _place: place };
+    let lines = stream::unfold(follower, |mut follower| async move {
+        let lines = follower.next().await?;
+        Some((Ok::<_, Infallible>(lines), follower))
+    });
     let kind = [(CONTENT_TYPE, "application/x-ndjson")];
     Ok((kind, Body::from_stream(lines)).into_response())
+}
+
+struct Follower {
+    commits: watch::Receiver<Arc<Snapshot>>,
+    since: u64,
+    about: Option<String>,
+    ended: bool,
+    grant: Grant,
+    _place: Place,
+}
+
+impl Follower {
+    async fn next(&mut self) -> Option<Bytes> {
+        while !self.ended {
+            if self.grant.is_revoked() {
+                self.ended = true;
+                let last = json!({"error": REVOKED, "code": "unauthorized"});
+                return Some(format!("{last}\n").into());
+            }
+            let snapshot = Arc::clone(&self.commits.borrow_and_update());
+            let (text, newest) = news(&snapshot, self.since, self.about.as_deref());
+            self.since = newest;
+            if !text.is_empty() {
+                return Some(text.into());
+            }
+            // Both arms only wait; the second is seen to above.
+            tokio::select! {
+                changed = self.commits.changed() => changed.ok()?,
+                () = self.grant.revoked() => (),
+            }
+        }
+        None
+    }
 }
 
 /// What a follower who has seen everything up to `since` is told, and up to where that goes. Both by the

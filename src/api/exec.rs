@@ -9,14 +9,14 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::ws::{Message, WebSocket};
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use axum::extract::{Extension, State};
 use axum::http::Uri;
 use axum::response::Response;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::api::caller::Caller;
+use crate::api::caller::{Caller, GONE_WITHIN, REVOKED, REVOKED_CLOSE};
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::upgrade::{self, Upgrade};
@@ -152,13 +152,24 @@ pub(super) async fn attach(
     let place = api.place(Kind::Exec, &caller)?;
     let upgrade = upgrade::bounded(upgrade, read_only)?;
     Ok(upgrade.on_upgrade(move |mut socket| async move {
-        let last = match begin(&api, sandbox, &mut socket).await {
-            Ok(session) => converse(session, &mut socket).await,
-            Err(error) => {
-                Some(json!({"type": "error", "message": error.message(), "code": error.code()}))
+        let talk = async {
+            match begin(&api, sandbox, &mut socket).await {
+                Ok(session) => converse(session, &mut socket).await,
+                Err(error) => {
+                    let (message, code) = (error.to_string(), error.code());
+                    Some(json!({"type": "error", "message": message, "code": code}))
+                }
             }
         };
-        if let Some(last) = last {
+        let mut grant = caller.grant.clone();
+        // Both arms only wait; the program ends with its session.
+        let last = tokio::select! {
+            last = talk => last,
+            () = grant.revoked() => None,
+        };
+        if grant.is_revoked() {
+            let _ = timeout(GONE_WITHIN, dismiss(&mut socket)).await;
+        } else if let Some(last) = last {
             let _ = send(&mut socket, Message::Text(last.to_string().into())).await;
             let _ = send(&mut socket, Message::Close(None)).await;
             // Closed with input unread, the connection would break before the last word was read.
@@ -168,6 +179,15 @@ pub(super) async fn attach(
         // With the seat of the connection, which was handed over by its upgrade.
         drop((place, caller));
     }))
+}
+
+/// Says to a client that is let in no longer why its program was ended, and reads away what it still says.
+async fn dismiss(socket: &mut WebSocket) {
+    let last = json!({"type": "error", "message": REVOKED, "code": "unauthorized"});
+    let close = CloseFrame { code: REVOKED_CLOSE, reason: REVOKED.into() };
+    let _ = send(socket, Message::Text(last.to_string().into())).await;
+    let _ = send(socket, Message::Close(Some(close))).await;
+    while let Some(Ok(_)) = socket.recv().await {}
 }
 
 async fn begin(

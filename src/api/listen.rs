@@ -14,13 +14,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 use tracing::debug;
 
 use crate::api::Shared;
-use crate::api::caller::Peer;
+use crate::api::caller::{GONE_WITHIN, Peer};
 use crate::api::seat::Seat;
 use crate::model::Bounds;
 use crate::sys::socket;
@@ -113,7 +114,7 @@ where
 {
     async fn serve(self, shutdown: CancellationToken) {
         let Self { io, router, seat, bounds } = self;
-        let shown = seat.clone();
+        let (shown, mut tokens) = (seat.clone(), seat.tokens());
         let service = service_fn(move |mut request: hyper::Request<_>| {
             request.extensions_mut().insert(shown.peer());
             request.extensions_mut().insert(shown.clone());
@@ -126,16 +127,24 @@ where
         }
         let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
         let mut connection = pin!(connection);
-        // Each arm only waits; the connection goes on after the last.
-        let done = tokio::select! {
-            done = connection.as_mut() => done,
-            () = seat.gives_way() => {
-                debug!("connection closed: it has shown no token, and others wait");
-                return;
-            }
-            () = shutdown.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let done = loop {
+            // Each arm only waits; the connection goes on after the last two.
+            tokio::select! {
+                done = connection.as_mut() => break done,
+                () = seat.gives_way() => {
+                    debug!("connection closed: it has shown no token, and others wait");
+                    return;
+                }
+                () = shutdown.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    break connection.as_mut().await;
+                }
+                Ok(()) = tokens.changed() => if seat.is_revoked() {
+                    // What is being answered may come to its end, and streams say why they do.
+                    connection.as_mut().graceful_shutdown();
+                    let _ = timeout(GONE_WITHIN, connection.as_mut()).await;
+                    return;
+                },
             }
         };
         if let Err(error) = done {

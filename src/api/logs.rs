@@ -15,7 +15,7 @@ use futures_util::stream;
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::api::caller::Caller;
+use crate::api::caller::{Caller, Grant, REVOKED};
 use crate::api::rate::Place;
 use crate::api::request::Path as UrlPath;
 use crate::api::sandboxes::{Pairs, find, flag};
@@ -34,6 +34,8 @@ struct Follower {
     json: bool,
     decoder: Decoder,
     buffer: Vec<u8>,
+    ended: bool,
+    grant: Grant,
     _place: Option<Place>,
 }
 
@@ -63,6 +65,8 @@ pub(super) async fn logs(
         json,
         decoder: Decoder::default(),
         buffer: vec![0; CHUNK_BYTES],
+        ended: false,
+        grant: caller.grant,
         _place: place,
     };
     let chunks = stream::unfold(follower, |mut follower| async move {
@@ -88,16 +92,32 @@ pub(super) fn start(spool: &Path, offset: Option<u64>, tail: Option<u64>) -> u64
 
 impl Follower {
     async fn next(&mut self) -> Option<Bytes> {
-        loop {
+        while !self.ended {
+            if self.grant.is_revoked() {
+                self.ended = true;
+                return Some(self.last_word());
+            }
             // Marked seen before reading, so that what is written meanwhile wakes the wait.
             self.head.borrow_and_update();
             match self.read() {
                 Ok(Some(bytes)) => return Some(bytes),
-                Ok(None) if self.follow => self.head.changed().await.ok()?,
+                // Both arms only wait; the second is seen to above.
+                Ok(None) if self.follow => tokio::select! {
+                    changed = self.head.changed() => changed.ok()?,
+                    () = self.grant.revoked() => (),
+                },
                 Ok(None) => return None,
                 // The spool was removed with its sandbox.
                 Err(_) => return None,
             }
+        }
+        None
+    }
+
+    fn last_word(&self) -> Bytes {
+        match self.json {
+            true => format!("{}\n", json!({"error": REVOKED, "code": "unauthorized"})).into(),
+            false => format!("[sodiumd] {REVOKED}\n").into(),
         }
     }
 

@@ -14,8 +14,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::auth::Token;
 use crate::api::caller::{Caller, Grant, Peer};
 use crate::api::rate::Place;
 use crate::api::{ApiError, Shared};
@@ -159,6 +161,19 @@ impl Seat {
     /// Waits until it is to be closed for another one.
     pub(super) async fn gives_way(&self) {
         self.0.gives_way.cancelled().await;
+    }
+
+    /// Whether what it was given for has been taken back.
+    pub(super) fn is_revoked(&self) -> bool {
+        match &*self.0.standing.lock().expect("nobody panics while counting") {
+            Standing::Seated { grant, .. } => grant.is_revoked(),
+            Standing::Newcomer { .. } => false,
+        }
+    }
+
+    /// Word of each time at which that may change.
+    pub(super) fn tokens(&self) -> watch::Receiver<Arc<Token>> {
+        self.0.api.auth.tokens()
     }
 
     /// Counts it by what a request on it has shown.

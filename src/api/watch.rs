@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::api::caller::Caller;
+use crate::api::caller::{Caller, Grant, REVOKED};
 use crate::api::rate::Place;
 use crate::api::{ApiError, Kind, Shared, wire};
 use crate::store::{Change, ChangeKind, Snapshot, snapshot};
@@ -30,6 +30,7 @@ struct Watcher {
     at: u64,
     waiting: VecDeque<Change>,
     ended: bool,
+    grant: Grant,
     _place: Place,
 }
 
@@ -57,8 +58,8 @@ pub(super) fn watch(
             (at, api.store.ring().since(at).ok_or(ApiError::Gone)?.into())
         }
     };
-    let watcher =
-        Watcher { api: Arc::clone(api), commits, at, waiting, ended: false, _place: place };
+    let (api, grant) = (Arc::clone(api), caller.grant.clone());
+    let watcher = Watcher { api, commits, at, waiting, ended: false, grant, _place: place };
     let lines = stream::unfold(watcher, |mut watcher| async move {
         let line = watcher.next().await?;
         Some((Ok::<_, Infallible>(line), watcher))
@@ -72,6 +73,13 @@ impl Watcher {
         loop {
             if self.ended {
                 return None;
+            }
+            if self.grant.is_revoked() {
+                self.ended = true;
+                let (code, status) = ("unauthorized", 401);
+                let last =
+                    json!({"type": "ERROR", "code": code, "status": status, "error": REVOKED});
+                return Some(line(&last));
             }
             if let Some(change) = self.waiting.pop_front() {
                 self.at = self.at.max(change.rv);
@@ -90,7 +98,12 @@ impl Watcher {
             if !self.waiting.is_empty() {
                 continue;
             }
-            match timeout(BOOKMARK_EVERY, self.commits.changed()).await {
+            // Both arms only wait; the second is seen to above.
+            let waited = tokio::select! {
+                changed = timeout(BOOKMARK_EVERY, self.commits.changed()) => changed,
+                () = self.grant.revoked() => continue,
+            };
+            match waited {
                 Ok(Ok(())) => (),
                 Ok(Err(_)) => self.ended = true,
                 Err(_) => return Some(self.bookmark()),

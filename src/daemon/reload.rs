@@ -33,7 +33,11 @@ impl Reload {
             }
         };
         match daemon::token(&next) {
-            Ok((token, _)) => self.api.auth.change(token),
+            Ok((token, _)) => {
+                if self.api.auth.change(token) {
+                    info!("token replaced; what the one before has opened is closed");
+                }
+            }
             Err(error) => warn!(error = format!("{error:#}"), "the token stays as it was"),
         }
         self.api.bounds.set(next.bounds.clone());

@@ -1,15 +1,18 @@
 //! Who takes what from whom: clients without a token, other users of the machine, a token that was replaced.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-use tokio_tungstenite::connect_async;
-use tokio_tungstenite::tungstenite::Error;
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::desk::{Desk, PATIENCE, TOKEN};
 
@@ -52,7 +55,7 @@ async fn the_local_socket_is_its_owners_whatever_the_umask_and_the_mode_is() {
         s.sendall(b'GET /v1/sandboxes HTTP/1.1\\r\\nHost: a\\r\\nAuthorization: Bearer '\n\
         + sys.argv[2].encode() + b'\\r\\nConnection: close\\r\\n\\r\\n')\n\
         print(s.makefile().read())";
-    let output = std::process::Command::new("setpriv")
+    let output = Command::new("setpriv")
         .args(["--reuid", "4711", "--regid", "4711", "--clear-groups", "python3", "-c", script])
         .arg(&socket)
         .arg(TOKEN)
@@ -133,4 +136,138 @@ async fn connections_that_show_nothing_keep_nobody_out() {
     ended.store(true, Ordering::Relaxed);
     flood.join().unwrap();
     drop(idle);
+}
+
+type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+async fn websocket(desk: &Desk, path: &str) -> Result<Socket, u16> {
+    match connect_async(format!("ws://127.0.0.1:{}/{path}", desk.port)).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(Error::Http(answer)) => Err(answer.status().as_u16()),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The code that a WebSocket is closed with.
+async fn close_code(socket: &mut Socket) -> u16 {
+    loop {
+        match tokio::time::timeout(PATIENCE, socket.next()).await.unwrap() {
+            Some(Ok(Message::Close(Some(close)))) => return close.code.into(),
+            Some(Ok(_)) => (),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn replace_token(desk: &Desk, token: &str) {
+    let path = desk.path("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config["token"] = json!(token);
+    fs::write(&path, config.to_string()).unwrap();
+    let pid = desk.daemon.as_ref().unwrap().id().to_string();
+    assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+}
+
+async fn ticket(desk: &Desk) -> String {
+    let answer = desk.post("/v1/sandboxes/a/ticket", Value::Null).await;
+    answer.json["ticket"].as_str().unwrap().to_owned()
+}
+
+/// Whether a program with this argument runs anywhere.
+fn runs(argument: &str) -> bool {
+    fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line.starts_with(b"sleep\0")
+            && line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+    })
+}
+
+#[tokio::test]
+async fn what_a_token_opened_ends_within_a_second_of_the_token() {
+    let desk = Desk::new().await;
+    desk.write_spec("a.yaml", "a", &json!({"command": ["cat"], "limits": {"timeout_seconds": 0}}));
+    desk.wait_phase("a", "Running").await;
+    let (unused, used) = (ticket(&desk).await, ticket(&desk).await);
+    let mut console = websocket(&desk, &format!("console/a?token={TOKEN}")).await.unwrap();
+    let mut by_ticket = websocket(&desk, &format!("console/a?ticket={used}")).await.unwrap();
+    let exec = format!("v1/sandboxes/a/exec?token={TOKEN}");
+    let mut exec = websocket(&desk, &exec).await.unwrap();
+    exec.send(Message::text(json!({"command": ["sleep", "98761"]}).to_string())).await.unwrap();
+    exec.next().await.unwrap().unwrap();
+    let client = reqwest::Client::new();
+    let mut streams = Vec::new();
+    for path in [
+        "/v1/sandboxes?watch=1",
+        "/v1/events?follow=1",
+        "/v1/sandboxes/a/logs?follow=1",
+        "/v1/sandboxes/a/logs?follow=1&format=json",
+    ] {
+        let sent = client.get(desk.url(path)).bearer_auth(TOKEN).send().await.unwrap();
+        streams.push((path, sent));
+    }
+    let long = client.post(desk.url("/v1/sandboxes/a/exec")).bearer_auth(TOKEN);
+    let long = long.body(json!({"command": ["sleep", "98762"]}).to_string()).send();
+    let long = tokio::spawn(long);
+    let mut local = desk
+        .command(&["exec", "a", "--", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, output) = (local.stdin.take().unwrap(), local.stdout.take().unwrap());
+    let mut output = BufReader::new(output).lines();
+    let mut echo = |text: &str| {
+        writeln!(input, "{text}").unwrap();
+        output.next().unwrap().unwrap()
+    };
+    assert_eq!(echo("one"), "one");
+    let deadline = Instant::now() + PATIENCE;
+    while !runs("98761") || !runs("98762") {
+        assert!(Instant::now() < deadline, "{}", desk.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    replace_token(&desk, "another");
+    while desk.ask_as(Some("another"), "GET", "/v1/sandboxes", "").await.status != 200 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let began = Instant::now();
+    for socket in [&mut console, &mut by_ticket, &mut exec] {
+        assert_eq!(close_code(socket).await, 4003);
+    }
+    for (path, stream) in streams {
+        let rest = tokio::time::timeout(PATIENCE, stream.text()).await.unwrap().unwrap();
+        assert!(rest.lines().last().unwrap().contains("the token was replaced"), "{path}: {rest}");
+    }
+    let answer = tokio::time::timeout(PATIENCE, long).await.unwrap().unwrap();
+    assert!(answer.is_err_and(|error| error.status().is_none()), "it was answered");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let deadline = Instant::now() + PATIENCE;
+    while runs("98761") || runs("98762") {
+        assert!(Instant::now() < deadline, "programs go on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(websocket(&desk, &format!("console/a?ticket={unused}")).await.unwrap_err(), 401);
+    assert_eq!(desk.get("/v1/sandboxes").await.status, 401);
+    // The owner of the machine needs no token.
+    assert_eq!(echo("two"), "two");
+    // Nor does reading the same token again end anything.
+    let url = "console/a?token=another";
+    let mut console = websocket(&desk, url).await.unwrap();
+    replace_token(&desk, "another");
+    console
+        .send(Message::text(json!({"type": "input", "content": "three"}).to_string()))
+        .await
+        .unwrap();
+    let heard = async {
+        while let Some(Ok(message)) = console.next().await {
+            if message.to_text().is_ok_and(|text| text.contains("three")) {
+                return;
+            }
+        }
+        panic!("closed");
+    };
+    tokio::time::timeout(PATIENCE, heard).await.unwrap();
+    drop(input);
+    assert!(local.wait().unwrap().success());
 }
