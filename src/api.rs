@@ -41,7 +41,7 @@ mod wait;
 mod watch;
 mod wire;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
@@ -128,8 +128,8 @@ enum Kind {
 pub struct About {
     pub version: &'static str,
     pub started_at_ms: u64,
-    /// Where it listens.
-    pub address: Option<std::net::SocketAddr>,
+    /// Where it listens; nowhere while another program has its port.
+    pub address: Arc<Live<Option<SocketAddr>>>,
     pub boot_ms: fn() -> u64,
 }
 

@@ -3,18 +3,19 @@
 //! The API is up before anything is adopted, and nothing here waits for a sandbox. Ending the daemon
 //! ends no sandbox: their shims go on, and the next daemon adopts them.
 
+mod port;
 mod reload;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use tokio::net::{TcpListener as TokioListener, UnixListener};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -40,6 +41,7 @@ use crate::store::{Store, database_path};
 use crate::sys::lock::{self, Lock};
 use crate::sys::{clock, path, service, socket, spawn};
 
+use port::Port;
 use reload::Reload;
 
 /// The local socket's name in the run directory.
@@ -69,9 +71,7 @@ pub fn rules(config: &Config) -> Rules {
 
 /// Runs until asked to end. `path` is where the configuration came from, and is read again on SIGHUP.
 pub fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
-    // First of all: what the service manager has opened for us is known by its number.
-    let wanted = |address: SocketAddr| is_at(address, &config.host, config.port);
-    let kept = service::listener(wanted);
+    let port = Port::take(&config);
     spawn::tune_allocator();
     spawn::raise_open_files();
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
@@ -83,7 +83,7 @@ pub fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
         .build()
         .context("start the runtime")?;
     let locks = prepare(&config)?;
-    let done = runtime.block_on(serve(config, path, kept));
+    let done = runtime.block_on(serve(config, path, port));
     // Requests that go on, such as log followers, end with the runtime.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     // Work that was not waited for goes on until the process ends, and so long nobody else may begin.
@@ -115,10 +115,10 @@ pub fn take(dir: &Path, key: &str) -> anyhow::Result<Lock> {
     }
 }
 
-async fn serve(config: Config, path: PathBuf, kept: Option<TcpListener>) -> anyhow::Result<()> {
+async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<()> {
     let (token, token_path) = token(&config)?;
-    let tcp = listen(&config, kept).await?;
-    let bound = tcp.local_addr().context("listen")?;
+    let tcp = port.listen().await;
+    let bound = tcp.as_ref().ok().and_then(|tcp| tcp.local_addr().ok());
     let local = local_listener(&config.run_path.join(SOCKET))?;
     let store = open_store(&config)?;
     let queue = Arc::new(Queue::default());
@@ -147,19 +147,15 @@ async fn serve(config: Config, path: PathBuf, kept: Option<TcpListener>) -> anyh
         watch: watch.clone(),
         bounds: Live::new(config.bounds.clone()),
         load: api::Load::default(),
-        about: api::About {
-            version: env!("CARGO_PKG_VERSION"),
-            started_at_ms: clock::boot_ms(),
-            address: Some(bound),
-            boot_ms: clock::boot_ms,
-        },
+        about: about(bound),
         clock: clock::wall_ms,
     });
-    greet(&config, bound.to_string(), &token_path);
+    let missing = port.missing(&tcp, &api.store).await;
+    greet(&config, (bound, missing.as_deref()), &token_path);
     let shutdown = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
     let undo = Arc::new(Live::new(config.workspace_undo));
-    tasks.spawn(serve_on(tcp, Arc::clone(&api), false, shutdown.clone()));
+    tasks.spawn(port.serve(tcp, Arc::clone(&api), shutdown.clone()));
     tasks.spawn(serve_on(local, Arc::clone(&api), true, shutdown.clone()));
     tasks.spawn(loop_task(Arc::clone(&world), Arc::clone(&queue), shutdown.clone()));
     tasks.spawn(warm_task(Arc::clone(&world), shutdown.clone()));
@@ -167,7 +163,10 @@ async fn serve(config: Config, path: PathBuf, kept: Option<TcpListener>) -> anyh
     tasks.spawn(expire_task(Arc::clone(&world), Arc::clone(&undo), shutdown.clone()));
     tasks.spawn(watchdog_task(world.store.clone(), queue, shutdown.clone()));
     let mut reload = Reload { path, started_with: config, api, world, undo };
-    told(service::Told::Ready("serving"));
+    told(service::Told::Ready(match missing {
+        None => "serving",
+        Some(_) => "serving the local socket alone: the API has no port",
+    }));
     let ended = tokio::select! {
         why = obey_signals(&mut reload) => why,
         // No task ends by itself; one that does takes the daemon with it.
@@ -183,6 +182,15 @@ async fn serve(config: Config, path: PathBuf, kept: Option<TcpListener>) -> anyh
     ended
 }
 
+fn about(address: Option<SocketAddr>) -> api::About {
+    api::About {
+        version: env!("CARGO_PKG_VERSION"),
+        started_at_ms: clock::boot_ms(),
+        address: Arc::new(Live::new(address)),
+        boot_ms: clock::boot_ms,
+    }
+}
+
 /// Lets what has begun come to its end, for a while.
 async fn wind_down(mut tasks: tokio::task::JoinSet<anyhow::Result<()>>) {
     let orderly = tokio::time::timeout(std::time::Duration::from_secs(5), async {
@@ -191,28 +199,6 @@ async fn wind_down(mut tasks: tokio::task::JoinSet<anyhow::Result<()>>) {
     if orderly.await.is_err() {
         warn!("some requests did not end in time and were cut off");
     }
-}
-
-/// The listener that the service manager kept for us, or a new one, which it is given to keep.
-async fn listen(config: &Config, kept: Option<TcpListener>) -> anyhow::Result<TokioListener> {
-    if let Some(kept) = kept {
-        kept.set_nonblocking(true).context("listen")?;
-        return TokioListener::from_std(kept).context("listen on the socket that was kept");
-    }
-    let address = format!("{}:{}", config.host, config.port);
-    let tcp = TokioListener::bind(&address).await;
-    let tcp = tcp.with_context(|| format!("listen on {address}; is the port taken?"))?;
-    if let Err(error) = service::keep(&tcp) {
-        debug!(error = chain(&error), "the service manager does not keep the listener");
-    }
-    Ok(tcp)
-}
-
-/// Whether a listener is where the configuration wants one.
-fn is_at(address: SocketAddr, host: &str, port: u16) -> bool {
-    let wanted = (host, port).to_socket_addrs();
-    let fits = |one: SocketAddr| one == address || port == 0 && one.ip() == address.ip();
-    wanted.is_ok_and(|mut wanted| wanted.any(fits))
 }
 
 /// Tells the service manager. One that cannot be told is not there.
@@ -443,14 +429,19 @@ fn local_listener(path: &Path) -> anyhow::Result<UnixListener> {
 }
 
 /// Says where to look. To people, so not as log lines.
-fn greet(config: &Config, bound: String, token_path: &Path) {
+fn greet(config: &Config, (bound, missing): (Option<SocketAddr>, Option<&str>), token_path: &Path) {
     let token = match &config.token {
         Some(_) => "the \"token\" of config.json".to_owned(),
         None => format!("$(cat {})", token_path.display()),
     };
     let lines = [
         format!("sodiumd {} is up", env!("CARGO_PKG_VERSION")),
-        format!("  API       http://{bound}   Authorization: Bearer {token}"),
+        match bound {
+            Some(at) => format!("  API       http://{at}   Authorization: Bearer {token}"),
+            None => {
+                format!("  API       not yet: {}", missing.unwrap_or("its address is not known"))
+            }
+        },
         format!("  specs     {}/*.yaml", config.desired_path.display()),
         format!("  state     {}", config.state_path.display()),
         "  look      sodiumd get · sodiumd logs NAME -f · sodiumd events".to_owned(),

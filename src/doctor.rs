@@ -61,6 +61,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     findings.extend(trial::isolations(config));
     findings.extend(host::paths(config));
     findings.extend(host::secrets(config));
+    findings.extend(host::port(config));
     findings
 }
 

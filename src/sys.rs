@@ -14,6 +14,7 @@ pub mod mount;
 pub mod namespace;
 pub mod path;
 pub mod poll;
+pub mod port;
 pub mod process;
 pub mod pty;
 pub mod seccomp;

@@ -34,7 +34,9 @@ pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
     let broken =
         isolations.iter().find(|(name, runtime)| *name == default.as_str() && runtime.is_err());
     let store = store_verdict(&api);
+    let address = *api.about.address.get();
     let uptime = (api.about.boot_ms)().saturating_sub(api.about.started_at_ms);
+    let is_well = broken.is_none() && store == "ok" && address.is_some();
     let map = |one: &dyn Fn(&Result<String, String>) -> Option<Value>| -> serde_json::Map<_, _> {
         let kept = isolations.iter().filter_map(|(name, runtime)| Some((*name, one(runtime)?)));
         kept.map(|(name, value)| (name.to_owned(), value)).collect()
@@ -42,10 +44,10 @@ pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
     let verdicts = map(&|runtime| Some(json!(runtime.as_ref().err().map_or("ok", |why| why))));
     let runtimes = map(&|runtime| runtime.as_ref().ok().map(|what| json!(what)));
     Json(json!({
-        "status": if broken.is_some() || store != "ok" { "degraded" } else { "ok" },
+        "status": if is_well { "ok" } else { "degraded" },
         "version": api.about.version,
         "isolation": default,
-        "address": api.about.address,
+        "address": address,
         "uptime": uptime as f64 / 1000.0,
         "isolations": verdicts,
         "runtimes": runtimes,

@@ -1,10 +1,13 @@
 //! Talking to the local daemon over its socket.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use reqwest::{Method, Response};
 use serde_json::Value;
+
+use crate::sys::own_ids;
 
 /// A connection to the local daemon. The socket belongs to whoever started it, so no token is needed.
 #[derive(Debug)]
@@ -15,9 +18,16 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(socket: PathBuf) -> anyhow::Result<Self> {
-        if !socket.exists() {
+        let Ok(found) = std::fs::metadata(&socket) else {
             bail!(
                 "no daemon at {}; start one with \"sodiumd run\", or say which with --config or --socket",
+                socket.display()
+            );
+        };
+        let (owner, own) = (found.uid(), own_ids().0);
+        if own != 0 && owner != own {
+            bail!(
+                "the daemon at {} is that of uid {owner}, and serves it and root alone; use sudo, or the API with its token",
                 socket.display()
             );
         }

@@ -162,6 +162,29 @@ pub(super) fn secrets(config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// Whether the API has its port, or could have it.
+pub(super) fn port(config: &Config) -> Option<Finding> {
+    // Any port that is free.
+    if config.port == 0 {
+        return None;
+    }
+    let at = format!("{}:{}", config.host, config.port);
+    let Some(holder) = sys::port::holder(config.port) else {
+        return Some(Finding::fine("port", format!("{at} is free")));
+    };
+    let is_ours = holder.uid == 0 || holder.uid == sys::own_ids().0;
+    let program = holder.process.as_ref().map_or("", |(_, program)| program.as_str());
+    // The service manager keeps it for a daemon that is away.
+    if is_ours && matches!(program, "sodiumd" | "systemd") {
+        return Some(Finding::fine("port", format!("{at} is served by {holder}")));
+    }
+    let means = (
+        "the daemon serves its local socket alone until the port is free",
+        "end that program (of a sandbox: sodiumd stop NAME), or change \"port\" in config.json",
+    );
+    Some(Finding::bad("port", Severity::Degraded, format!("{at} is taken by {holder}"), means))
+}
+
 /// A finding if somebody else may read the file.
 fn readable(name: &'static str, path: &Path) -> Option<Finding> {
     let meta = fs::metadata(path).ok()?;

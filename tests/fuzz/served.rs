@@ -110,7 +110,8 @@ impl Served {
         }
         let shutdown = CancellationToken::new();
         let looping = tokio::spawn(reconcile::run(world, queue, shutdown.clone(), now_ms));
-        let about = api::About { version: "0", started_at_ms: 0, address: None, boot_ms: now_ms };
+        let about =
+            api::About { version: "0", started_at_ms: 0, address: Arc::default(), boot_ms: now_ms };
         let router = api::router(
             Arc::new(Api {
                 store: store.clone(),

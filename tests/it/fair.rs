@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -270,4 +270,72 @@ async fn what_a_token_opened_ends_within_a_second_of_the_token() {
     tokio::time::timeout(PATIENCE, heard).await.unwrap();
     drop(input);
     assert!(local.wait().unwrap().success());
+}
+
+#[tokio::test]
+async fn a_port_that_a_tenant_took_keeps_nobody_from_being_adopted() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let config = json!({"port": port, "network": {"enabled": true}});
+    let mut desk = Desk::with(config).await;
+    let thief = "import socket, sys, time\n\
+        s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n\
+        while True:\n \
+            try: s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); break\n \
+            except OSError: time.sleep(0.01)\n\
+        time.sleep(1000)";
+    let limits = json!({"timeout_seconds": 0});
+    let spec = json!({"command": ["python3", "-c", thief, port.to_string()], "network": "host",
+        "limits": limits});
+    desk.write_spec("thief.yaml", "thief", &spec);
+    desk.write_spec("a.yaml", "a", &json!({"command": ["sleep", "1000"], "limits": limits}));
+    desk.wait_phase("thief", "Running").await;
+    let a = desk.wait_phase("a", "Running").await;
+    desk.kill();
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(Instant::now() < deadline, "nobody took the port");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    desk.daemon = Some(desk.spawn());
+    let by_socket = async |path: &str| {
+        let client = reqwest::Client::builder().unix_socket(desk.path("run/sodiumd.sock")).build();
+        let sent = client.unwrap().get(format!("http://sodiumd{path}")).send().await.ok()?;
+        sent.json::<Value>().await.ok()
+    };
+    // Everything is as it was, over the local socket.
+    let pid = |one: &Value| one["status"]["instance"]["pid"].clone();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let seen = by_socket("/v1/sandboxes/a").await.unwrap_or_default();
+        if seen["status"]["phase"] == "Running" && pid(&seen) == pid(&a) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{seen:#}\n{}", desk.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (code, said, error) = desk.cli(&["exec", "a", "--", "echo", "inside"]);
+    assert_eq!((code, said.as_str()), (0, "inside\n"), "{error}");
+    // It is said who has the port and what to do, in the log, in the events and by the doctor.
+    let log = desk.log();
+    assert!(log.contains("is taken by the sandbox thief"), "{log}");
+    let health = by_socket("/health").await.unwrap();
+    assert_eq!((&health["status"], &health["address"]), (&json!("degraded"), &Value::Null));
+    let events = by_socket("/v1/events").await.unwrap().to_string();
+    assert!(events.contains("ApiUnreachable") && events.contains("sodiumd stop thief"), "{events}");
+    let findings = desk.cli(&["doctor", "-o", "json"]).1;
+    assert!(findings.contains("is taken by pid"), "{findings}");
+    assert_eq!(desk.cli(&["stop", "thief"]).0, 0);
+    let client = reqwest::Client::new();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let asked = client.get(desk.url("/v1/events")).bearer_auth(TOKEN).send().await;
+        if let Ok(answer) = asked {
+            assert!(answer.text().await.unwrap().contains("ApiListening"));
+            break;
+        }
+        assert!(Instant::now() < deadline, "{}", desk.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(desk.get("/health").await.json["status"], "ok");
 }
