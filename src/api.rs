@@ -8,10 +8,12 @@
 //!   listen.rs    connections, and how many; rate.rs: requests, and how often
 //!   listen.rs    connections; seat.rs: how many; caller.rs: who asks; rate.rs: how often
 //!   v1: sandboxes.rs apply.rs exec.rs explain.rs limits.rs power.rs checkpoint.rs watch.rs logs.rs events.rs files.rs openapi.rs
+//!   audit.rs     who did what, where the store does not say so anyway
 //!   list.rs      long answers, piece by piece
 //! ```
 
 mod apply;
+mod audit;
 mod auth;
 mod caller;
 mod checkpoint;
@@ -55,12 +57,13 @@ use crate::live::Live;
 use crate::model::admission::Rules;
 use crate::model::{Bounds, Time};
 use crate::reconcile::Handle;
-use crate::store::Store;
+use crate::store::{Core, Store, StoreError};
 
 use caller::Caller;
 use rate::{Place, Places, Rate};
 use seat::{Newcomers, Peers};
 
+pub use audit::{Audit, audit};
 pub use auth::{Auth, Tickets, secret};
 pub use caller::Peer;
 pub use console::{ClientFrame, read_frame};
@@ -83,6 +86,7 @@ pub struct Api {
     pub watch: Watch,
     pub bounds: Live<Bounds>,
     pub load: Load,
+    pub audit: Audit,
     pub about: About,
     pub clock: fn() -> u64,
 }
@@ -136,6 +140,20 @@ pub struct About {
 impl Api {
     fn now(&self) -> Time {
         Time((self.clock)())
+    }
+
+    /// Changes what is declared, in a transaction whose events say who asked for it.
+    async fn write_for<T: Send + 'static>(
+        &self,
+        caller: &Caller,
+        work: impl FnOnce(&mut Core) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let asker = caller.to_string();
+        let work = move |core: &mut Core| {
+            core.act_for(asker);
+            work(core)
+        };
+        self.store.write(work).await
     }
 
     /// A place among those that follow something, for as long as what it is given to lasts.

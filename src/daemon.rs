@@ -147,6 +147,7 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
         watch: watch.clone(),
         bounds: Live::new(config.bounds.clone()),
         load: api::Load::default(),
+        audit: api::Audit::default(),
         about: about(bound),
         clock: clock::wall_ms,
     });
@@ -157,6 +158,7 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
     let undo = Arc::new(Live::new(config.workspace_undo));
     tasks.spawn(port.serve(tcp, Arc::clone(&api), shutdown.clone()));
     tasks.spawn(serve_on(local, Arc::clone(&api), true, shutdown.clone()));
+    tasks.spawn(audit_task(Arc::clone(&api), shutdown.clone()));
     tasks.spawn(loop_task(Arc::clone(&world), Arc::clone(&queue), shutdown.clone()));
     tasks.spawn(warm_task(Arc::clone(&world), shutdown.clone()));
     tasks.spawn(meter_task(Arc::clone(&world), shutdown.clone()));
@@ -296,6 +298,11 @@ async fn loop_task(
     let sweeping = tokio::spawn(reconcile::blocking(move || adopt::sweep_blocking(&swept)));
     reconcile::run(world, queue, shutdown, clock::wall_ms).await;
     sweeping.await.context("sweep")
+}
+
+async fn audit_task(api: Arc<Api>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    api::audit(api, shutdown).await;
+    Ok(())
 }
 
 async fn warm_task(world: Arc<World>, shutdown: CancellationToken) -> anyhow::Result<()> {

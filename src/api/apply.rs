@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use serde_json::{Value, json};
 
+use crate::api::caller::Caller;
 use crate::api::sandboxes::{Pairs, flag};
 use crate::api::{ApiError, Shared, declare, request};
 use crate::desired::parse::{Parsed, parse};
@@ -18,6 +19,7 @@ use crate::store::edit::{Precondition, Put};
 /// Creates or changes every document of a YAML text, or says what would happen.
 pub(super) async fn apply(
     State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
     pairs: Pairs,
     body: request::Given,
 ) -> Result<Json<Value>, ApiError> {
@@ -47,6 +49,7 @@ pub(super) async fn apply(
         for (document, result) in documents.into_iter().zip(&mut results) {
             let edited = declare::put(
                 &api,
+                &caller,
                 Put {
                     owner: declare::owner(&api, &document.name),
                     name: document.name,

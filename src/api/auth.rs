@@ -131,6 +131,8 @@ pub(super) struct Ticket {
     pub expires_at: Time,
     /// Of whoever had it made: it is good for as long as they are let in.
     pub grant: Grant,
+    /// And who that is, for events.
+    pub by: String,
 }
 
 impl Ticket {
@@ -184,7 +186,8 @@ mod tests {
         let tickets = Tickets::default();
         let sandbox = Uuid::now_v7();
         let grant = Grant::for_good();
-        let ticket = Ticket { sandbox, read_only: true, expires_at: Time(100), grant };
+        let (expires_at, by) = (Time(100), String::new());
+        let ticket = Ticket { sandbox, read_only: true, expires_at, grant, by };
         let works = |text: &str, sandbox, now| tickets.redeem(text, sandbox, Time(now)).is_some();
         let text = tickets.issue(ticket.clone(), Time(0)).unwrap();
         assert!(tickets.grant(&text, Time(50)).is_some());
@@ -202,7 +205,8 @@ mod tests {
         let (auth, tickets) = (Auth::new("one".to_owned()), Tickets::default());
         let (sandbox, expires_at) = (Uuid::now_v7(), Time(100));
         let (_, grant) = auth.identify(&header("Bearer one"), &Uri::default()).unwrap();
-        let ticket = Ticket { sandbox, read_only: false, expires_at, grant };
+        let by = String::new();
+        let ticket = Ticket { sandbox, read_only: false, expires_at, grant, by };
         let text = tickets.issue(ticket, Time(0)).unwrap();
         assert!(auth.change("two".to_owned()));
         assert!(tickets.grant(&text, Time(1)).is_none());

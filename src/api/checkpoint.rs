@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::api::caller::Caller;
 use crate::api::{ApiError, Shared, wait};
 use crate::model::{Checkpoint, InUse, Owner, Sandbox, SandboxName, Violation};
 use crate::plan::diff::{self, Effect};
@@ -48,6 +49,7 @@ pub(super) fn may_go_back(api: &Shared, sandbox: &Sandbox) -> Result<(), ApiErro
 /// Makes a new sandbox that goes on from the checkpoint of another one.
 pub(super) async fn restore_to(
     api: &Shared,
+    caller: &Caller,
     sandbox: &Sandbox,
     to: &str,
 ) -> Result<Arc<Sandbox>, ApiError> {
@@ -65,7 +67,7 @@ pub(super) async fn restore_to(
         precondition: Precondition::Absent,
     };
     let now = api.now();
-    let made = api.store.write(move |core| {
+    let made = api.write_for(caller, move |core| {
         let made = match edit::put(core, put, now)? {
             Ok(made) => made,
             Err(refusal) => return Ok(Err(refusal)),

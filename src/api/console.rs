@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use crate::api::audit::Act;
 use crate::api::auth::query;
 use crate::api::caller::{Caller, GONE_WITHIN, Grant, REVOKED, REVOKED_CLOSE};
 use crate::api::request::Path;
@@ -130,6 +131,9 @@ pub(super) fn admit(
     let ticket = query(uri, "ticket")
         .and_then(|text| api.tickets.redeem(&text, sandbox.uid, api.now()))
         .ok_or(ApiError::Unauthorized)?;
+    let what = if ticket.read_only { "to read only" } else { "for everything" };
+    let what = format!("a ticket made by {} was used, {what}", ticket.by);
+    api.audit.note(&sandbox.name, Act::TicketUsed, caller, what);
     Ok((sandbox, ticket.read_only))
 }
 
@@ -140,6 +144,7 @@ async fn listen(
     mut stream: SplitStream<WebSocket>,
     (notices, read_only): (mpsc::Sender<Value>, bool),
 ) {
+    let mut has_spoken = false;
     while let Some(Ok(message)) = stream.next().await {
         if caller.grant.is_revoked() {
             continue;
@@ -153,7 +158,7 @@ async fn listen(
         let done = if read_only {
             Err(ApiError::Unauthorized)
         } else {
-            obey(api, sandbox, text.as_str()).await
+            obey(api, (sandbox, caller), text.as_str(), &mut has_spoken).await
         };
         if let Err(error) = done {
             let notice = json!({"type": "error", "message": error.message()});
@@ -163,15 +168,28 @@ async fn listen(
     }
 }
 
-async fn obey(api: &Shared, sandbox: &Arc<Sandbox>, text: &str) -> Result<(), ApiError> {
+async fn obey(
+    api: &Shared,
+    (sandbox, caller): (&Arc<Sandbox>, &Caller),
+    text: &str,
+    has_spoken: &mut bool,
+) -> Result<(), ApiError> {
     match read_frame(text)? {
-        ClientFrame::Input(line) => Ok(api.handle.input(sandbox, line.into_bytes()).await?),
+        ClientFrame::Input(line) => {
+            api.handle.input(sandbox, line.into_bytes()).await?;
+            // One event for all of a session.
+            if !std::mem::replace(has_spoken, true) {
+                let what = "input was sent over a console".to_owned();
+                api.audit.note(&sandbox.name, Act::Input, caller, what);
+            }
+            Ok(())
+        }
         ClientFrame::Start(command) => {
             let current = find(api, sandbox.name.as_str())?;
-            seed::run(api, &current, command).await
+            seed::run(api, caller, &current, command).await
         }
-        ClientFrame::Stop => seed::end(api, sandbox, Verb::Stop).await,
-        ClientFrame::Kill => seed::end(api, sandbox, Verb::Kill).await,
+        ClientFrame::Stop => seed::end(api, caller, sandbox, Verb::Stop).await,
+        ClientFrame::Kill => seed::end(api, caller, sandbox, Verb::Kill).await,
         ClientFrame::Resize { cols, rows } => {
             Ok(api.handle.command(sandbox, Command::Resize { cols, rows })?)
         }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::api::audit::Act;
+use crate::api::caller::Caller;
 use crate::api::{Api, ApiError, Shared};
 use crate::desired::write::{self, WriteError, Writer};
 use crate::model::{Owner, Sandbox, SandboxName, draft};
@@ -30,10 +32,12 @@ pub(super) fn owner(api: &Api, name: &SandboxName) -> Owner {
 }
 
 /// Creates or changes a sandbox. On return it is durable.
-pub(super) async fn put(api: &Shared, put: Put) -> Result<Edited, ApiError> {
+pub(super) async fn put(api: &Shared, caller: &Caller, put: Put) -> Result<Edited, ApiError> {
     let now = api.now();
     match &api.declare {
-        Declare::Sqlite => Ok(api.store.write(move |core| edit::put(core, put, now)).await??),
+        Declare::Sqlite => {
+            Ok(api.write_for(caller, move |core| edit::put(core, put, now)).await??)
+        }
         Declare::Files(writer) => {
             let before = api.store.snapshot();
             let old = before.sandboxes.get(&put.name);
@@ -47,6 +51,9 @@ pub(super) async fn put(api: &Shared, put: Put) -> Result<Edited, ApiError> {
             let write = move || writer.put(&at, &name, &document, &rules);
             let written = crate::reconcile::blocking(write).await;
             written.map_err(|error| refused("write", error))?;
+            // The file owns what comes of it, so nothing else says who wrote it.
+            let what = format!("{file} was written");
+            api.audit.note(&put.name, Act::FileWritten, caller, what);
             api.watch.look().await;
             let after = api.store.snapshot();
             let faulty = after.files.get(&file).is_some_and(|record| !record.faults.is_empty());
@@ -63,23 +70,30 @@ pub(super) async fn put(api: &Shared, put: Put) -> Result<Edited, ApiError> {
 }
 
 /// Takes a sandbox away, with its document if the API keeps specs in files.
-pub(super) async fn delete(api: &Shared, sandbox: &Sandbox, how: Delete) -> Result<(), ApiError> {
+pub(super) async fn delete(
+    api: &Shared,
+    caller: &Caller,
+    sandbox: &Sandbox,
+    how: Delete,
+) -> Result<(), ApiError> {
     match (&api.declare, &sandbox.owner) {
         (Declare::Sqlite, Owner::File(_)) => {
             let (name, owner) = (sandbox.name.clone(), sandbox.owner.clone());
             return Err(Refusal::Owned { name, owner }.into());
         }
         (Declare::Files(writer), Owner::File(file)) => {
-            let (writer, file) = (Arc::clone(writer), file.clone());
+            let (writer, at) = (Arc::clone(writer), file.clone());
             let name = sandbox.name.clone();
-            let removed = crate::reconcile::blocking(move || writer.remove(&file, &name)).await;
+            let removed = crate::reconcile::blocking(move || writer.remove(&at, &name)).await;
             removed.map_err(|error| refused("remove", error))?;
+            let what = format!("its document was removed from {file}");
+            api.audit.note(&sandbox.name, Act::FileRemoved, caller, what);
         }
         (Declare::Sqlite | Declare::Files(_), Owner::Api) => (),
     }
     let (name, now) = (sandbox.name.clone(), api.now());
     let how = Delete { uid: Some(sandbox.uid), ..how };
-    api.store.write(move |core| edit::delete(core, name.as_str(), how, now)).await??;
+    api.write_for(caller, move |core| edit::delete(core, name.as_str(), how, now)).await??;
     Ok(())
 }
 

@@ -1,10 +1,11 @@
 //! A host that is drained runs nothing, until somebody says otherwise. What is declared stays declared.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use crate::api::caller::Caller;
 use crate::api::sandboxes::Pairs;
 use crate::api::{ApiError, Shared, wait};
 use crate::model::InstancePhase;
@@ -12,10 +13,11 @@ use crate::model::InstancePhase;
 /// Stops everything, and with `?wait=` answers when nothing runs any more.
 pub(super) async fn drain(
     State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
     pairs: Pairs,
 ) -> Result<Json<Value>, ApiError> {
     let now = api.now();
-    api.store.write(move |core| core.set_drained(true, now)).await?;
+    api.write_for(&caller, move |core| core.set_drained(true, now)).await?;
     if let Some(within) = wait::parse(pairs.get("wait").map(String::as_str))? {
         let mut commits = api.store.watch();
         let quiet = async { while running(&api) > 0 && commits.changed().await.is_ok() {} };
@@ -27,9 +29,12 @@ pub(super) async fn drain(
 }
 
 /// Lets everything run again that is declared to.
-pub(super) async fn undrain(State(api): State<Shared>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn undrain(
+    State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<Value>, ApiError> {
     let now = api.now();
-    api.store.write(move |core| core.set_drained(false, now)).await?;
+    api.write_for(&caller, move |core| core.set_drained(false, now)).await?;
     Ok(told(&api))
 }
 

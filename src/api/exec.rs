@@ -6,6 +6,7 @@
 //!   daemon: {"type":"started"}   1 or 2, then bytes (stdout, stderr)   {"type":"exit"} | {"type":"error"}
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -16,6 +17,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::api::audit::{self, Act};
 use crate::api::caller::{Caller, GONE_WITHIN, REVOKED, REVOKED_CLOSE};
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
@@ -83,19 +85,32 @@ fn read(node: &Node, known: &[&str]) -> Result<Asked, ApiError> {
 /// Runs a program to its end, or to the end of its time, and answers with all of it.
 pub(super) async fn run(
     State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     body: request::Given,
 ) -> Result<Json<Value>, ApiError> {
     let sandbox = find(&api, &id)?;
     let asked = read(&request::json(body).await?.into(), POST_FIELDS)?;
     let seconds = asked.seconds.filter(|seconds| *seconds > 0).unwrap_or(SECONDS_DEFAULT);
-    let session = api.handle.exec(sandbox, asked.program).await?;
+    let session = start(&api, (sandbox, &caller), asked.program).await?;
     // Dropped with the request, the session takes the program along.
     let collected = collect(session, asked.stdin.into_bytes());
     match timeout(Duration::from_secs(seconds), collected).await {
         Ok(answer) => answer.map(Json),
         Err(_) => Err(ApiError::TimedOut("the program was ended", seconds)),
     }
+}
+
+/// Starts it, and has it noted who did.
+async fn start(
+    api: &Shared,
+    (sandbox, caller): (Arc<Sandbox>, &Caller),
+    program: Program,
+) -> Result<Session, ApiError> {
+    let (name, what) = (sandbox.name.clone(), audit::program(&program.command));
+    let session = api.handle.exec(sandbox, program).await?;
+    api.audit.note(&name, Act::Exec, caller, format!("{what} was run by exec"));
+    Ok(session)
 }
 
 async fn collect(mut session: Session, stdin: Vec<u8>) -> Result<Value, ApiError> {
@@ -153,7 +168,7 @@ pub(super) async fn attach(
     let upgrade = upgrade::bounded(upgrade, read_only)?;
     Ok(upgrade.on_upgrade(move |mut socket| async move {
         let talk = async {
-            match begin(&api, sandbox, &mut socket).await {
+            match begin(&api, (sandbox, &caller), &mut socket).await {
                 Ok(session) => converse(session, &mut socket).await,
                 Err(error) => {
                     let (message, code) = (error.to_string(), error.code());
@@ -192,14 +207,14 @@ async fn dismiss(socket: &mut WebSocket) {
 
 async fn begin(
     api: &Shared,
-    sandbox: std::sync::Arc<Sandbox>,
+    who: (Arc<Sandbox>, &Caller),
     socket: &mut WebSocket,
 ) -> Result<Session, ApiError> {
     let asked = timeout(ASK_WITHIN, socket.recv()).await;
     let Ok(Some(Ok(Message::Text(text)))) = asked else {
         return Err(ApiError::BadRequest("the first frame says what to run, as JSON".to_owned()));
     };
-    Ok(api.handle.exec(sandbox, first_frame(text.as_str())?).await?)
+    start(api, who, first_frame(text.as_str())?).await
 }
 
 /// Understands the first frame, which says what to run, or says what is wrong with it.

@@ -1,11 +1,12 @@
 //! The directory of specs, the images, and readiness.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
+use crate::api::caller::Caller;
 use crate::api::{ApiError, Shared, list, wire};
 use crate::store::files;
 
@@ -15,8 +16,11 @@ pub(super) async fn list(State(api): State<Shared>) -> Response {
 }
 
 /// Lets held removals go ahead.
-pub(super) async fn confirm(State(api): State<Shared>) -> Result<Json<Value>, ApiError> {
-    let names = api.store.write(files::confirm).await?;
+pub(super) async fn confirm(
+    State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<Value>, ApiError> {
+    let names = api.write_for(&caller, files::confirm).await?;
     api.watch.look().await;
     Ok(Json(json!({"confirmed": names})))
 }

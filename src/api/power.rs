@@ -5,7 +5,8 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde_json::{Value, json};
 
-use crate::api::auth::{TICKET_MS, Ticket};
+use crate::api::audit::Act;
+use crate::api::auth::{self, TICKET_MS, Ticket};
 use crate::api::caller::Caller;
 use crate::api::request::Path;
 use crate::api::sandboxes::{Pairs, find, flag, shown};
@@ -16,13 +17,14 @@ use crate::store::edit::{self, Verb};
 
 pub(super) async fn verb(
     State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path((id, word)): Path<(String, String)>,
     pairs: Pairs,
     body: request::Given,
 ) -> Result<Response, ApiError> {
     let sandbox = find(&api, &id)?;
     if word == "input" {
-        return super::seed::send_input(&api, &sandbox, body)
+        return super::seed::send_input(&api, &caller, &sandbox, body)
             .await
             .map(IntoResponse::into_response);
     }
@@ -38,14 +40,15 @@ pub(super) async fn verb(
     match verb {
         Verb::Checkpoint => checkpoint::may_keep(&api, &sandbox)?,
         Verb::Restore => match pairs.get("to") {
-            Some(to) => return restore_to(&api, &sandbox, to, &pairs).await,
+            Some(to) => return restore_to(&api, &caller, &sandbox, to, &pairs).await,
             None => checkpoint::may_go_back(&api, &sandbox)?,
         },
         Verb::Start | Verb::Stop | Verb::Kill | Verb::Restart | Verb::Pause | Verb::Resume => (),
     }
     let (name, now) = (sandbox.name.clone(), api.now());
     api.handle.touch(&sandbox);
-    let wish = api.store.write(move |core| edit::power(core, name.as_str(), verb, now)).await??;
+    let wish =
+        api.write_for(&caller, move |core| edit::power(core, name.as_str(), verb, now)).await??;
     if let Some(within) = wait::parse(pairs.get("wait").map(String::as_str))? {
         match verb {
             Verb::Checkpoint => checkpoint::kept(&api, &wish, within).await?,
@@ -64,11 +67,12 @@ pub(super) async fn verb(
 
 async fn restore_to(
     api: &Shared,
+    caller: &Caller,
     sandbox: &crate::model::Sandbox,
     to: &str,
     pairs: &std::collections::HashMap<String, String>,
 ) -> Result<Response, ApiError> {
-    let made = checkpoint::restore_to(api, sandbox, to).await?;
+    let made = checkpoint::restore_to(api, caller, sandbox, to).await?;
     if let Some(within) = wait::parse(pairs.get("wait").map(String::as_str))? {
         wait::started(api, &made, within).await?;
     }
@@ -106,9 +110,13 @@ pub(super) async fn ticket(
     let now = api.now();
     let expires_at = now.after(Span(TICKET_MS));
     let read_only = flag(&pairs, "read_only");
-    let ticket = Ticket { sandbox: sandbox.uid, read_only, expires_at, grant: caller.grant };
+    let (grant, by) = (caller.grant.clone(), caller.to_string());
+    let ticket = Ticket { sandbox: sandbox.uid, read_only, expires_at, grant, by };
     let text = api.tickets.issue(ticket, now);
     let text =
         text.ok_or_else(|| ApiError::Conflict("too many tickets wait to be used".to_owned()))?;
+    let what = if read_only { "to read only" } else { "for everything" };
+    let what = format!("ticket {} was made, {what}", auth::ticket_id(&text));
+    api.audit.note(&sandbox.name, Act::TicketIssued, &caller, what);
     Ok(Json(json!({"ticket": text, "expires_at": expires_at, "read_only": read_only})))
 }

@@ -68,6 +68,7 @@ pub(super) fn shown(epoch: &str, sandbox: &Sandbox, status: StatusCode) -> Respo
 
 pub(super) async fn put(
     State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     headers: HeaderMap,
     body: request::Given,
@@ -80,6 +81,7 @@ pub(super) async fn put(
     let (document, spec) = declared.await?;
     let edited = declare::put(
         &api,
+        &caller,
         Put {
             owner: declare::owner(&api, &document.name),
             name: document.name,
@@ -144,6 +146,7 @@ pub(super) struct DeleteQuery {
 
 pub(super) async fn delete(
     State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     Query(query): Query<DeleteQuery>,
 ) -> Result<Json<Value>, ApiError> {
@@ -155,7 +158,8 @@ pub(super) async fn delete(
         return Err(edit::Refusal::Uid { name, uid }.into());
     }
     let DeleteQuery { keep_workspace, force, .. } = query;
-    declare::delete(&api, &sandbox, Delete { uid: query.uid, keep_workspace, force }).await?;
+    let how = Delete { uid: query.uid, keep_workspace, force };
+    declare::delete(&api, &caller, &sandbox, how).await?;
     if let Some(within) = wait::parse(query.wait.as_deref())? {
         wait::deleted(&api, &sandbox, within).await?;
     }
@@ -164,6 +168,7 @@ pub(super) async fn delete(
 
 pub(super) async fn transfer(
     State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     body: request::Given,
 ) -> Result<Response, ApiError> {
@@ -181,8 +186,9 @@ pub(super) async fn transfer(
     let missing = || ApiError::Invalid(vec![Violation::new("owner", "is missing")]);
     let (owner, now) = (owner.ok_or_else(missing)?, api.now());
     let name = find(&api, &id)?.name.clone();
-    let moved =
-        api.store.write(move |core| edit::transfer(core, name.as_str(), owner, now)).await??;
+    let moved = api
+        .write_for(&caller, move |core| edit::transfer(core, name.as_str(), owner, now))
+        .await??;
     Ok(shown(&api.store.snapshot().epoch, &moved, StatusCode::OK))
 }
 

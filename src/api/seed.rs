@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::Response;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::api::audit::Act;
+use crate::api::caller::Caller;
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::{ApiError, Declare, Shared, declare, list, request, wait, wire};
@@ -91,7 +93,11 @@ const CREATE_FIELDS: &[&str] = &[
     "max_files",
 ];
 
-pub(super) async fn create(State(api): State<Shared>, body: request::Given) -> Answer {
+pub(super) async fn create(
+    State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    body: request::Given,
+) -> Answer {
     let node: Node = request::json(body).await?.into();
     let rules = api.rules.get();
     let mut draft = Draft {
@@ -125,6 +131,7 @@ pub(super) async fn create(State(api): State<Shared>, body: request::Given) -> A
     };
     let edited = declare::put(
         &api,
+        &caller,
         Put {
             owner: declare::owner(&api, &name),
             name,
@@ -175,6 +182,7 @@ fn read_limit(faults: &mut Faults, key: &str, path: &str, node: &Node, draft: &m
 
 pub(super) async fn start(
     State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     body: request::Given,
 ) -> Answer {
@@ -189,13 +197,14 @@ pub(super) async fn start(
         }
     })?;
     let command = command.filter(|command| !command.is_empty());
-    run(&api, &sandbox, command.map(|command| [vec![command], args].concat())).await?;
+    run(&api, &caller, &sandbox, command.map(|command| [vec![command], args].concat())).await?;
     Ok(success())
 }
 
 /// Asks for a run, with a new command if one is given, and waits until it runs.
 pub(super) async fn run(
     api: &Shared,
+    caller: &Caller,
     sandbox: &Arc<Sandbox>,
     command: Option<Vec<String>>,
 ) -> Result<(), ApiError> {
@@ -208,12 +217,11 @@ pub(super) async fn run(
         && !up(sandbox)
     {
         let spec = Spec { command: command.clone(), ..Spec::clone(&sandbox.spec) };
-        change_file(api, sandbox, spec).await?;
+        change_file(api, caller, sandbox, spec).await?;
     }
     let (name, now, owner) = (sandbox.name.clone(), api.now(), declare::owner(api, &sandbox.name));
     let wish = api
-        .store
-        .write(move |core| {
+        .write_for(caller, move |core| {
             let Some(current) = core.get(name.as_str()) else { return Ok(Err(Refusal::NotFound)) };
             if up(&current) {
                 return Ok(Err(Refusal::Running { name }));
@@ -234,7 +242,12 @@ pub(super) async fn run(
 }
 
 /// Edits a sandbox whose spec the API keeps in a file.
-async fn change_file(api: &Shared, sandbox: &Sandbox, spec: Spec) -> Result<(), ApiError> {
+async fn change_file(
+    api: &Shared,
+    caller: &Caller,
+    sandbox: &Sandbox,
+    spec: Spec,
+) -> Result<(), ApiError> {
     let put = Put {
         owner: declare::owner(api, &sandbox.name),
         name: sandbox.name.clone(),
@@ -243,51 +256,77 @@ async fn change_file(api: &Shared, sandbox: &Sandbox, spec: Spec) -> Result<(), 
         uid: None,
         precondition: Precondition::Uid(sandbox.uid),
     };
-    declare::put(api, put).await.map(drop)
+    declare::put(api, caller, put).await.map(drop)
 }
 
-pub(super) async fn stop(State(api): State<Shared>, Path(id): Path<String>) -> Answer {
+pub(super) async fn stop(
+    State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer {
     let sandbox = find(&api, &id)?;
-    end(&api, &sandbox, Verb::Stop).await?;
+    end(&api, &caller, &sandbox, Verb::Stop).await?;
     Ok(success())
 }
 
-pub(super) async fn kill(State(api): State<Shared>, Path(id): Path<String>) -> Answer {
+pub(super) async fn kill(
+    State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer {
     let sandbox = find(&api, &id)?;
-    end(&api, &sandbox, Verb::Kill).await?;
+    end(&api, &caller, &sandbox, Verb::Kill).await?;
     Ok(success())
 }
 
 /// Asks for the end and waits for it.
-pub(super) async fn end(api: &Shared, sandbox: &Sandbox, verb: Verb) -> Result<(), ApiError> {
+pub(super) async fn end(
+    api: &Shared,
+    caller: &Caller,
+    sandbox: &Sandbox,
+    verb: Verb,
+) -> Result<(), ApiError> {
     let (name, now) = (sandbox.name.clone(), api.now());
-    let wish = api.store.write(move |core| edit::power(core, name.as_str(), verb, now)).await??;
+    let wish =
+        api.write_for(caller, move |core| edit::power(core, name.as_str(), verb, now)).await??;
     wait::stopped(api, &wish, wait::stop_within(&wish)).await
 }
 
-pub(super) async fn delete(State(api): State<Shared>, Path(id): Path<String>) -> Answer {
+pub(super) async fn delete(
+    State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer {
     let sandbox = find(&api, &id)?;
     let how = Delete { uid: None, keep_workspace: false, force: true };
-    declare::delete(&api, &sandbox, how).await?;
+    declare::delete(&api, &caller, &sandbox, how).await?;
     wait::deleted(&api, &sandbox, wait::stop_within(&sandbox)).await?;
     Ok(success())
 }
 
 pub(super) async fn input(
     State(api): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     body: request::Given,
 ) -> Answer {
     let sandbox = find(&api, &id)?;
-    send_input(&api, &sandbox, body).await
+    send_input(&api, &caller, &sandbox, body).await
 }
 
-pub(super) async fn send_input(api: &Shared, sandbox: &Sandbox, body: request::Given) -> Answer {
+pub(super) async fn send_input(
+    api: &Shared,
+    caller: &Caller,
+    sandbox: &Sandbox,
+    body: request::Given,
+) -> Answer {
     let node: Node = request::json(body).await?.into();
     let mut input = None;
     request::read(&node, &["input"], |faults, _, path, value| input = faults.text(path, value))?;
     let missing = || ApiError::Invalid(vec![Violation::new("input", "is missing")]);
     let line = format!("{}\n", input.ok_or_else(missing)?);
     api.handle.input(sandbox, line.into_bytes()).await?;
+    let what = "input was sent by a request".to_owned();
+    api.audit.note(&sandbox.name, Act::Input, caller, what);
     Ok(success())
 }

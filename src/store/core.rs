@@ -51,6 +51,8 @@ pub struct Core {
     changes: Vec<Change>,
     /// Whether the running job has changed anything.
     touched: bool,
+    /// For whom the running job works.
+    asker: Option<String>,
     host_uids: BTreeSet<u32>,
     last_host_uid: u32,
     uids: Hidden,
@@ -118,6 +120,7 @@ impl Core {
             working,
             changes: Vec::new(),
             touched: false,
+            asker: None,
             host_uids,
             last_host_uid,
             uids: Hidden(uids),
@@ -192,6 +195,7 @@ impl Core {
         let (working, change_count) = (self.working.clone(), self.changes.len());
         self.working.rv += 1;
         self.touched = false;
+        self.asker = None;
         let result = work(self);
         if result.is_err() {
             self.execute("roll back", "ROLLBACK TO job")?;
@@ -363,6 +367,11 @@ impl Core {
         Ok(true)
     }
 
+    /// The events of the running job say that this is who asked for it.
+    pub fn act_for(&mut self, asker: String) {
+        self.asker = Some(asker);
+    }
+
     /// Notes that something happened.
     pub fn event(
         &mut self,
@@ -373,7 +382,11 @@ impl Core {
     ) -> Result<(), StoreError> {
         self.touched = true;
         let (name, reason) = (about.cloned(), reason.to_owned());
-        let message = event::message(message);
+        // Who asked is said, however long what is said of it is.
+        let message = match &self.asker {
+            Some(asker) => format!("{} ({asker})", event::message(message)),
+            None => event::message(message),
+        };
         let event = Event { seq: self.working.rv, time, name, level, reason, message };
         rows::put_event(&self.connection, &event).map_err(|error| self.failed("write", error))?;
         self.working.events.push_back(Arc::new(event));

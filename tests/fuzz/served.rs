@@ -126,6 +126,7 @@ impl Served {
                 watch: watch.clone(),
                 bounds: Live::default(),
                 load: api::Load::default(),
+                audit: api::Audit::default(),
                 about,
                 clock: now_ms,
             }),

@@ -339,3 +339,70 @@ async fn a_port_that_a_tenant_took_keeps_nobody_from_being_adopted() {
     }
     assert_eq!(desk.get("/health").await.json["status"], "ok");
 }
+
+#[tokio::test]
+async fn events_say_who_did_what_and_repeat_themselves_in_numbers() {
+    let mut desk = Desk::new().await;
+    let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
+        "metadata": {"name": "a"},
+        "spec": {"command": ["cat"], "limits": {"timeout_seconds": 0}}});
+    assert_eq!(desk.ask("PUT", "/v1/sandboxes/a", &document.to_string()).await.status, 201);
+    desk.wait_phase("a", "Running").await;
+    let told = async |desk: &Desk, reason: &str| {
+        let events = desk.get("/v1/events?sandbox=a").await.json;
+        let events = events["items"].as_array().unwrap().clone();
+        let told = events.into_iter().filter(|event| event["reason"] == reason);
+        told.map(|event| event["message"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    for n in 0..20 {
+        let asked = json!({"command": ["echo", "a-secret"]});
+        assert_eq!(desk.post("/v1/sandboxes/a/exec", asked).await.status, 200);
+        while n == 0 && told(&desk, "ExecStarted").await.is_empty() {
+            assert!(Instant::now() < deadline, "{}", desk.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    let ticket = ticket(&desk).await;
+    let url = format!("console/a?ticket={ticket}");
+    let mut console = websocket(&desk, &url).await.unwrap();
+    for content in ["one", "two"] {
+        let input = json!({"type": "input", "content": content}).to_string();
+        console.send(Message::text(input)).await.unwrap();
+    }
+    desk.wait_logs("a", "two").await;
+    assert_eq!(desk.cli(&["exec", "a", "--", "true"]).0, 0);
+    assert_eq!(desk.post("/v1/sandboxes/a/restart", Value::Null).await.status, 200);
+    assert_eq!(desk.cli(&["stop", "a"]).0, 0);
+    while told(&desk, "ExecStarted").await.len() < 2 || told(&desk, "InputSent").await.is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", told(&desk, "ExecStarted").await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (id, uid) = (&ticket[..8], fs::metadata("/proc/self").unwrap().uid());
+    let by_ticket = format!("(ticket {id} from 127.0.0.1)");
+    let by_owner = format!("(local uid={uid})");
+    let created = told(&desk, "Created").await.remove(0);
+    let (_, token) = created.split_once("declared by api ").unwrap();
+    assert!(token.starts_with("(token ") && token.ends_with(" from 127.0.0.1)"), "{created}");
+    let ran = told(&desk, "ExecStarted").await;
+    assert_eq!(ran[0], format!("\"echo\" was run by exec {token}"));
+    assert_eq!(ran[1..], [format!("\"true\" was run by exec {by_owner}")]);
+    let issued = told(&desk, "TicketIssued").await;
+    assert_eq!(issued, [format!("ticket {id} was made, for everything {token}")]);
+    let used = told(&desk, "TicketUsed").await;
+    assert!(used.len() == 1 && used[0].ends_with(&by_ticket), "{used:?}");
+    assert!(used[0].contains(token.trim_matches(['(', ')'])), "{used:?}");
+    let input = told(&desk, "InputSent").await;
+    assert_eq!(input, [format!("input was sent over a console {by_ticket}")]);
+    assert!(told(&desk, "RestartRequested").await[0].ends_with(token));
+    assert!(told(&desk, "StopRequested").await[0].ends_with(&by_owner));
+    // What was only counted is told before the daemon ends.
+    let mut daemon = desk.daemon.take().unwrap();
+    Command::new("kill").args(["-TERM", &daemon.id().to_string()]).status().unwrap();
+    assert!(daemon.wait().unwrap().success());
+    desk.start().await;
+    let ran = told(&desk, "ExecStarted").await;
+    assert_eq!(ran[2..], [format!("19 times, at last: \"echo\" was run by exec {token}")]);
+    let all = desk.get("/v1/events").await.json.to_string();
+    assert!(!all.contains(TOKEN) && !all.contains(&ticket) && !all.contains("a-secret"), "{all}");
+}
