@@ -141,6 +141,7 @@ pub struct Restore<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Keep<'a> {
     pub uid: Uuid,
+    pub host_uid: u32,
     pub spec: &'a Spec,
     /// The name of the directory.
     pub dir: &'a str,

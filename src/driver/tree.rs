@@ -1,5 +1,5 @@
-//! Whole trees of a tenant's files: copied, given, measured and removed. Nothing runs in them meanwhile, and no
-//! symlink in them is followed.
+//! Whole trees of a tenant's files: copied, given, measured and removed, by descriptors and without a program of
+//! the system's. And the programs that only the makers of a file system have, which see no path but ours.
 
 use std::fs;
 use std::io::{self, Read};
@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-pub(super) use crate::sys::disk::walk::{allocated_bytes, clear, remove, set_project};
+pub(super) use crate::sys::disk::walk::{
+    allocated_bytes, clear, copy, length_bytes, remove, set_project, sync,
+};
 use crate::sys::{SysError, disk, path};
 
 /// Where programs of the system lie, whatever our own environment says.
@@ -17,15 +19,6 @@ const PROGRAMS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 pub(super) const MODE: u32 = 0o700;
 /// Of what a program says, so much is kept: it becomes part of a sandbox's status.
 const SAID_BYTES_MAX: u64 = 4096;
-
-/// By a program that follows no symlink, keeps what is sparse sparse, and shares blocks where the file
-/// system can.
-pub(super) fn copy(from: &Path, to: &Path) -> Result<(), SysError> {
-    let flags = ["--archive", "--reflink=auto", "--sparse=always", "--no-target-directory", "--"];
-    let mut command = Command::new("cp");
-    command.args(flags).args([from, to]);
-    run(command, "coreutils").map(drop)
-}
 
 /// Runs a program of a package to its end and gives what it printed; what it complained of, if it failed.
 pub(super) fn run(command: Command, package: &str) -> Result<String, SysError> {
@@ -46,7 +39,8 @@ pub(super) fn run_to(
         }
         false => SysError { call: program.clone(), source },
     };
-    command.env("PATH", PROGRAMS).stdin(stdin);
+    // Nothing of what the daemon was started with is the program's.
+    command.env_clear().env("PATH", PROGRAMS).env("LC_ALL", "C").current_dir("/").stdin(stdin);
     let mut child =
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
     let (said, complained) = (child.stdout.take(), child.stderr.take());

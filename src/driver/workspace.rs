@@ -155,14 +155,14 @@ impl Workspaces {
         }
         self.volumes.drop_memory(wanted.uid)?;
         let Some(bytes) = wanted.bytes else {
-            self.leave_volume(wanted.uid)?;
+            self.leave_volume(wanted.uid, wanted.host_uid)?;
             return Ok(Place { files: plain, tmp: None, kept: Kept::unlimited() });
         };
         let ask = Ask { bytes, owner: wanted.host_uid };
         let is_new = self.volumes.find(wanted.uid).is_none();
         match self.volumes.ensure(wanted.uid, &ask) {
             Ok(volume) => {
-                self.enter_volume(&plain, &volume)?;
+                self.enter_volume(&plain, &volume, wanted.host_uid)?;
                 self.in_volume(&volume, wanted, Kept::by(&volume, bytes, wanted.host_uid))
             }
             Err(error) if is_new => {
@@ -205,21 +205,21 @@ impl Workspaces {
     }
 
     /// Takes the files of a sandbox that had no volume into its new one.
-    fn enter_volume(&self, plain: &Path, volume: &Volume) -> Result<(), SysError> {
+    fn enter_volume(&self, plain: &Path, volume: &Volume, owner: u32) -> Result<(), SysError> {
         if fs::symlink_metadata(plain).is_err() {
             return Ok(());
         }
-        move_tree(plain, &volume.files())
+        move_tree(plain, &volume.files(), self.ids(owner))
     }
 
     /// The other way round, since an image cannot be without a limit.
-    fn leave_volume(&self, uid: Uuid) -> Result<(), SysError> {
+    fn leave_volume(&self, uid: Uuid, owner: u32) -> Result<(), SysError> {
         let Some(volume) = self.volumes.find(uid) else { return Ok(()) };
         // Whole or not at all: until it is, the volume is where the files are.
         let plain = self.plain(uid);
         self.volumes.mount(uid)?;
         if volume.files().exists() {
-            move_tree(&volume.files(), &plain)?;
+            move_tree(&volume.files(), &plain, self.ids(owner))?;
         }
         self.volumes.remove(uid)
     }
@@ -259,7 +259,7 @@ impl Workspaces {
         Ok(aside)
     }
 
-    /// Puts a copy of another tree in place of a workspace, which is put aside under a label that no sandbox can
+    /// Puts a copy of another tree, which only we can get at, in place of a workspace, which is put aside under a label that no sandbox can
     /// have as its name. Repeated, it is the tree of before that goes, not what was put aside.
     pub fn replace(&self, wanted: &Wanted<'_>, with: &Path, label: &str) -> Result<(), SysError> {
         let aside = self.aside()?.join(label);
@@ -271,7 +271,7 @@ impl Workspaces {
         let Place { files, .. } = self.place(wanted)?;
         let unfinished = files.with_extension("new");
         tree::remove(&unfinished)?;
-        tree::copy(with, &unfinished)?;
+        tree::copy(with, &unfinished, None)?;
         if self.as_root {
             tree::give(&unfinished, wanted.host_uid)?;
         }
@@ -313,6 +313,11 @@ impl Workspaces {
         Ok(())
     }
 
+    /// Copies a workspace to where there is nothing yet.
+    pub fn copy(&self, uid: Uuid, host_uid: u32, to: &Path) -> Result<(), SysError> {
+        tree::copy(&self.path(uid), to, self.ids(host_uid))
+    }
+
     /// What a workspace takes of the disk, by counting every file of it.
     pub fn counted_bytes(&self, uid: Uuid) -> u64 {
         tree::allocated_bytes(&self.path(uid))
@@ -334,14 +339,14 @@ fn create(
 
 /// To another file system: a copy that gets its name when it is whole and on disk, and then the original goes at
 /// once, so that each of them is all there or not there at all.
-fn move_tree(from: &Path, to: &Path) -> Result<(), SysError> {
+fn move_tree(from: &Path, to: &Path, owner: Option<(u32, u32)>) -> Result<(), SysError> {
     let rename = |from: &Path, to: &Path| {
         fs::rename(from, to).map_err(|source| SysError::io("rename", from, source))
     };
     if fs::symlink_metadata(to).is_err() {
         let unfinished = to.with_extension("new");
         tree::remove(&unfinished)?;
-        tree::copy(from, &unfinished)?;
+        tree::copy(from, &unfinished, owner)?;
         disk::sync(&unfinished)?;
         rename(&unfinished, to)?;
         disk::sync(to)?;

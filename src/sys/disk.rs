@@ -4,16 +4,19 @@ pub mod loopback;
 pub mod quota;
 pub mod walk;
 
+mod contents;
+
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::linux::fs::MetadataExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
-use nix::unistd::{Whence, lseek};
 
+use self::contents::Means;
 use crate::sys::SysError;
+use crate::sys::path::NO_FOLLOW;
 
 /// Less than this part of all that there is.
 const FULL_SHARE: u64 = 200;
@@ -97,33 +100,18 @@ pub fn allocated_bytes(meta: &fs::Metadata) -> u64 {
     meta.st_blocks() * 512
 }
 
-/// Copies a file without its holes.
+/// Copies a file of ours, without its holes, to where there is none yet.
 pub fn copy_sparse(from: &Path, to: &Path) -> Result<(), SysError> {
     let failed = |source| SysError::io("copy", from, source);
-    let source = File::open(from).map_err(failed)?;
+    let source = File::options().read(true).custom_flags(NO_FOLLOW).open(from).map_err(failed)?;
     let made = File::options().write(true).create_new(true).mode(0o600).open(to);
     let target = made.map_err(|source| SysError::io("create", to, source))?;
-    let length = source.metadata().map_err(failed)?.len();
-    target.set_len(length).map_err(failed)?;
-    let seek = |offset: u64, whence| {
-        let offset = i64::try_from(offset).unwrap_or(i64::MAX);
-        match lseek(&source, offset, whence) {
-            Ok(at) => Ok(Some(at.unsigned_abs())),
-            // From here on there is nothing but a hole.
-            Err(Errno::ENXIO) => Ok(None),
-            Err(errno) => Err(failed(errno.into())),
-        }
-    };
-    let mut at = 0;
-    while let Some(start) = seek(at, Whence::SeekData)? {
-        let end = seek(start, Whence::SeekHole)?.unwrap_or(length);
-        let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(0)];
-        source.read_exact_at(&mut bytes, start).map_err(failed)?;
-        target.write_all_at(&bytes, start).map_err(failed)?;
-        at = end;
-    }
+    let length = i64::try_from(source.metadata().map_err(failed)?.len()).unwrap_or(i64::MAX);
+    let (source, target) = (OwnedFd::from(source), OwnedFd::from(target));
+    let carried = Means::default().carry(&source, &target, length);
     // It gets its name when it is whole, which after a loss of power means that it is on disk.
-    target.sync_all().map_err(failed)
+    let carried = carried.and_then(|()| nix::unistd::fsync(&target));
+    carried.map_err(|errno| failed(errno.into()))
 }
 
 /// Has everything that was written to the file system at `path` be on disk.

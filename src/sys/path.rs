@@ -122,12 +122,12 @@ pub fn enter_beneath_root(dir: &Path) -> Result<(), SysError> {
 }
 
 /// This thread's file-system identity, taken back when dropped.
-struct Identity {
+pub(super) struct Identity {
     before: Option<(u32, u32)>,
 }
 
 impl Identity {
-    fn assume(ids: Option<(u32, u32)>) -> Self {
+    pub(super) fn assume(ids: Option<(u32, u32)>) -> Self {
         let Some((uid, gid)) = ids else { return Self { before: None } };
         Self { before: Some(set_fs_ids(uid, gid)) }
     }

@@ -25,6 +25,7 @@ mod limits;
 mod power;
 mod store;
 mod tidy;
+mod trees;
 mod upgrade;
 mod version_1;
 mod walls;

@@ -161,6 +161,18 @@ fn has_path(code: &str, name: &str) -> bool {
     })
 }
 
+/// Such a program looks at a path, and then again: what it finds there the second time may be somebody else's.
+#[test]
+fn no_program_is_run_over_a_tenants_files() {
+    for (file, text) in sources() {
+        for program in ["cp", "mv", "rm", "ln", "chown", "chmod", "tar", "rsync", "find"] {
+            let run = production(&text).contains(&format!("\"{program}\""));
+            let fits = module(&file) != "driver" || !run;
+            assert!(fits, "{}: {program}; see sys::disk::walk", file.display());
+        }
+    }
+}
+
 #[test]
 fn every_file_opens_with_its_purpose_and_ends_in_time() {
     for (file, text) in sources() {

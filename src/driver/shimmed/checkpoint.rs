@@ -3,7 +3,6 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,6 +13,7 @@ use uuid::Uuid;
 
 use super::{Bundle, Shimmed};
 use crate::driver::{DriverError, Keep, runsc, tree};
+use crate::error::chain;
 use crate::model::{Iid, Network};
 use crate::sys::{SysError, process};
 
@@ -75,12 +75,15 @@ impl Shimmed {
         let path = format!("--image-path={}", image.display());
         self.runsc(iid, &["checkpoint", &path, "--leave-running"])?;
         if order.with_workspace {
-            let from = self.host.workspaces.path(order.uid);
-            tree::copy(&from, &unfinished.join(WORKSPACE)).map_err(failed)?;
+            let spaces = &self.host.workspaces;
+            let to = unfinished.join(WORKSPACE);
+            // What its own user put there is for its own user to mend.
+            let refused = |error| DriverError::Refused(chain(&error));
+            spaces.copy(order.uid, order.host_uid, &to).map_err(refused)?;
         }
-        let bytes = size(&unfinished);
-        sync_tree(&unfinished)
-            .and_then(|()| fs::rename(&unfinished, &dir))
+        let bytes = tree::length_bytes(&unfinished);
+        tree::sync(&unfinished).map_err(failed)?;
+        fs::rename(&unfinished, &dir)
             .and_then(|()| File::open(dir.parent().unwrap_or(&dir))?.sync_all())
             .map_err(|source| failed(SysError::io("store", &dir, source)))?;
         Ok(bytes)
@@ -205,31 +208,6 @@ fn deleted_files(pid: u32) -> Vec<String> {
         .collect()
 }
 
-fn size(dir: &Path) -> u64 {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => size(&entry.path()),
-            Ok(meta) => meta.len(),
-            Err(_) => 0,
-        })
-        .sum()
-}
-
-/// Files and directories, down to the disk. Only our own and a copy that nobody else can write to.
-fn sync_tree(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            sync_tree(&entry.path())?;
-        } else if kind.is_file() {
-            File::open(entry.path())?.sync_all()?;
-        }
-    }
-    File::open(dir)?.sync_all()
-}
-
 /// Removes the checkpoints of a sandbox that nothing refers to.
 pub(in crate::driver) fn sweep(dir: &Path, kept: &[&str]) -> Result<(), SysError> {
     let named = |name: &OsStr| kept.iter().any(|kept| name == *kept);
@@ -241,20 +219,16 @@ pub(in crate::driver) fn sweep(dir: &Path, kept: &[&str]) -> Result<(), SysError
     Ok(())
 }
 
-/// Copies one to among those of another sandbox, whole or not at all.
+/// Copies one to among those of another sandbox, whole or not at all. Only we can get at either.
 pub(in crate::driver) fn copy(from: &Path, to: &Path, name: &str) -> Result<(), DriverError> {
-    let failed = |source| DriverError::Host {
-        stage: "copy checkpoint",
-        source: SysError::io("copy", from, source),
-    };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(failed)?;
+    let failed = |source| DriverError::Host { stage: "copy checkpoint", source };
+    let stored = |source| failed(SysError::io("store", to, source));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(stored)?;
     let unfinished = to.join(format!("{name}.new"));
-    tree::copy(from, &unfinished)
-        .map_err(|source| DriverError::Host { stage: "copy checkpoint", source })?;
-    sync_tree(&unfinished)
-        .and_then(|()| fs::rename(&unfinished, to.join(name)))
-        .and_then(|()| File::open(to)?.sync_all())
-        .map_err(failed)
+    tree::remove(&unfinished).map_err(failed)?;
+    tree::copy(from, &unfinished, None).map_err(failed)?;
+    tree::sync(&unfinished).map_err(failed)?;
+    fs::rename(&unfinished, to.join(name)).and_then(|()| File::open(to)?.sync_all()).map_err(stored)
 }
 
 /// All checkpoints of a sandbox.

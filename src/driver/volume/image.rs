@@ -116,7 +116,7 @@ impl Volumes {
         let has = bytes(&image)?;
         // Without the privilege to do so, a copy is how it grows.
         if has > ask.bytes || has < ask.bytes && self.grow_image(uid, ask.bytes).is_err() {
-            self.copy_image(uid, ask.bytes)?;
+            self.copy_image(uid, ask)?;
         }
         self.mount(uid)
     }
@@ -146,7 +146,7 @@ impl Volumes {
     }
 
     /// Copies the files of an image that is mounted into one of another size, and lets that take its place.
-    fn copy_image(&self, uid: Uuid, bytes: u64) -> Result<(), SysError> {
+    fn copy_image(&self, uid: Uuid, &Ask { bytes, owner }: &Ask) -> Result<(), SysError> {
         let (image, at) = (self.image(uid), self.mount_of(uid));
         let beside = self.mounts.join(format!("{uid}.{UNFINISHED}"));
         refuse_below(disk::space(&at)?.used_bytes(), bytes)?;
@@ -154,7 +154,7 @@ impl Volumes {
         unmount(&beside)?;
         let unfinished = self.promised_image(&image, bytes)?;
         let copied = self.mount_at(&unfinished, &beside).and_then(|()| {
-            tree::copy(&at.join("files"), &beside.join("files"))?;
+            tree::copy(&at.join("files"), &beside.join("files"), Some((owner, owner)))?;
             disk::sync(&beside)
         });
         let closed = release(&unfinished, &beside);

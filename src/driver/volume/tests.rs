@@ -301,11 +301,11 @@ fn a_move_into_a_volume_that_was_cut_off_is_ended_by_the_next_start() {
     fs::write(plain.join("mine"), "kept").unwrap();
     let inside = ground.prepare(uid, Some(16 * MIB)).unwrap();
     // As before the original was gone.
-    tree::copy(&inside.files, &plain).unwrap();
+    tree::copy(&inside.files, &plain, None).unwrap();
     let inside = ground.prepare(uid, Some(16 * MIB)).unwrap();
     assert!(!plain.exists() && inside.files.join("mine").exists());
     // And as while it was going, on the way out.
-    tree::copy(&inside.files, &plain).unwrap();
+    tree::copy(&inside.files, &plain, None).unwrap();
     fs::rename(&inside.files, inside.files.with_extension("old")).unwrap();
     let inside = ground.prepare(uid, Some(16 * MIB)).unwrap();
     assert!(!plain.exists() && inside.files.join("mine").exists());

@@ -85,6 +85,7 @@ impl Act<'_> {
         let dir = format!("{}.{}", instance.iid, self.now.0);
         let order = Keep {
             uid: sandbox.uid,
+            host_uid: sandbox.host_uid,
             spec: &instance.spec,
             dir: &dir,
             with_workspace: and_go_on,

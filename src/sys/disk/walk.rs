@@ -1,20 +1,32 @@
-//! Walks whole trees of somebody else's files, however deep: one directory is open at a time, no path is longer
-//! than a name, and no symlink is followed.
+//! Walks whole trees of somebody else's files, however deep: few directories are open at a time, no path is longer
+//! than a name, no symlink is followed and no mount entered.
 //!
-//! A way back up leads to where the way down began, or the walk ends with an error.
+//! A tree may be changed by others while it is walked. Every name is therefore opened under the descriptor of its
+//! directory, and what is there is asked of the descriptor, never of the name again. A way back up leads to where
+//! the way down began, or the walk ends with an error.
+
+mod copy;
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, fsync, unlinkat};
 
+pub use self::copy::copy;
 use super::quota;
 use crate::sys::SysError;
+
+/// Directories on the way to where a walk is that stay open. Others are found again by "..".
+const OPEN_MAX: usize = 32;
+const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
+/// A file that turns out to be a pipe keeps nobody waiting.
+const FILE: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK);
 
 /// A name in a directory that is open, and what it is the name of.
 #[derive(Debug, Clone, Copy)]
@@ -29,17 +41,28 @@ impl Entry<'_> {
         is(self.about, kind)
     }
 
-    fn open(&self) -> nix::Result<OwnedFd> {
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        openat(self.dir, self.name, flags, Mode::empty())
+    fn open(&self, flags: OFlag) -> nix::Result<OwnedFd> {
+        open_at(self.dir, self.name, flags)
     }
 }
 
-/// Where a walk has been: the directory's identity, and what of it is still to be entered.
-struct Level {
-    identity: (u64, u64),
-    name: CString,
-    below: Vec<CString>,
+/// What is done on a walk. A directory is an entry of the one above it first; then it is entered, and left when
+/// all that is below it is done.
+trait Visit {
+    fn entry(&mut self, entry: Entry<'_>) -> nix::Result<()>;
+
+    /// `None`: it is passed over.
+    fn open(&mut self, above: &OwnedFd, name: &CStr) -> nix::Result<Option<OwnedFd>> {
+        unless_gone(open_at(above, name, DIRECTORY))
+    }
+
+    fn enter(&mut self, _dir: &OwnedFd, _name: &CStr) -> nix::Result<()> {
+        Ok(())
+    }
+
+    fn leave(&mut self, _above: &OwnedFd, _name: &CStr) -> nix::Result<()> {
+        Ok(())
+    }
 }
 
 /// Removes whatever is at `path`. What vanishes meanwhile need not be removed.
@@ -48,7 +71,7 @@ pub fn remove(path: &Path) -> Result<(), SysError> {
     let here = nix::fcntl::AT_FDCWD;
     match top(path) {
         Ok(top) => {
-            empty(top).map_err(failed)?;
+            walk(top, &mut Remove).map_err(failed)?;
             gone(unlinkat(here, path, UnlinkatFlags::RemoveDir)).map_err(failed)
         }
         Err(Errno::ENOENT) => Ok(()),
@@ -61,130 +84,261 @@ pub fn remove(path: &Path) -> Result<(), SysError> {
 
 /// Removes what is in the directory `path`.
 pub fn clear(path: &Path) -> Result<(), SysError> {
-    let cleared = top(path).and_then(empty);
+    let cleared = top(path).and_then(|top| walk(top, &mut Remove));
     cleared.map_err(|errno| SysError::nix(format!("clear {}", path.display()), errno))
 }
 
-fn empty(top: OwnedFd) -> nix::Result<()> {
-    let file = |entry: Entry<'_>| match entry.is(SFlag::S_IFDIR) {
-        true => Ok(()),
-        false => gone(unlinkat(entry.dir, entry.name, UnlinkatFlags::NoRemoveDir)),
-    };
-    let dir = |at: &OwnedFd, name: &CStr| gone(unlinkat(at, name, UnlinkatFlags::RemoveDir));
-    walk(top, &file, &dir)
+struct Remove;
+
+impl Visit for Remove {
+    fn entry(&mut self, entry: Entry<'_>) -> nix::Result<()> {
+        match entry.is(SFlag::S_IFDIR) {
+            true => Ok(()),
+            false => gone(unlinkat(entry.dir, entry.name, UnlinkatFlags::NoRemoveDir)),
+        }
+    }
+
+    fn leave(&mut self, above: &OwnedFd, name: &CStr) -> nix::Result<()> {
+        gone(unlinkat(above, name, UnlinkatFlags::RemoveDir))
+    }
 }
 
 fn gone(removed: nix::Result<()>) -> nix::Result<()> {
-    match removed {
-        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+    unless_gone(removed).map(drop)
+}
+
+fn unless_gone<T>(found: nix::Result<T>) -> nix::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(errno),
     }
 }
 
-/// Gives a tree to another owner, symlinks themselves included.
+/// Gives a tree to another owner, symlinks themselves included. Its top is given last, so that who repeats this
+/// knows whose it was. A file with several names that was not the former owner's stays as it is: not all of them
+/// need be in the tree.
 pub fn give(path: &Path, uid: u32, gid: u32) -> Result<(), SysError> {
-    crate::sys::path::give(path, uid, gid)?;
-    let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-    let give =
-        |entry: Entry<'_>| fchownat(entry.dir, entry.name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW);
-    let walked = top(path).and_then(|top| walk(top, &give, &|_, _| Ok(())));
-    walked.map_err(|errno| SysError::nix(format!("chown below {}", path.display()), errno))
+    let ids = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    let given = top(path).and_then(|top| {
+        let owners = [fstat(&top)?.st_uid, uid];
+        walk(top, &mut Give { ids, owners })
+    });
+    given.map_err(|errno| SysError::nix(format!("chown below {}", path.display()), errno))?;
+    crate::sys::path::give(path, uid, gid)
+}
+
+struct Give {
+    ids: (Option<Uid>, Option<Gid>),
+    /// The former and the new one.
+    owners: [u32; 2],
+}
+
+impl Visit for Give {
+    fn entry(&mut self, entry: Entry<'_>) -> nix::Result<()> {
+        let Some(found) = unless_gone(entry.open(OFlag::O_PATH))? else { return Ok(()) };
+        let about = fstat(&found)?;
+        let shared = !is(&about, SFlag::S_IFDIR) && about.st_nlink > 1;
+        if shared && !self.owners.contains(&about.st_uid) {
+            return Ok(());
+        }
+        fchownat(&found, c"", self.ids.0, self.ids.1, AtFlags::AT_EMPTY_PATH)
+    }
 }
 
 /// Puts a tree into a project of quotas. What cannot be opened, like a pipe, takes no room.
 pub fn set_project(path: &Path, project: u32) -> Result<(), SysError> {
     quota::set_project(path, project)?;
-    let set = |entry: Entry<'_>| {
-        if !entry.is(SFlag::S_IFDIR) && !entry.is(SFlag::S_IFREG) {
-            return Ok(());
-        }
-        let file = std::fs::File::from(entry.open()?);
-        quota::set_project_of(&file, project, entry.is(SFlag::S_IFDIR))
-    };
-    let walked = top(path).and_then(|top| walk(top, &set, &|_, _| Ok(())));
+    let walked = top(path).and_then(|top| walk(top, &mut SetProject { project }));
     walked.map_err(|errno| {
         SysError::nix(format!("set project {project} below {}", path.display()), errno)
     })
 }
 
+struct SetProject {
+    project: u32,
+}
+
+impl Visit for SetProject {
+    fn entry(&mut self, entry: Entry<'_>) -> nix::Result<()> {
+        if !entry.is(SFlag::S_IFDIR) && !entry.is(SFlag::S_IFREG) {
+            return Ok(());
+        }
+        let Some(found) = unless_gone(entry.open(FILE))? else { return Ok(()) };
+        let hands_down = is(&fstat(&found)?, SFlag::S_IFDIR);
+        quota::set_project_of(&File::from(found), self.project, hands_down)
+    }
+}
+
 /// What a tree takes of the disk. What vanishes meanwhile is not counted; what moves may be missed.
 pub fn allocated_bytes(path: &Path) -> u64 {
-    let bytes = std::cell::Cell::new(0);
-    let count = |entry: Entry<'_>| {
-        bytes.set(bytes.get() + entry.about.st_blocks.unsigned_abs() * 512);
+    counted(path).allocated_bytes
+}
+
+/// How long the files of a tree are together, as they say themselves.
+pub fn length_bytes(path: &Path) -> u64 {
+    counted(path).length_bytes
+}
+
+fn counted(path: &Path) -> Count {
+    let mut count = Count::default();
+    let _ = top(path).and_then(|top| walk(top, &mut count));
+    count
+}
+
+#[derive(Default)]
+struct Count {
+    allocated_bytes: u64,
+    length_bytes: u64,
+}
+
+impl Visit for Count {
+    fn entry(&mut self, entry: Entry<'_>) -> nix::Result<()> {
+        self.allocated_bytes += entry.about.st_blocks.unsigned_abs() * 512;
+        if entry.is(SFlag::S_IFREG) {
+            self.length_bytes += entry.about.st_size.unsigned_abs();
+        }
         Ok(())
-    };
-    let _ = top(path).and_then(|top| walk(top, &count, &|_, _| Ok(())));
-    bytes.get()
+    }
+
+    /// One that is something else by now does not keep the others from being counted.
+    fn open(&mut self, above: &OwnedFd, name: &CStr) -> nix::Result<Option<OwnedFd>> {
+        Ok(open_at(above, name, DIRECTORY).ok())
+    }
+}
+
+/// Has every file and directory of a tree be on disk.
+pub fn sync(path: &Path) -> Result<(), SysError> {
+    let synced = top(path).and_then(|top| {
+        fsync(&top)?;
+        walk(top, &mut SyncAll)
+    });
+    synced.map_err(|errno| SysError::nix(format!("sync {}", path.display()), errno))
+}
+
+struct SyncAll;
+
+impl Visit for SyncAll {
+    fn entry(&mut self, entry: Entry<'_>) -> nix::Result<()> {
+        match entry.is(SFlag::S_IFREG) {
+            true => fsync(entry.open(FILE)?),
+            false => Ok(()),
+        }
+    }
+
+    fn enter(&mut self, dir: &OwnedFd, _: &CStr) -> nix::Result<()> {
+        fsync(dir)
+    }
 }
 
 fn top(path: &Path) -> nix::Result<OwnedFd> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let flags = DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     nix::fcntl::open(path, flags, Mode::empty())
 }
 
-/// Calls `each` with every entry below `top`, a directory before what is in it, and `leave` with every directory
-/// after that.
-fn walk(
-    top: OwnedFd,
-    each: &dyn Fn(Entry<'_>) -> nix::Result<()>,
-    leave: &dyn Fn(&OwnedFd, &CStr) -> nix::Result<()>,
-) -> nix::Result<()> {
-    let mut here = top;
-    let mut levels = vec![level(&here, CString::default(), each)?];
-    while let Some(Level { below, .. }) = levels.last_mut() {
-        if let Some(name) = below.pop() {
-            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            match openat(&here, name.as_c_str(), flags, Mode::empty()) {
-                Ok(dir) => here = dir,
-                Err(Errno::ENOENT) => continue,
-                Err(errno) => return Err(errno),
+/// Opens a name in a directory: what is there itself, and nothing that is mounted over it.
+fn open_at(dir: &OwnedFd, name: &CStr, flags: OFlag) -> nix::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat2(dir, name, OpenHow::new().flags(flags).resolve(resolve))
+}
+
+/// Where in a tree somebody is, and the directories above that up to the top.
+struct Trail {
+    here: OwnedFd,
+    above: Vec<Above>,
+}
+
+enum Above {
+    Open(OwnedFd),
+    /// Of which only the identity is known.
+    Closed((u64, u64)),
+}
+
+impl Trail {
+    fn new(top: OwnedFd) -> Self {
+        Self { here: top, above: Vec::new() }
+    }
+
+    fn down(&mut self, dir: OwnedFd) -> nix::Result<()> {
+        self.above.push(Above::Open(std::mem::replace(&mut self.here, dir)));
+        let far = self.above.len().checked_sub(OPEN_MAX).and_then(|at| self.above.get_mut(at));
+        if let Some(far) = far
+            && let Above::Open(dir) = far
+        {
+            let identity = identity(dir)?;
+            *far = Above::Closed(identity);
+        }
+        Ok(())
+    }
+
+    /// False: this is the top.
+    fn up(&mut self) -> nix::Result<bool> {
+        self.here = match self.above.pop() {
+            None => return Ok(false),
+            Some(Above::Open(dir)) => dir,
+            Some(Above::Closed(was)) => {
+                let flags = DIRECTORY | OFlag::O_CLOEXEC;
+                let dir = openat(&self.here, c"..", flags, Mode::empty())?;
+                if identity(&dir)? != was {
+                    return Err(Errno::ESTALE);
+                }
+                dir
             }
-            levels.push(level(&here, name, each)?);
+        };
+        Ok(true)
+    }
+}
+
+/// A directory on the way: what it is called, and what of it is still to be entered.
+struct Level {
+    name: CString,
+    below: Vec<CString>,
+}
+
+fn walk(top: OwnedFd, visit: &mut dyn Visit) -> nix::Result<()> {
+    let mut trail = Trail::new(top);
+    let mut levels = vec![Level { name: CString::default(), below: list(&trail.here, visit)? }];
+    while let Some(level) = levels.last_mut() {
+        if let Some(name) = level.below.pop() {
+            if let Some(dir) = visit.open(&trail.here, &name)? {
+                visit.enter(&dir, &name)?;
+                trail.down(dir)?;
+                levels.push(Level { below: list(&trail.here, visit)?, name });
+            }
             continue;
         }
-        let done = levels.pop();
-        if let (Some(Level { name, .. }), Some(above)) = (done, levels.last()) {
-            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            here = openat(&here, "..", flags, Mode::empty())?;
-            if identity(&here)? != above.identity {
-                return Err(Errno::ESTALE);
-            }
-            leave(&here, &name)?;
+        if trail.up()? {
+            visit.leave(&trail.here, &level.name)?;
         }
+        levels.pop();
     }
     Ok(())
 }
 
-fn level(
-    here: &OwnedFd,
-    name: CString,
-    each: &dyn Fn(Entry<'_>) -> nix::Result<()>,
-) -> nix::Result<Level> {
+/// Visits what is in a directory, and returns the directories of it.
+fn list(here: &OwnedFd, visit: &mut dyn Visit) -> nix::Result<Vec<CString>> {
     let mut below = Vec::new();
-    for entry in
-        Dir::from_fd(openat(here, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)?.iter()
-    {
+    let flags = DIRECTORY | OFlag::O_CLOEXEC;
+    let mut dir = Dir::from_fd(openat(here, c".", flags, Mode::empty())?)?;
+    for entry in dir.iter() {
         let entry = entry?;
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;
         }
-        let about = match fstatat(here, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(about) => about,
-            Err(Errno::ENOENT) => continue,
-            Err(errno) => return Err(errno),
-        };
-        each(Entry { dir: here, name, about: &about })?;
+        let about = fstatat(here, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        let Some(about) = unless_gone(about)? else { continue };
+        visit.entry(Entry { dir: here, name, about: &about })?;
         if is(&about, SFlag::S_IFDIR) {
             below.push(name.to_owned());
         }
     }
-    Ok(Level { identity: identity(here)?, name, below })
+    Ok(below)
 }
 
 fn identity(dir: &OwnedFd) -> nix::Result<(u64, u64)> {
-    fstat(dir.as_fd()).map(|about| (about.st_dev, about.st_ino))
+    fstat(dir).map(|about| (about.st_dev, about.st_ino))
 }
 
 fn is(about: &FileStat, kind: SFlag) -> bool {
@@ -192,43 +346,4 @@ fn is(about: &FileStat, kind: SFlag) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    #[test]
-    fn a_tree_is_removed_and_its_symlinks_are_not_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        let (tree, other) = (dir.path().join("tree"), dir.path().join("other"));
-        fs::create_dir_all(tree.join("a/b/c")).unwrap();
-        fs::create_dir(&other).unwrap();
-        fs::write(other.join("kept"), "x").unwrap();
-        fs::write(tree.join("a/file"), vec![1; 8192]).unwrap();
-        symlink(&other, tree.join("a/b/out")).unwrap();
-        nix::unistd::mkfifo(&tree.join("a/pipe"), Mode::S_IRUSR).unwrap();
-        assert!(allocated_bytes(&tree) >= 8192);
-        remove(&tree).unwrap();
-        assert!(!tree.exists() && other.join("kept").exists());
-        remove(&tree).unwrap();
-        symlink(&other, &tree).unwrap();
-        remove(&tree).unwrap();
-        assert!(!tree.is_symlink() && other.join("kept").exists());
-    }
-
-    #[test]
-    fn a_tree_may_be_deeper_than_any_path() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut here = top(dir.path()).unwrap();
-        for _ in 0..3_000 {
-            nix::sys::stat::mkdirat(&here, "tree", Mode::S_IRWXU).unwrap();
-            let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY;
-            here = openat(&here, "tree", flags, Mode::empty()).unwrap();
-        }
-        let tree = dir.path().join("tree");
-        assert!(allocated_bytes(&tree) > 0);
-        remove(&tree).unwrap();
-        assert!(!tree.exists());
-    }
-}
+mod tests;

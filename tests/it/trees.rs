@@ -1,0 +1,111 @@
+//! Trees of tenants' files that somebody changes while the daemon works on them.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use serde_json::json;
+
+use crate::desk::Desk;
+use crate::gvisor::versions;
+
+/// What no tenant may read.
+const SECRET: &str = "of the host alone";
+/// So many names are exchanged that a look at one and the use of it are seldom the same thing.
+const PAIRS: usize = 50;
+
+struct Swapped {
+    pairs: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Swapped {
+    /// In the workspace, directories and files, and links to others outside of it.
+    fn make(workspace: &Path, outside: &Path) -> Self {
+        fs::create_dir(outside).unwrap();
+        fs::write(outside.join("file"), SECRET).unwrap();
+        fs::set_permissions(outside.join("file"), fs::Permissions::from_mode(0o600)).unwrap();
+        let mut pairs = Vec::new();
+        for n in 0..PAIRS {
+            let (dir, file) = (workspace.join(format!("d{n}")), workspace.join(format!("f{n}")));
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join("file"), "mine").unwrap();
+            fs::write(&file, "mine").unwrap();
+            for (own, leads_to) in [(dir, outside.to_owned()), (file, outside.join("file"))] {
+                let link = own.with_extension("link");
+                symlink(leads_to, &link).unwrap();
+                pairs.push((own, link));
+            }
+        }
+        Self { pairs }
+    }
+
+    /// Runs something while every name is exchanged without end.
+    fn meanwhile<T>(&self, run: impl FnOnce() -> T) -> T {
+        let ended = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    self.pairs.iter().for_each(|(one, other)| exchange(one, other));
+                }
+            });
+            let _end = End(&ended);
+            run()
+        })
+    }
+}
+
+/// Ends that, whatever becomes of the test.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn exchange(one: &Path, other: &Path) {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE).unwrap();
+}
+
+/// The contents of all files below.
+fn contents(dir: &Path) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            found.extend(contents(&entry.path()));
+        } else if kind.is_file() {
+            found.push(fs::read(entry.path()).unwrap());
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_checkpoint_holds_nothing_from_outside_whoever_exchanges_names_meanwhile() {
+    let desk = Desk::with(json!({"gvisor": {"program": versions().pop().unwrap()}})).await;
+    let spec = json!({"isolation": "gvisor", "command": ["sh", "-c", "echo up; sleep 1000"],
+        "limits": {"memory_mb": 128}});
+    desk.write_spec("web.yaml", "web", &spec);
+    desk.wait_logs("web", "up").await;
+    let workspace = desk.workspace(&desk.sandbox("web").await);
+    let swapped = Swapped::make(&workspace, &desk.path("outside"));
+    let checkpoints = desk.path("state/checkpoints");
+    for _ in 0..5 {
+        // Refused or taken: it depends on who was faster.
+        let (code, _, said) = swapped.meanwhile(|| desk.cli(&["checkpoint", "web"]));
+        assert!(code == 0 || said.contains("copy "), "{said}");
+        let held = contents(&checkpoints);
+        assert!(!held.iter().any(|held| held == SECRET.as_bytes()), "it holds the host's file");
+    }
+    assert_eq!(desk.cli(&["checkpoint", "web"]).0, 0);
+    let mine = contents(&checkpoints).iter().filter(|held| *held == b"mine").count();
+    assert_eq!(mine, 2 * PAIRS);
+    assert_eq!(desk.cli(&["restore", "web"]).0, 0);
+    let restored = desk.workspace(&desk.sandbox("web").await);
+    let mine = contents(&restored).iter().filter(|held| *held == b"mine").count();
+    assert_eq!(mine, 2 * PAIRS);
+}
