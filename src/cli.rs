@@ -8,6 +8,7 @@ mod exec;
 mod prove;
 mod show;
 mod store;
+mod workspace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -136,6 +137,9 @@ enum Command {
     /// Copy what the daemon knows of its sandboxes, or put a copy back
     #[command(subcommand)]
     Store(store::Verb),
+    /// List the workspaces that removed sandboxes left, or take one over
+    #[command(subcommand)]
+    Workspace(workspace::Verb),
     /// Stop every sandbox and start none, until `undrain`; waits until all have ended
     Drain {
         /// How long to wait
@@ -195,6 +199,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         store::run(verb, &load_config(&cli)?)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Workspace(verb) = &cli.command {
+        workspace::run(verb, &load_config(&cli)?, cli.output)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("start the runtime")?;
     let done = runtime.block_on(ask(cli));
@@ -229,9 +237,11 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
     let output = cli.output;
     let config = config_path(&cli);
     match cli.command {
-        Command::Run | Command::Check { .. } | Command::Doctor | Command::Store(_) => {
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Run
+        | Command::Check { .. }
+        | Command::Doctor
+        | Command::Store(_)
+        | Command::Workspace(_) => Ok(ExitCode::SUCCESS),
         Command::Plan { files } => plan(&client, &files, output).await,
         Command::Apply { files, dry_run } => {
             show::applied(&apply(&client, &files, dry_run).await?, output)?;

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
-use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, SandboxName, Spec};
+use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, Owner, SandboxName, Spec};
 use crate::shim::client::ClientError;
 use crate::sys::SysError;
 
@@ -120,8 +120,8 @@ pub struct Order<'a> {
     pub host_uid: u32,
     /// Laid into a workspace that is new: path and content.
     pub image_files: &'a std::collections::BTreeMap<String, String>,
-    /// Whether a workspace that was put aside under this name is its own, to be taken back.
-    pub take_back: bool,
+    /// Whose retained workspaces of this name it may take back. `None`: nobody's.
+    pub take_back: Option<&'a Owner>,
     /// The checkpoint to go on from, instead of running the command.
     pub restore: Option<Restore<'a>>,
 }

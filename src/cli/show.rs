@@ -117,6 +117,16 @@ pub(super) fn sandboxes(list: &Value, output: Output) -> anyhow::Result<()> {
     listed(list, output, &columns)
 }
 
+pub(super) fn workspaces(list: &Value, output: Output) -> anyhow::Result<()> {
+    const COLUMNS: [Column; 4] = [
+        ("ID", |row| text(&row["id"])),
+        ("NAME", |row| text(&row["name"])),
+        ("OWNER", |row| text(&row["owner"])),
+        ("SINCE", |row| text(&row["since"])),
+    ];
+    listed(list, output, &COLUMNS)
+}
+
 /// How many limits are kept, and which are not.
 fn kept_limits(sandbox: &Value) -> String {
     let limits = sandbox["status"]["limits"].as_array().cloned().unwrap_or_default();

@@ -220,7 +220,7 @@ fn start(
         spec: &spec,
         host_uid: HOST_UID,
         image_files: &BTreeMap::new(),
-        take_back: false,
+        take_back: None,
         restore: None,
     });
     let started = started.map_err(|error| chain(&error))?;

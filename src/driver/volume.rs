@@ -23,7 +23,7 @@ use std::sync::{Mutex, OnceLock};
 
 use uuid::Uuid;
 
-pub(super) use self::aside::{remove_aside, touch};
+pub(super) use self::aside::{aside_name, remove_aside, touch};
 use crate::driver::tree;
 use crate::model::InUse;
 use crate::model::disk::DiskChoice;

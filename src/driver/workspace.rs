@@ -4,6 +4,8 @@
 //! The tenant may write anything into its workspace, so the daemon opens nothing in it by path: see
 //! [`crate::sys::path::Tree`].
 
+pub mod retained;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -11,14 +13,12 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use self::retained::Retained;
 use crate::driver::tree;
 use crate::driver::volume::{self, Ask, Volume, Volumes};
 use crate::error::chain;
-use crate::model::{DiskRules, SandboxName, Verdict};
+use crate::model::{DiskRules, Owner, SandboxName, Verdict};
 use crate::sys::{SysError, disk, path};
-
-/// Where the workspaces of removed files wait for their undo period to end.
-const ASIDE: &str = ".removed";
 
 /// All workspaces of this daemon.
 #[derive(Debug)]
@@ -232,19 +232,29 @@ impl Workspaces {
         tree::remove(&self.plain(uid))
     }
 
-    /// Puts a workspace aside under the sandbox's name, to be found again.
-    pub fn put_aside(&self, uid: Uuid, name: &SandboxName) -> Result<(), SysError> {
-        self.put_aside_as(uid, name.as_str())
+    /// Retains a workspace for its owner, beside all others that were left under the same name.
+    pub fn put_aside(&self, uid: Uuid, name: &SandboxName, owner: &Owner) -> Result<(), SysError> {
+        let id = retained::id_of(name, uid);
+        if self.is_there(uid) {
+            // First, so that it is never there without.
+            retained::note(&retained::make_dir(&self.root)?, &id, owner)?;
+        }
+        self.put_aside_as(uid, &id)
+    }
+
+    fn is_there(&self, uid: Uuid) -> bool {
+        self.volumes.find(uid).is_some() || fs::symlink_metadata(self.plain(uid)).is_ok()
     }
 
     fn put_aside_as(&self, uid: Uuid, label: &str) -> Result<(), SysError> {
-        let (from, to) = (self.plain(uid), self.aside()?.join(label));
-        let any = self.volumes.find(uid).is_some() || fs::symlink_metadata(&from).is_ok();
-        if !any {
+        if !self.is_there(uid) {
             return Ok(());
         }
-        volume::remove_aside(&to)?;
-        self.volumes.remove_aside(&to)?;
+        let (from, to) = (self.plain(uid), retained::make_dir(&self.root)?.join(label));
+        // It was put there before: what is left here is half of a move, and erases nothing.
+        if fs::symlink_metadata(&to).is_ok() || self.volumes.is_aside(&to) {
+            return Ok(());
+        }
         if self.volumes.put_aside(uid, &to)? {
             return Ok(());
         }
@@ -252,17 +262,11 @@ impl Workspaces {
         fs::rename(&from, &to).map_err(|source| SysError::io("rename", &from, source))
     }
 
-    fn aside(&self) -> Result<PathBuf, SysError> {
-        let aside = self.root.join(ASIDE);
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside);
-        made.map_err(|source| SysError::io("mkdir", &aside, source))?;
-        Ok(aside)
-    }
-
-    /// Puts a copy of another tree, which only we can get at, in place of a workspace, which is put aside under a label that no sandbox can
-    /// have as its name. Repeated, it is the tree of before that goes, not what was put aside.
+    /// Puts a copy of another tree, which only we can get at, in place of a workspace, which is put aside under a
+    /// label that no sandbox can have as its name. Repeated, it is the tree of before that goes, not what was put
+    /// aside.
     pub fn replace(&self, wanted: &Wanted<'_>, with: &Path, label: &str) -> Result<(), SysError> {
-        let aside = self.aside()?.join(label);
+        let aside = retained::make_dir(&self.root)?.join(label);
         if fs::symlink_metadata(&aside).is_ok() || self.volumes.is_aside(&aside) {
             self.remove(wanted.uid)?;
         } else {
@@ -278,33 +282,45 @@ impl Workspaces {
         fs::rename(&unfinished, &files).map_err(|source| SysError::io("rename", &files, source))
     }
 
-    /// Takes a workspace back that was put aside under this name. Returns whether there was one.
+    /// Takes the newest workspace back that this owner left under this name. Returns whether there was one.
     pub fn take_back(
         &self,
         uid: Uuid,
         host_uid: u32,
         name: &SandboxName,
+        owner: &Owner,
     ) -> Result<bool, SysError> {
-        let (from, to) = (self.root.join(ASIDE).join(name.as_str()), self.plain(uid));
-        if self.volumes.find(uid).is_some() || fs::symlink_metadata(&to).is_ok() {
+        if self.is_there(uid) {
             return Ok(false);
         }
-        if self.volumes.take_back(uid, &from, host_uid)? {
-            return Ok(true);
+        let all = retained::of_name(&self.root, name)?;
+        let Some(own) = all.iter().find(|one| one.is_of(owner)) else { return Ok(false) };
+        let aside = retained::dir(&self.root);
+        let (from, to) = (aside.join(&own.id), self.plain(uid));
+        if !self.volumes.take_back(uid, &from, host_uid)? {
+            if self.as_root {
+                tree::give(&from, host_uid)?;
+            }
+            fs::rename(&from, &to).map_err(|source| SysError::io("rename", &from, source))?;
         }
-        if fs::symlink_metadata(&from).is_err() {
-            return Ok(false);
-        }
-        if self.as_root {
-            tree::give(&from, host_uid)?;
-        }
-        fs::rename(&from, &to).map_err(|source| SysError::io("rename", &from, source))?;
+        retained::forget(&aside, &own.id);
         Ok(true)
+    }
+
+    /// The newest workspace that somebody else left under this name, if this owner left none.
+    pub fn left_by_others(
+        &self,
+        name: &SandboxName,
+        owner: &Owner,
+    ) -> Result<Option<Retained>, SysError> {
+        let all = retained::of_name(&self.root, name)?;
+        let has_own = all.iter().any(|one| one.is_of(owner));
+        Ok(all.into_iter().next().filter(|_| !has_own))
     }
 
     /// Removes what was put aside longer ago than `keep_ms`.
     pub fn expire(&self, now_ms: u64, keep_ms: u64) -> Result<(), SysError> {
-        for entry in fs::read_dir(self.root.join(ASIDE)).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(retained::dir(&self.root)).into_iter().flatten().flatten() {
             let put_aside = entry.metadata().map_or(0, |meta| meta.mtime().unsigned_abs() * 1000);
             if put_aside.saturating_add(keep_ms) < now_ms {
                 volume::remove_aside(&entry.path())?;

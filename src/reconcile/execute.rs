@@ -15,7 +15,7 @@ use crate::error::chain;
 use crate::fault::{self, Bug};
 use crate::model::{
     Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Observed,
-    Owner, Record, Sandbox, Span, Time,
+    Record, Sandbox, Span, Time,
 };
 use crate::plan::report::{self, report};
 use crate::plan::{Next, Plan, Policy, Step, Stopping, View, alarm, backoff};
@@ -169,16 +169,20 @@ impl Act<'_> {
                 spec: &sandbox.spec,
                 host_uid: sandbox.host_uid,
                 image_files: image.map_or(&nothing, |image| &image.files),
-                take_back: matches!(sandbox.owner, Owner::File(_)),
+                take_back: Some(&sandbox.owner),
                 restore,
             })
         };
         let too_early = fault::has(Bug::StartBeforeIntent).then(|| launch(None));
         // Intent first: from here on it may exist, and the store says so.
         let (why, now, said) = (self.plan.why.clone(), self.now, iid.clone());
+        let left = if n == 1 { self.left_by_others() } else { None };
         let committed = self.commit(move |core, sandbox| {
             let message = format!("{said}: {why}");
             core.event(Some(&sandbox.name), Level::Normal, ("Starting", message), now)?;
+            if let Some(left) = left {
+                core.event(Some(&sandbox.name), Level::Normal, ("BeginsEmpty", left), now)?;
+            }
             sandbox.history.instances = n;
             sandbox.history.restarts += u64::from(again && !restored);
             if !restored {
@@ -207,6 +211,29 @@ impl Act<'_> {
                 Err(error.into())
             }
         }
+    }
+
+    /// That there are files of somebody else's under its name, which it does not get.
+    fn left_by_others(&self) -> Option<String> {
+        let Sandbox { name, owner, .. } = &**self.sandbox;
+        let left = self.world.host.as_ref()?.workspaces.left_by_others(name, owner);
+        let left = match left {
+            Ok(left) => left?,
+            Err(error) => {
+                warn!(
+                    sandbox = name.as_str(),
+                    error = chain(&error),
+                    "retained workspaces not read"
+                );
+                return None;
+            }
+        };
+        let of = left.owner.map_or_else(|| "nobody".to_owned(), |owner| owner.to_string());
+        let id = left.id;
+        Some(format!(
+            "the retained workspace {id} belongs to {of}; hint: `sodiumd workspace take {id} --for \
+             {owner}` gives it to the next new sandbox of that name"
+        ))
     }
 
     fn intent(&self, iid: &Iid, n: u64) -> Instance {
@@ -405,7 +432,7 @@ impl Act<'_> {
             let spaces = &host.workspaces;
             let Deletion { keep_workspace, .. } = deletion;
             let cleared = if keep_workspace {
-                spaces.put_aside(sandbox.uid, &sandbox.name)
+                spaces.put_aside(sandbox.uid, &sandbox.name, &sandbox.owner)
             } else {
                 spaces.remove(sandbox.uid)
             };

@@ -209,7 +209,7 @@ async fn files_are_edited_broken_mended_renamed_and_removed() {
     fs::remove_file(desk.path("desired/other.yaml")).unwrap();
     desk.wait_for("web", "gone", |one| one["code"] == "not_found").await;
     wait_dead(pid(&third)).await;
-    desk.write_spec("web.yaml", "web", &spec);
+    desk.write_spec("other.yaml", "web", &spec);
     let back = desk.wait_phase("web", "Running").await;
     assert_eq!(fs::read_to_string(desk.workspace(&back).join("mine")).unwrap(), "kept");
 }

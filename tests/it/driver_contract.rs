@@ -154,7 +154,7 @@ impl Bench {
             spec,
             host_uid: 234_567,
             image_files: &BTreeMap::new(),
-            take_back: false,
+            take_back: None,
             restore: None,
         };
         self.driver.start(&order).unwrap_or_else(|error| panic!("{}: {error:?}", self.label()));

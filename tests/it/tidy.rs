@@ -35,7 +35,10 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("doctor", &["config", "driver", "error", "model", "sys"]),
-    ("cli", &["config", "daemon", "doctor", "desired", "model", "store", "sys", "telemetry"]),
+    (
+        "cli",
+        &["config", "daemon", "doctor", "desired", "driver", "model", "store", "sys", "telemetry"],
+    ),
     ("telemetry", &[]),
     ("protocol_model", &["model", "plan"]),
     ("simulation", &["desired", "driver", "model", "reconcile", "store"]),

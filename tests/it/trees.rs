@@ -109,3 +109,41 @@ async fn a_checkpoint_holds_nothing_from_outside_whoever_exchanges_names_meanwhi
     let mine = contents(&restored).iter().filter(|held| *held == b"mine").count();
     assert_eq!(mine, 2 * PAIRS);
 }
+
+#[tokio::test]
+async fn a_retained_workspace_goes_to_nobody_who_only_takes_the_name() {
+    let desk = Desk::new().await;
+    let spec = json!({"isolation": "bubblewrap", "command": ["sleep", "1000"]});
+    let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
+        "metadata": {"name": "web"}, "spec": spec});
+    let put = async || desk.ask("PUT", "/v1/sandboxes/web", &document.to_string()).await.status;
+    assert_eq!(put().await, 201);
+    let first = desk.wait_phase("web", "Running").await;
+    fs::write(desk.workspace(&first).join("mine"), "the API's").unwrap();
+    assert_eq!(desk.cli(&["delete", "web", "--keep-workspace"]).0, 0);
+    // Somebody who may write files declares the same name.
+    desk.write_spec("web.yaml", "web", &spec);
+    let second = desk.wait_phase("web", "Running").await;
+    assert!(!desk.workspace(&second).join("mine").exists());
+    let id = format!("web.{}", first["metadata"]["uid"].as_str().unwrap());
+    let events = desk.get("/v1/events?name=web").await.json.to_string();
+    assert!(events.contains("BeginsEmpty") && events.contains(&id), "{events}");
+    fs::write(desk.workspace(&second).join("other"), "the file's").unwrap();
+    fs::remove_file(desk.path("desired/web.yaml")).unwrap();
+    desk.wait_for("web", "gone", |one| one["code"] == "not_found").await;
+    // Both are there, and each owner has its own back.
+    let listed = desk.cli(&["workspace", "ls"]).1;
+    assert!(listed.contains("file:web.yaml") && listed.contains(&id), "{listed}");
+    assert_eq!(put().await, 201);
+    let third = desk.wait_phase("web", "Running").await;
+    let mine = fs::read_to_string(desk.workspace(&third).join("mine")).unwrap();
+    assert_eq!(mine, "the API's");
+    assert_eq!(desk.cli(&["delete", "web"]).0, 0);
+    // Unless somebody takes it over.
+    let id = format!("web.{}", second["metadata"]["uid"].as_str().unwrap());
+    assert_eq!(desk.cli(&["workspace", "take", &id, "--for", "api"]).0, 0);
+    assert_eq!(desk.cli(&["workspace", "take", "web.gone", "--for", "api"]).0, 1);
+    assert_eq!(put().await, 201);
+    let fourth = desk.wait_phase("web", "Running").await;
+    assert!(desk.workspace(&fourth).join("other").exists());
+}

@@ -241,8 +241,8 @@ impl Shimmed {
     pub(super) fn workspace(&self, order: &Order<'_>) -> Result<Place, DriverError> {
         let spaces = &self.host.workspaces;
         let prepare = || {
-            if order.take_back {
-                spaces.take_back(order.uid, order.host_uid, order.name)?;
+            if let Some(owner) = order.take_back.filter(|_| !order.spec.ephemeral) {
+                spaces.take_back(order.uid, order.host_uid, order.name, owner)?;
             }
             spaces.prepare(&self.wanted_place(order))
         };

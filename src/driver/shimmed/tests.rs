@@ -29,7 +29,7 @@ pub(crate) fn order(check: impl FnOnce(&Order<'_>)) {
         spec: &spec,
         host_uid: 200_000,
         image_files: &BTreeMap::new(),
-        take_back: false,
+        take_back: None,
         restore: None,
     });
 }

@@ -70,7 +70,7 @@ impl Shimmed {
             spec: &spec,
             host_uid,
             image_files: &nothing,
-            take_back: false,
+            take_back: None,
             restore: None,
         };
         // Before anything of it is there to be taken for an earlier daemon's.

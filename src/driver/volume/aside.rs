@@ -21,11 +21,6 @@ impl Volumes {
         [IMAGE, TREE].iter().any(|kind| extended(path, kind).exists())
     }
 
-    /// Removes what was put aside as this.
-    pub fn remove_aside(&self, path: &Path) -> Result<(), SysError> {
-        [IMAGE, TREE].iter().try_for_each(|kind| remove_aside(&extended(path, kind)))
-    }
-
     /// Moves a volume to `to`, with an extension that says what it is. False: there is none.
     pub fn put_aside(&self, uid: Uuid, to: &Path) -> Result<bool, SysError> {
         self.drop_memory(uid)?;
@@ -43,7 +38,6 @@ impl Volumes {
             Kind::Quota => self.leave_project(&dir)?,
             Kind::Btrfs | Kind::Memory => (),
         }
-        remove_aside(&to)?;
         touch(&from);
         rename(&from, &to)?;
         Ok(true)
@@ -95,6 +89,12 @@ fn extended(path: &Path, extension: &str) -> PathBuf {
     name.push(".");
     name.push(extension);
     name.into()
+}
+
+/// What something was put aside as, which is called `name` there.
+pub(in crate::driver) fn aside_name(name: &str) -> &str {
+    let plain = [IMAGE, TREE].iter().find_map(|kind| name.strip_suffix(*kind)?.strip_suffix('.'));
+    plain.unwrap_or(name)
 }
 
 /// Removes what was put aside, whatever it is.

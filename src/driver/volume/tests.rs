@@ -6,7 +6,7 @@ use std::os::linux::fs::MetadataExt;
 
 use super::*;
 use crate::driver::workspace::{Place, Wanted, Workspaces};
-use crate::model::{DiskRules, SandboxName, Verdict};
+use crate::model::{DiskRules, Owner, SandboxName, Verdict};
 
 const OWNER: u32 = 212_345;
 
@@ -133,14 +133,14 @@ fn a_volume_put_aside_is_taken_back_by_another_owner_or_expires() {
     let (old, new) = (Uuid::now_v7(), Uuid::now_v7());
     let name = SandboxName::try_from("web").unwrap();
     ground.prepare(old, Some(8 * MIB)).unwrap();
-    ground.spaces.put_aside(old, &name).unwrap();
+    ground.spaces.put_aside(old, &name, &Owner::Api).unwrap();
     assert!(ground.spaces.volumes.find(old).is_none());
-    assert!(ground.spaces.take_back(new, OWNER + 1, &name).unwrap());
+    assert!(ground.spaces.take_back(new, OWNER + 1, &name, &Owner::Api).unwrap());
     let file = ground.spaces.path(new).join("main.sh");
     assert_eq!(fs::metadata(&file).unwrap().st_uid(), OWNER + 1);
-    ground.spaces.put_aside(new, &name).unwrap();
+    ground.spaces.put_aside(new, &name, &Owner::Api).unwrap();
     ground.spaces.expire(crate::sys::clock::wall_ms() + 120_000, 60_000).unwrap();
-    assert!(!ground.spaces.take_back(old, OWNER, &name).unwrap());
+    assert!(!ground.spaces.take_back(old, OWNER, &name, &Owner::Api).unwrap());
 }
 
 #[test]
@@ -319,15 +319,15 @@ fn what_was_begun_for_a_volume_goes_with_it() {
     ground.prepare(old, Some(8 * MIB)).unwrap();
     let volumes = &ground.spaces.volumes;
     fs::write(volumes.dir_of(old).with_extension("new"), "").unwrap();
-    ground.spaces.put_aside(old, &name).unwrap();
+    ground.spaces.put_aside(old, &name, &Owner::Api).unwrap();
     ground.spaces.remove(old).unwrap();
     assert!(!volumes.dir_of(old).with_extension("new").exists());
     // As after being given to another owner, and before it got its place.
-    let aside = ground.dir.path().join("sandboxes/.removed/web.img");
+    let aside = ground.dir.path().join(format!("sandboxes/.removed/web.{old}.img"));
     volumes.mount_at(&aside, &volumes.mount_of(new)).unwrap();
     ground.spaces.remove(new).unwrap();
     assert_eq!(mount::below(&ground.dir.path().join("sandboxes")), [] as [PathBuf; 0]);
-    assert!(ground.spaces.take_back(old, OWNER + 1, &name).unwrap());
+    assert!(ground.spaces.take_back(old, OWNER + 1, &name, &Owner::Api).unwrap());
     let file = ground.spaces.path(old).join("main.sh");
     assert_eq!(fs::metadata(file).unwrap().st_uid(), OWNER + 1);
 }

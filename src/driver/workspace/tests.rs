@@ -42,14 +42,62 @@ fn a_workspace_put_aside_is_found_again_until_it_expires() {
     let (old, new) = (Uuid::now_v7(), Uuid::now_v7());
     let name = SandboxName::try_from("web").unwrap();
     spaces.prepare(&wanted(old, &files("x"), &BTreeMap::new())).unwrap();
-    spaces.put_aside(old, &name).unwrap();
+    spaces.put_aside(old, &name, &Owner::Api).unwrap();
     assert!(!spaces.path(old).exists());
     spaces.expire(crate::sys::clock::wall_ms(), 60_000).unwrap();
-    assert!(spaces.take_back(new, 0, &name).unwrap());
+    assert!(spaces.take_back(new, 0, &name, &Owner::Api).unwrap());
     assert!(spaces.path(new).join("main.sh").exists());
-    spaces.put_aside(new, &name).unwrap();
+    spaces.put_aside(new, &name, &Owner::Api).unwrap();
     spaces.expire(crate::sys::clock::wall_ms() + 120_000, 60_000).unwrap();
-    assert!(!spaces.take_back(old, 0, &name).unwrap());
+    assert!(!spaces.take_back(old, 0, &name, &Owner::Api).unwrap());
+    assert_eq!(fs::read_dir(dir.path().join(".removed")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_retained_workspace_is_its_owners_until_somebody_else_takes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let spaces = spaces(dir.path());
+    let name = SandboxName::try_from("web").unwrap();
+    let file = Owner::File("web.yaml".to_owned());
+    let none = BTreeMap::new();
+    let left: Vec<Uuid> = (0..3).map(|_| Uuid::now_v7()).collect();
+    for (uid, (content, owner)) in left.iter().zip([("1", &file), ("2", &file), ("3", &Owner::Api)])
+    {
+        spaces.prepare(&wanted(*uid, &files(content), &none)).unwrap();
+        spaces.put_aside(*uid, &name, owner).unwrap();
+        // Again, as after a crash.
+        spaces.put_aside(*uid, &name, owner).unwrap();
+    }
+    let ids = || -> Vec<String> {
+        retained::list(dir.path()).unwrap().into_iter().map(|one| one.id).collect()
+    };
+    assert_eq!(ids(), [2, 1, 0].map(|n: usize| format!("web.{}", left[n])));
+    let stranger = Owner::File("other.yaml".to_owned());
+    let new = Uuid::now_v7();
+    assert!(!spaces.take_back(new, 0, &name, &stranger).unwrap());
+    let others = spaces.left_by_others(&name, &stranger).unwrap().unwrap();
+    assert!(others.name() == "web" && others.is_of(&Owner::Api));
+    // The newest of its own, though another is newer.
+    assert_eq!(spaces.left_by_others(&name, &file).unwrap(), None);
+    assert!(spaces.take_back(new, 0, &name, &file).unwrap());
+    assert_eq!(fs::read_to_string(spaces.path(new).join("main.sh")).unwrap(), "2");
+    retained::give(dir.path(), &format!("web.{}", left[2]), &stranger).unwrap();
+    let new = Uuid::now_v7();
+    assert!(spaces.take_back(new, 0, &name, &stranger).unwrap());
+    assert_eq!(fs::read_to_string(spaces.path(new).join("main.sh")).unwrap(), "3");
+    assert_eq!(ids(), [format!("web.{}", left[0])]);
+    retained::give(dir.path(), "web.gone", &stranger).unwrap_err();
+}
+
+#[test]
+fn what_an_older_release_retained_is_nobodys() {
+    let dir = tempfile::tempdir().unwrap();
+    let spaces = spaces(dir.path());
+    let name = SandboxName::try_from("web").unwrap();
+    fs::create_dir_all(dir.path().join(".removed/web")).unwrap();
+    assert!(!spaces.take_back(Uuid::now_v7(), 0, &name, &Owner::Api).unwrap());
+    let left = spaces.left_by_others(&name, &Owner::Api).unwrap().unwrap();
+    assert_eq!((left.id.as_str(), left.owner), ("web", None));
 }
 
 #[test]
