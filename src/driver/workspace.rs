@@ -378,6 +378,12 @@ fn lay(
     ids: Option<(u32, u32)>,
     files: &BTreeMap<String, String>,
 ) -> Result<(), SysError> {
+    // What its owner has closed to itself, it could not be laid into.
+    let mode =
+        fs::symlink_metadata(dir).map_err(|source| SysError::io("stat", dir, source))?.mode();
+    if mode & tree::MODE != tree::MODE {
+        path::set_mode(dir, (mode & 0o7777) | tree::MODE)?;
+    }
     let tree = path::Tree::open(dir, ids)?;
     for (name, content) in files {
         tree.ensure_file(name, content.as_bytes())?;

@@ -11,6 +11,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
 use nix::sys::stat::Mode;
 
@@ -19,6 +20,13 @@ use crate::sys::beneath::{self, Beneath, Links, Unfinished};
 
 /// For `OpenOptions::custom_flags`: refuse to open a symlink.
 pub const NO_FOLLOW: i32 = libc::O_NOFOLLOW;
+
+/// What was in the way of a file is called so, after its own name and before a few random characters.
+const OLD: &str = "sodium-old";
+/// So much of its own name, which may be as long as a name can be already.
+const OLD_NAME_CHARS: usize = 50;
+/// What stands in the way of a directory: a file, a link, or a directory that its owner has closed.
+const IN_THE_WAY: [i32; 3] = [libc::ENOTDIR, libc::ELOOP, libc::EACCES];
 
 /// An opened directory and the identity under which it is used.
 #[derive(Debug)]
@@ -43,8 +51,9 @@ impl Tree {
         self.openat(path, OFlag::O_PATH, Mode::empty()).is_ok()
     }
 
-    /// Makes `path` hold exactly `bytes`, whole or not at all. Directories on the way are made.
-    /// Returns whether anything had to be written.
+    /// Makes `path` hold exactly `bytes`, whole or not at all. Directories on the way are made, and what is in the
+    /// way is moved aside: whoever may write here cannot keep a file from being laid. Returns whether anything had
+    /// to be written.
     pub fn ensure_file(&self, path: &str, bytes: &[u8]) -> Result<bool, SysError> {
         let _as_owner = Identity::assume(self.ids);
         if self.holds(path, bytes) {
@@ -58,6 +67,11 @@ impl Tree {
         let dir = self.openat(parent, OFlag::O_DIRECTORY, Mode::empty())?;
         let mut file = Unfinished::create(dir.as_fd(), &self.at, 0o644)?;
         file.write_all(bytes)?;
+        if is_dir(&dir, name) {
+            move_aside(&dir, name).map_err(|errno| {
+                SysError::nix(format!("move {} aside", self.at.join(path).display()), errno)
+            })?;
+        }
         file.replace(OsStr::new(name))?;
         Ok(true)
     }
@@ -84,15 +98,25 @@ impl Tree {
                 if done.as_os_str().is_empty() { PathBuf::from(".") } else { done.clone() };
             done.push(part);
             let dir = self.openat(&parent.to_string_lossy(), OFlag::O_DIRECTORY, Mode::empty())?;
-            match nix::sys::stat::mkdirat(&dir, part, Mode::from_bits_truncate(0o755)) {
-                Ok(()) | Err(nix::errno::Errno::EEXIST) => (),
-                Err(errno) => {
-                    let shown = self.at.join(&done);
-                    return Err(SysError::nix(format!("mkdir {}", shown.display()), errno));
+            let make = || nix::sys::stat::mkdirat(&dir, part, Mode::from_bits_truncate(0o755));
+            let made = match make() {
+                Err(Errno::EEXIST) if self.is_in_the_way(&done) => {
+                    move_aside(&dir, &part.to_string_lossy()).and_then(|()| make())
                 }
-            }
+                Err(Errno::EEXIST) => Ok(()),
+                made => made,
+            };
+            made.map_err(|errno| {
+                SysError::nix(format!("mkdir {}", self.at.join(&done).display()), errno)
+            })?;
         }
         Ok(())
+    }
+
+    /// Of something that is there.
+    fn is_in_the_way(&self, path: &Path) -> bool {
+        let opened = self.openat(&path.to_string_lossy(), OFlag::O_DIRECTORY, Mode::empty());
+        opened.is_err_and(|error| IN_THE_WAY.contains(&error.errno()))
     }
 
     fn openat(&self, path: &str, flags: OFlag, mode: Mode) -> Result<OwnedFd, SysError> {
@@ -119,6 +143,19 @@ pub fn enter_beneath_root(dir: &Path) -> Result<(), SysError> {
         Ok(_) => Err(failed(nix::errno::Errno::EXDEV)),
         Err(errno) => Err(failed(errno)),
     }
+}
+
+fn is_dir(dir: &OwnedFd, name: &str) -> bool {
+    let about = nix::sys::stat::fstatat(dir, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW);
+    about.is_ok_and(|about| about.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+/// Renames something within its directory to what nobody has used before.
+fn move_aside(dir: &OwnedFd, name: &str) -> nix::Result<()> {
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    let kept: String = name.chars().take(OLD_NAME_CHARS).collect();
+    let aside = format!("{kept}.{OLD}-{}", &random[..12]);
+    nix::fcntl::renameat(dir, name, dir, aside.as_str())
 }
 
 /// This thread's file-system identity, taken back when dropped.
@@ -192,7 +229,9 @@ mod tests {
         std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
         std::os::unix::fs::symlink(outside.join("x"), inside.join("file")).unwrap();
         let tree = Tree::open(&inside, None).unwrap();
-        assert!(tree.ensure_file("link/x", b"no").is_err());
+        // Nor in the place of a directory, from where it is moved aside.
+        assert!(tree.ensure_file("link/x", b"yes").unwrap());
+        assert_eq!(std::fs::read(inside.join("link/x")).unwrap(), b"yes");
         assert!(tree.ensure_file("../out/x", b"no").is_err());
         assert!(tree.ensure_file("/etc/sodium-test", b"no").is_err());
         // A symlink in the file's own place is replaced, not followed.
@@ -220,6 +259,31 @@ mod tests {
         }
         assert_eq!(std::fs::read(outside.path()).unwrap(), b"kept");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn nothing_in_its_way_keeps_a_file_from_being_laid() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for in_the_way in ["main.sh/x", "dir/main.sh/x"] {
+            std::fs::create_dir_all(at(in_the_way)).unwrap();
+        }
+        std::fs::write(at("file"), "mine").unwrap();
+        let long = "n".repeat(255);
+        std::fs::create_dir_all(at(&long).join("x")).unwrap();
+        let tree = Tree::open(dir.path(), None).unwrap();
+        for name in ["main.sh", "dir/main.sh", "file/main.sh", long.as_str()] {
+            assert!(tree.ensure_file(name, b"spec").unwrap(), "{name}");
+            assert_eq!(std::fs::read(at(name)).unwrap(), b"spec");
+            assert!(!tree.ensure_file(name, b"spec").unwrap(), "{name}");
+        }
+        // What was there is there still, beside it.
+        let names = std::fs::read_dir(dir.path()).unwrap().flatten();
+        let names = names.map(|entry| entry.file_name().into_string().unwrap());
+        let aside: Vec<String> = names.filter(|name| name.contains(".sodium-old-")).collect();
+        assert_eq!(aside.len(), 3, "{aside:?}");
+        let file = aside.iter().find(|name| name.starts_with("file.")).unwrap();
+        assert_eq!(std::fs::read(at(file)).unwrap(), b"mine");
     }
 
     #[test]

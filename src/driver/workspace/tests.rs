@@ -111,3 +111,16 @@ fn a_limit_that_nothing_keeps_is_said_to_be_counted() {
     fs::write(place.files.join("x"), [1; 10_000]).unwrap();
     assert!((10_000..30_000).contains(&spaces.counted_bytes(uid)));
 }
+
+#[test]
+fn a_workspace_that_its_owner_made_unusable_is_laid_into_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spaces, uid) = (spaces(dir.path()), Uuid::now_v7());
+    let (spec, none) = (files("spec"), BTreeMap::new());
+    let space = spaces.prepare(&wanted(uid, &none, &none)).unwrap().files;
+    fs::create_dir_all(space.join("main.sh/x")).unwrap();
+    path::set_mode(&space, 0o050).unwrap();
+    spaces.prepare(&wanted(uid, &none, &spec)).unwrap();
+    assert_eq!(fs::read_to_string(space.join("main.sh")).unwrap(), "spec");
+    assert_eq!(fs::metadata(&space).unwrap().mode() & 0o7777, 0o750);
+}
