@@ -28,7 +28,7 @@ use crate::driver::tree;
 use crate::model::InUse;
 use crate::model::disk::DiskChoice;
 use crate::sys::disk::{self, Space, quota};
-use crate::sys::{SysError, mount};
+use crate::sys::{SysError, mount, path};
 
 /// So many bytes of a limit allow one inode: ext4's own default.
 const BYTES_PER_INODE: u64 = 16 * 1024;
@@ -161,8 +161,7 @@ impl Volumes {
     ) -> Result<Self, SysError> {
         let (root, mounts) = (sandboxes.join(".disk"), sandboxes.join(MOUNTS));
         for dir in [&root, &mounts] {
-            let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(dir);
-            made.map_err(|source| SysError::io("mkdir", dir, source))?;
+            path::make_private(dir)?;
         }
         let found = OnceLock::new();
         if choice == DiskChoice::Polled {
@@ -421,7 +420,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), SysError> {
 }
 
 fn make_dir(dir: &Path) -> Result<(), SysError> {
-    match fs::DirBuilder::new().mode(0o711).create(dir) {
+    match fs::DirBuilder::new().mode(tree::MODE).create(dir) {
         Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
             Err(SysError::io("mkdir", dir, source))
         }

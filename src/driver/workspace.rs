@@ -8,7 +8,7 @@ pub mod retained;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -100,10 +100,10 @@ impl Kept {
 }
 
 impl Workspaces {
-    /// Makes the directory they lie in.
+    /// Makes the directory they lie in, which nobody else may enter: what tenants make of the modes of their own
+    /// files is then of no use to anybody else on the host.
     pub fn open(root: &Path, as_root: bool, rules: &DiskRules) -> Result<Self, SysError> {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(root);
-        made.map_err(|source| SysError::io("mkdir", root, source))?;
+        path::make_private(root)?;
         let reserve_bytes = rules.reserve_mb * volume::MIB;
         let volumes = Volumes::open(root, as_root, rules.mechanism, reserve_bytes)?;
         Ok(Self { root: root.to_owned(), as_root, volumes })

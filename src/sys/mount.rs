@@ -158,7 +158,7 @@ pub fn ext4(device: &Path, at: &Path) -> Result<(), SysError> {
 /// A file system in memory that takes so much and no more.
 pub fn tmpfs(at: &Path, bytes: u64, inodes: u64) -> Result<(), SysError> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    let options = format!("size={bytes},nr_inodes={inodes},mode=0711");
+    let options = format!("size={bytes},nr_inodes={inodes},mode=0700");
     mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some(options.as_str()))
         .map_err(|errno| SysError::nix(format!("mount tmpfs at {}", at.display()), errno))
 }

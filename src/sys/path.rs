@@ -21,6 +21,9 @@ use crate::sys::beneath::{self, Beneath, Links, Unfinished};
 /// For `OpenOptions::custom_flags`: refuse to open a symlink.
 pub const NO_FOLLOW: i32 = libc::O_NOFOLLOW;
 
+/// Of a directory that nobody else may enter.
+const PRIVATE: u32 = 0o700;
+
 /// What was in the way of a file is called so, after its own name and before a few random characters.
 const OLD: &str = "sodium-old";
 /// So much of its own name, which may be as long as a name can be already.
@@ -188,6 +191,26 @@ fn set_fs_ids(uid: u32, gid: u32) -> (u32, u32) {
         let old_uid = libc::syscall(libc::SYS_setfsuid, uid);
         (u32::try_from(old_uid).unwrap_or(0), u32::try_from(old_gid).unwrap_or(0))
     }
+}
+
+/// Makes a directory that nobody but us may enter; one that is there becomes so.
+pub fn make_private(dir: &Path) -> Result<(), SysError> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
+    let make = || -> std::io::Result<()> {
+        std::fs::DirBuilder::new().recursive(true).mode(PRIVATE).create(dir)?;
+        let opened = File::open(dir)?;
+        let about = opened.metadata()?;
+        let (uid, gid) = crate::sys::own_ids();
+        // Whose it is can open it again.
+        if about.uid() != uid {
+            fchown(&opened, Some(uid), Some(gid))?;
+        }
+        if about.mode() & 0o7777 != PRIVATE {
+            opened.set_permissions(std::fs::Permissions::from_mode(PRIVATE))?;
+        }
+        Ok(())
+    };
+    make().map_err(|source| SysError::io("make private", dir, source))
 }
 
 /// Sets who may do what with a directory of ours.

@@ -55,7 +55,7 @@ pub(super) fn ensure(dir: &Path, bytes: u64) -> Result<(), SysError> {
         // Harmless where they are on.
         btrfs(&["quota", "enable"], root)?;
         btrfs(&["subvolume", "create"], dir)?;
-        crate::sys::path::set_mode(dir, 0o711)?;
+        crate::sys::path::set_mode(dir, tree::MODE)?;
     }
     let held = usage(dir)?.used_bytes;
     super::refuse_below(held, bytes)?;

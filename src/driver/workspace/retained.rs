@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -51,8 +51,7 @@ pub(super) fn dir(sandboxes: &Path) -> PathBuf {
 
 pub(super) fn make_dir(sandboxes: &Path) -> Result<PathBuf, SysError> {
     let aside = dir(sandboxes);
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside);
-    made.map_err(|source| SysError::io("mkdir", &aside, source))?;
+    path::make_private(&aside)?;
     Ok(aside)
 }
 

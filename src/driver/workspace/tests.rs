@@ -124,3 +124,21 @@ fn a_workspace_that_its_owner_made_unusable_is_laid_into_all_the_same() {
     assert_eq!(fs::read_to_string(space.join("main.sh")).unwrap(), "spec");
     assert_eq!(fs::metadata(&space).unwrap().mode() & 0o7777, 0o750);
 }
+
+#[test]
+fn nobody_else_may_enter_where_workspaces_lie() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("sandboxes");
+    let dirs = [root.clone(), root.join(".disk"), root.join(".mounts")];
+    for modes in [None, Some(0o711), Some(0o777)] {
+        for dir in &dirs {
+            if let Some(mode) = modes {
+                path::set_mode(dir, mode).unwrap();
+            }
+        }
+        spaces(&root);
+        for dir in &dirs {
+            assert_eq!(fs::metadata(dir).unwrap().mode() & 0o7777, 0o700, "{}", dir.display());
+        }
+    }
+}
