@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::model::violation::suggestion;
-use crate::model::{Bounds, DiskRules, Isolation, Limits, Platform, Span};
+use crate::model::{Allowed, Bounds, DiskRules, Enforce, Isolation, Limits, Platform, Span};
 use crate::sys::trust::{self, Distrust, TrustError};
 
 /// Far more than every key with a long value: more is no configuration, and not read.
@@ -26,6 +26,8 @@ pub struct Raw {
     pub isolation: Isolation,
     /// The weakest isolation a sandbox may ask for; null: the one above.
     pub isolation_floor: Option<Isolation>,
+    /// When a changed floor or `network.enabled` holds for what runs already.
+    pub enforce: Enforce,
     pub sandboxes_path: PathBuf,
     pub runtimes_path: PathBuf,
     pub state_path: PathBuf,
@@ -130,6 +132,7 @@ impl Default for Raw {
             token: None,
             isolation: Isolation::Bubblewrap,
             isolation_floor: None,
+            enforce: Enforce::default(),
             sandboxes_path: "./sandboxes".into(),
             runtimes_path: "./runtimes".into(),
             state_path: "./state".into(),
@@ -155,7 +158,8 @@ pub struct Config {
     pub port: u16,
     pub token: Option<String>,
     pub isolation: Isolation,
-    pub isolation_floor: Isolation,
+    /// The floor, and what else a spec may ask for.
+    pub allowed: Allowed,
     pub sandboxes_path: PathBuf,
     pub state_path: PathBuf,
     pub run_path: PathBuf,
@@ -163,7 +167,6 @@ pub struct Config {
     pub images_path: PathBuf,
     pub store: StoreKind,
     pub default_limits: Limits,
-    pub network_enabled: bool,
     pub gvisor_program: Option<PathBuf>,
     /// `None`: whichever works.
     pub gvisor_platform: Option<Platform>,
@@ -271,7 +274,7 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
         port: raw.port,
         token: raw.token.filter(|token| !token.is_empty()),
         isolation: raw.isolation,
-        isolation_floor: floor,
+        allowed: Allowed { floor, network_enabled: raw.network.enabled, enforce: raw.enforce },
         sandboxes_path: at(&raw.sandboxes_path),
         run_path: raw.run_path.map_or_else(|| run_path(&state_path, base), |path| at(&path)),
         state_path,
@@ -279,7 +282,6 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
         images_path: at(&raw.images_path),
         store: raw.store,
         default_limits,
-        network_enabled: raw.network.enabled,
         gvisor_program: raw.gvisor.program.map(|path| at(&path)),
         gvisor_platform: raw.gvisor.platform.asked(),
         gvisor_idle_freeze: Some(raw.gvisor.idle_freeze).filter(|span| span.0 > 0),
@@ -338,7 +340,7 @@ mod tests {
         assert_eq!(config.sandboxes_path, Path::new("/etc/sodiumd/sandboxes"));
         assert_eq!(config.run_path, Path::new("/etc/sodiumd/run"));
         assert_eq!((config.default_limits.memory_mb, config.default_limits.max_files), (128, 1024));
-        assert_eq!(config.isolation_floor, Isolation::Bubblewrap);
+        assert_eq!(config.allowed.floor, Isolation::Bubblewrap);
     }
 
     #[test]

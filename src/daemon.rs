@@ -61,9 +61,8 @@ pub fn rules(config: &Config) -> Rules {
     }
     Rules {
         default_isolation: config.isolation,
-        floor: config.isolation_floor,
         default_limits: config.default_limits,
-        network_enabled: config.network_enabled,
+        allowed: config.allowed.clone(),
         images,
         default_policy: RestartPolicy::OnFailure,
     }

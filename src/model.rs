@@ -8,6 +8,7 @@
 
 pub mod admission;
 pub mod arguments;
+pub mod allowed;
 pub mod bounds;
 pub mod checkpoint;
 pub mod condition;
@@ -29,6 +30,7 @@ pub mod time;
 pub mod tree;
 pub mod violation;
 
+pub use allowed::{Allowed, Enforce};
 pub use bounds::Bounds;
 pub use checkpoint::Checkpoint;
 pub use condition::{Condition, ConditionType, Truth};

@@ -20,8 +20,8 @@ pub use step::{Next, Plan, Step, Stopping};
 
 use crate::model::instance::LostCause;
 use crate::model::{
-    ExitKind, ExitRecord, Hold, InUse, Instance, InstancePhase, Observed, RestartPolicy, Sandbox,
-    Span, StopReason, Time,
+    Allowed, Enforce, ExitKind, ExitRecord, Hold, InUse, Instance, InstancePhase, Observed,
+    RestartPolicy, Sandbox, Span, Spec, StopReason, Time,
 };
 use diff::Effect;
 
@@ -38,6 +38,8 @@ const LOOK_AT_USE: Span = Span::seconds(10);
 /// What this host allows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
+    /// What may be started here.
+    pub allowed: Allowed,
     /// Limits that nothing here can keep, and why.
     pub unenforced: Vec<(&'static str, String)>,
     /// Why the isolation asked for is not to be had here at all.
@@ -133,7 +135,9 @@ fn with_answering(view: &View<'_>, instance: &Instance) -> (Next, String) {
     if asked && matches!(view.observed, Observed::Running { .. }) {
         return keep(view, Step::Checkpoint, "an operator asked for a checkpoint");
     }
-    if instance.generation != view.sandbox.generation {
+    // What may not be started is not what something becomes, either.
+    let may_change = view.policy.allowed.refusal(&view.sandbox.spec).is_none();
+    if instance.generation != view.sandbox.generation && may_change {
         return change_in_place(view, instance);
     }
     let healthy_at = backoff::healthy_at(view.sandbox, instance);
@@ -264,12 +268,21 @@ fn must_end(view: &View<'_>, instance: &Instance) -> Option<Stopping> {
     if let Some(why) = over_disk(view) {
         return stopping(StopReason::Disk, false, &why);
     }
+    let at_once = view.policy.allowed.enforce == Enforce::Now;
+    let allowed = |spec: &Spec| view.policy.allowed.refusal(spec).filter(|_| at_once);
+    if let Some(why) = allowed(&sandbox.spec) {
+        return stopping(StopReason::Policy, false, &why);
+    }
     if instance.generation == sandbox.generation {
         return None;
     }
     let change = diff::classify(&instance.spec, &sandbox.spec, &view.policy.in_use);
     match change.effect {
-        Effect::Same | Effect::InPlace | Effect::Refused => None,
+        Effect::Same | Effect::InPlace => None,
+        // It waits until less is in use; what is allowed does not.
+        Effect::Refused => {
+            allowed(&instance.spec).and_then(|why| stopping(StopReason::Policy, false, &why))
+        }
         Effect::Restart | Effect::Recreate => {
             let why = format!("its spec changed: {}", change.names());
             stopping(StopReason::SpecChanged, false, &why)
@@ -353,16 +366,11 @@ fn without(view: &View<'_>) -> (Next, String) {
     if view.policy.drained {
         return (Next::Settled, DRAINED.to_owned());
     }
-    if let Some(refusal) = refusal(view) {
-        return (Next::Settled, refusal);
+    if let Some(why) = not_allowed(view).or_else(|| refusal(view)) {
+        return (Next::Settled, why);
     }
     match sandbox.instance.as_deref() {
-        Some(instance)
-            if instance.generation == sandbox.generation
-                && instance.request == sandbox.power.request =>
-        {
-            after_exit(view, instance)
-        }
+        Some(instance) if answers(instance, sandbox) => after_exit(view, instance),
         Some(_) => start(view, "asked to run"),
         None => start(view, "it has never run"),
     }
@@ -391,6 +399,12 @@ fn start(view: &View<'_>, why: &str) -> (Next, String) {
     (Next::Do(Step::Restore), "goes on from where its memory was kept".to_owned())
 }
 
+/// Why this host does not allow the next start, unless there is to be none anyway.
+fn not_allowed(view: &View<'_>) -> Option<String> {
+    let why = view.policy.allowed.refusal(&view.sandbox.spec)?;
+    stays_down(view.sandbox).is_none().then_some(why)
+}
+
 /// Why it may not start, whatever anybody wants.
 fn refusal(view: &View<'_>) -> Option<String> {
     let spec = &view.sandbox.spec;
@@ -415,20 +429,13 @@ fn refusal(view: &View<'_>) -> Option<String> {
 fn after_exit(view: &View<'_>, instance: &Instance) -> (Next, String) {
     let sandbox = view.sandbox;
     let Some(exit) = &instance.exit else { return start(view, "its last end is not known") };
-    let restart = &sandbox.spec.restart;
-    if exit.kind == (ExitKind::Lost { cause: LostCause::NeverStarted }) || exit.was_asked() {
+    if came_to_nothing(exit) {
         return start(view, "its last start came to nothing");
     }
-    let ended = exit.summary();
-    match restart.policy {
-        RestartPolicy::Never => return (Next::Settled, ended),
-        RestartPolicy::OnFailure if exit.is_success() => return (Next::Settled, ended),
-        RestartPolicy::OnFailure | RestartPolicy::Always => (),
+    if let Some(why) = stays_down(sandbox) {
+        return (Next::Settled, why);
     }
-    if restart.max_failures > 0 && sandbox.history.failures >= restart.max_failures {
-        let failures = sandbox.history.failures;
-        return (Next::Settled, format!("{ended}; gave up after {failures} failures in a row"));
-    }
+    let (restart, ended) = (&sandbox.spec.restart, exit.summary());
     match sandbox.history.not_before {
         Some(at) if at > view.now => {
             // A clock that jumped back must not strand it.
@@ -437,6 +444,31 @@ fn after_exit(view: &View<'_>, instance: &Instance) -> (Next, String) {
         }
         Some(_) | None => start(view, &ended),
     }
+}
+
+/// Whether a run answered the present spec and request.
+fn answers(instance: &Instance, sandbox: &Sandbox) -> bool {
+    instance.generation == sandbox.generation && instance.request == sandbox.power.request
+}
+
+/// Whether an end says nothing about the program.
+fn came_to_nothing(exit: &ExitRecord) -> bool {
+    exit.kind == (ExitKind::Lost { cause: LostCause::NeverStarted }) || exit.was_asked()
+}
+
+/// Why the end of the last run is the last word, if its restart policy says so.
+fn stays_down(sandbox: &Sandbox) -> Option<String> {
+    let instance = sandbox.instance.as_deref().filter(|one| answers(one, sandbox))?;
+    let exit = instance.exit.as_ref().filter(|exit| !came_to_nothing(exit))?;
+    let (restart, ended) = (&sandbox.spec.restart, exit.summary());
+    match restart.policy {
+        RestartPolicy::Never => return Some(ended),
+        RestartPolicy::OnFailure if exit.is_success() => return Some(ended),
+        RestartPolicy::OnFailure | RestartPolicy::Always => (),
+    }
+    let failures = sandbox.history.failures;
+    let gave_up = restart.max_failures > 0 && failures >= restart.max_failures;
+    gave_up.then(|| format!("{ended}; gave up after {failures} failures in a row"))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::api::caller::Caller;
 use crate::api::{ApiError, Shared, wait};
-use crate::model::{Checkpoint, InUse, Owner, Sandbox, SandboxName, Violation};
+use crate::model::{Checkpoint, InUse, Owner, Sandbox, SandboxName, Spec, Violation};
 use crate::plan::diff::{self, Effect};
 use crate::reconcile::exec::ExecError;
 use crate::store::edit::{self, Edited, Precondition, Put, Refusal};
@@ -21,10 +21,11 @@ pub(super) fn may_keep(api: &Shared, sandbox: &Sandbox) -> Result<(), ApiError> 
     Ok(())
 }
 
-/// What the sandbox can go back to, if it can.
+/// What the sandbox can go back to, if it can and may.
 pub(super) fn may_restore(api: &Shared, sandbox: &Sandbox) -> Result<Arc<Checkpoint>, ApiError> {
     let saved = sandbox.history.saved.clone();
     let saved = saved.ok_or_else(|| Refusal::NoCheckpoint { name: sandbox.name.clone() })?;
+    may_start(api, &saved.spec)?;
     let here = api.handle.runtime(&saved.spec).unwrap_or_else(|why| why);
     if here != saved.runtime {
         let by = &saved.runtime;
@@ -34,8 +35,15 @@ pub(super) fn may_restore(api: &Shared, sandbox: &Sandbox) -> Result<Arc<Checkpo
     Ok(saved)
 }
 
+/// Whether this host allows what is about to be started. Asked again when it is.
+fn may_start(api: &Shared, spec: &Spec) -> Result<(), ApiError> {
+    let faults = api.rules.get().allowed.violations(spec);
+    if faults.is_empty() { Ok(()) } else { Err(ApiError::Invalid(faults)) }
+}
+
 /// The same, in place: with the spec of now.
 pub(super) fn may_go_back(api: &Shared, sandbox: &Sandbox) -> Result<(), ApiError> {
+    may_start(api, &sandbox.spec)?;
     let saved = may_restore(api, sandbox)?;
     let change = diff::classify(&saved.spec, &sandbox.spec, &InUse::default());
     if change.effect > Effect::InPlace {

@@ -90,9 +90,11 @@ fn ready(sandbox: &Value) -> String {
     condition(sandbox, "Ready").map_or_else(|| "-".to_owned(), |one| text(&one["status"]))
 }
 
-/// What a person should know: a fault of the source first, then why it is as it is.
+/// What a person should know: a fault of the source first, then that it would not be started again, then why it is as
+/// it is.
 pub(super) fn about(sandbox: &Value) -> String {
-    let fault = condition(sandbox, "SpecCurrent").filter(|one| one["status"] == "False");
+    let false_one = |kind| condition(sandbox, kind).filter(|one| one["status"] == "False");
+    let fault = false_one("SpecCurrent").or_else(|| false_one("Allowed"));
     let shown = fault.or_else(|| condition(sandbox, "Ready"));
     shown.map_or_else(String::new, |one| text(&one["message"]))
 }

@@ -11,6 +11,7 @@ use crate::daemon;
 use crate::error::chain;
 use crate::live::Live;
 use crate::model::Span;
+use crate::model::admission::Rules;
 use crate::reconcile::World;
 
 /// See the module.
@@ -41,7 +42,7 @@ impl Reload {
             Err(error) => warn!(error = format!("{error:#}"), "the token stays as it was"),
         }
         self.api.bounds.set(next.bounds.clone());
-        self.api.rules.set(daemon::rules(&next));
+        self.take_rules(daemon::rules(&next));
         self.world.idle_freeze.set(next.gvisor_idle_freeze);
         self.undo.set(next.workspace_undo);
         if let Some(host) = &self.world.host {
@@ -57,6 +58,17 @@ impl Reload {
             warn!(keys, "configuration read again; these wait for a restart of the daemon");
         }
     }
+
+    /// From now on these hold, for what is declared already too.
+    fn take_rules(&self, rules: Rules) {
+        let changed = self.api.rules.get().allowed != rules.allowed;
+        self.api.rules.set(rules);
+        if changed {
+            for name in self.world.store.snapshot().sandboxes.keys() {
+                self.api.handle.look_at(name);
+            }
+        }
+    }
 }
 
 /// Keys whose new value has no effect yet. Every key is either here or above.
@@ -66,7 +78,7 @@ fn waiting(old: &Config, new: &Config) -> Vec<&'static str> {
         port,
         token: _,
         isolation: _,
-        isolation_floor: _,
+        allowed: _,
         sandboxes_path,
         state_path,
         run_path,
@@ -74,7 +86,6 @@ fn waiting(old: &Config, new: &Config) -> Vec<&'static str> {
         images_path: _,
         store,
         default_limits: _,
-        network_enabled: _,
         gvisor_program,
         gvisor_platform,
         gvisor_idle_freeze: _,

@@ -104,7 +104,7 @@ pub(super) fn isolations(config: &Config) -> Vec<Finding> {
     findings.extend(limits(tried.as_ref().map_or(&[], |trial| &trial.limits)));
     findings.push(disk(config));
     let needed = |isolation| {
-        let wanted = config.isolation == isolation || config.isolation_floor == isolation;
+        let wanted = config.isolation == isolation || config.allowed.floor == isolation;
         if wanted { Severity::Broken } else { Severity::Degraded }
     };
     findings.push(report("process", tried, (Severity::Broken, "plain processes do not run", "")));

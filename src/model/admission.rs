@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::model::allowed::Allowed;
 use crate::model::draft::Draft;
 use crate::model::image::Image;
 use crate::model::spec::{
@@ -15,11 +16,8 @@ use crate::model::violation::{Violation, suggestion};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     pub default_isolation: Isolation,
-    /// The weakest isolation a spec may ask for.
-    pub floor: Isolation,
     pub default_limits: Limits,
-    /// Whether a spec may ask for the host's network.
-    pub network_enabled: bool,
+    pub allowed: Allowed,
     pub images: BTreeMap<String, Image>,
     pub default_policy: RestartPolicy,
 }
@@ -109,26 +107,12 @@ fn check(
     rules: &Rules,
     faults: &mut Vec<Violation>,
 ) {
+    faults.extend(rules.allowed.violations(spec));
     let mut fault = |path: &str, message: String| faults.push(Violation::new(path, message));
-    if !spec.isolation.satisfies(rules.floor) {
-        let (asked, floor) = (spec.isolation.as_str(), rules.floor.as_str());
-        fault(
-            "spec.isolation",
-            format!(
-                "{asked} is weaker than {floor}, the floor set by \"isolation_floor\" in config.json"
-            ),
-        );
-    }
     if spec.command.is_empty() && draft.image.is_none() && spec.state == State::Running {
         fault(
             "spec.command",
             "is missing, and no image is named whose startup it could be".to_owned(),
-        );
-    }
-    if spec.network == Network::Host && !rules.network_enabled {
-        fault(
-            "spec.network",
-            "host needs \"network\": {\"enabled\": true} in config.json".to_owned(),
         );
     }
     if spec.restart.backoff.initial.0 == 0 {
@@ -160,9 +144,8 @@ mod tests {
         });
         Rules {
             default_isolation: Isolation::Bubblewrap,
-            floor: Isolation::Bubblewrap,
             default_limits: Limits::DEFAULT,
-            network_enabled: false,
+            allowed: Allowed { floor: Isolation::Bubblewrap, ..Allowed::default() },
             images: [("javascript".to_owned(), serde_json::from_value(image).unwrap())].into(),
             default_policy: RestartPolicy::OnFailure,
         }
@@ -214,8 +197,8 @@ mod tests {
             faults,
             [
                 "spec.isolation: process is weaker than bubblewrap, the floor set by \"isolation_floor\" in config.json",
-                "spec.command: is missing, and no image is named whose startup it could be",
                 "spec.network: host needs \"network\": {\"enabled\": true} in config.json",
+                "spec.command: is missing, and no image is named whose startup it could be",
                 "spec.restart.backoff.max: is shorter than initial",
             ]
         );

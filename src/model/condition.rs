@@ -19,6 +19,8 @@ pub enum ConditionType {
     SpecCurrent,
     /// Every limit asked for is kept by the kernel.
     LimitsEnforced,
+    /// This host would start it as it is declared. Only there once it would not.
+    Allowed,
 }
 
 /// True, false, or not known.

@@ -95,6 +95,8 @@ pub enum StopReason {
     /// It holds more than its disk may, and nothing but us keeps that limit.
     Disk,
     Timeout,
+    /// What this host allows has changed, and the operator wants that to hold for what runs.
+    Policy,
 }
 
 impl StopReason {
@@ -109,6 +111,7 @@ impl StopReason {
             Self::Drained => "drained",
             Self::Disk => "disk",
             Self::Timeout => "timeout",
+            Self::Policy => "policy",
         }
     }
 }

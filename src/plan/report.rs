@@ -5,10 +5,13 @@ use crate::model::{
     ConditionType, ExitKind, ExitRecord, InstancePhase, LimitStatus, Observed, Phase, Sandbox,
     Spec, Status, StopReason, Time, Truth, Verdict,
 };
-use crate::plan::{Next, Policy, Step, View};
+use crate::plan::{Next, Policy, Step, View, not_allowed};
 
 /// The reason of the Running condition while an operator has it stand still.
 pub const PAUSED: &str = "Paused";
+
+/// The reason of conditions of what this host does not allow.
+pub const POLICY_REFUSED: &str = "PolicyRefused";
 
 /// Limits the spec asks for and nothing here keeps, and why.
 pub fn unenforced<'p>(spec: &Spec, policy: &'p Policy) -> Vec<(&'static str, &'p str)> {
@@ -43,6 +46,9 @@ pub fn asked_by(sandbox: &Sandbox, exit: &ExitRecord) -> Option<String> {
     if is(StopReason::Disk) {
         return Some("the disk limit".to_owned());
     }
+    if is(StopReason::Policy) {
+        return Some("config.json".to_owned());
+    }
     Some(operator.to_owned())
 }
 
@@ -74,6 +80,7 @@ pub fn report(view: &View<'_>, next: &Next, why: &str) -> Status {
         status.limits = predicted_limits(&sandbox.spec, view.policy);
     }
     let limits = unkept(&status.limits);
+    let was_refused = status.conditions.iter().any(|one| one.kind == ConditionType::Allowed);
     let mut set = |kind, truth, reason: &str, message: &str| {
         let observed_generation = sandbox.generation;
         let (reason, message) = (reason.to_owned(), message.to_owned());
@@ -99,6 +106,11 @@ pub fn report(view: &View<'_>, next: &Next, why: &str) -> Status {
         set(ConditionType::LimitsEnforced, Truth::True, "AllEnforced", "");
     } else {
         set(ConditionType::LimitsEnforced, Truth::False, "NotEnforced", &limits);
+    }
+    match view.policy.allowed.refusal(&sandbox.spec) {
+        Some(why) => set(ConditionType::Allowed, Truth::False, POLICY_REFUSED, &why),
+        None if was_refused => set(ConditionType::Allowed, Truth::True, "Allowed", ""),
+        None => (),
     }
     status
 }
@@ -171,6 +183,7 @@ fn ready(view: &View<'_>, next: &Next) -> (Truth, &'static str) {
             None => (Truth::True, "Stopped"),
         },
         Next::Settled if view.policy.drained => (Truth::False, "Drained"),
+        Next::Settled if not_allowed(view).is_some() => (Truth::False, POLICY_REFUSED),
         Next::Settled => match sandbox.last_exit() {
             Some(exit) if exit.is_success() => (Truth::True, "Completed"),
             Some(_) => (Truth::False, "Failed"),
@@ -201,6 +214,7 @@ fn phase(view: &View<'_>, next: &Next) -> Phase {
             None => Phase::Stopped,
         },
         Next::Settled if view.policy.drained => Phase::Stopped,
+        Next::Settled if not_allowed(view).is_some() => Phase::Failed,
         Next::Do(_) | Next::Settled => match sandbox.last_exit().map(|exit| &exit.kind) {
             Some(ExitKind::Exited { code: 0 }) => Phase::Completed,
             Some(_) => Phase::Failed,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::*;
 use crate::model::spec::{BackoffRange, Stop};
 use crate::model::{
-    Checkpoint, Deletion, History, Iid, InUse, Isolation, Limits, Network, Owner, Phase, Power,
-    Restart, SandboxName, Spec, State, Status,
+    Checkpoint, ConditionType, Deletion, History, Iid, InUse, Isolation, Limits, Network, Owner,
+    Phase, Power, Restart, SandboxName, State, Status, Truth,
 };
 
 const NOW: Time = Time(1_000_000);
@@ -99,6 +99,7 @@ const STOPS: Observed = Observed::Stopping { pid: Some(7), started_at: Some(NOW)
 
 fn policy() -> Policy {
     Policy {
+        allowed: Allowed::default(),
         unenforced: vec![("disk_mb", "no quota".to_owned())],
         unavailable: None,
         boot_id: "boot".to_owned(),
@@ -485,4 +486,78 @@ fn files_that_take_more_than_they_may_end_what_runs_and_keep_it_down() {
     let planned = plan(&View::of(&full, &GONE, NOW, &policy));
     assert_eq!(planned.next, Next::Settled);
     assert!(planned.why.contains("2048 MiB of 1024; remove some"), "{}", planned.why);
+}
+
+/// What is said of whether this host allows it, and of whether it is as its spec wants it.
+fn allowed_and_ready(plan: &Plan) -> [Option<(Truth, &str)>; 2] {
+    [ConditionType::Allowed, ConditionType::Ready].map(|kind| {
+        let found = plan.status.conditions.iter().find(|one| one.kind == kind);
+        found.map(|one| (one.status, one.reason.as_str()))
+    })
+}
+
+fn floor(floor: Isolation, enforce: Enforce) -> Policy {
+    Policy { allowed: Allowed { floor, enforce, ..Allowed::default() }, ..policy() }
+}
+
+#[test]
+fn what_is_not_allowed_any_more_is_not_started_and_says_which_rule_it_breaks() {
+    let strict = floor(Isolation::Gvisor, Enforce::AtRestart);
+    let refused = |sandbox: &Sandbox| {
+        let plan = plan(&View::of(sandbox, &GONE, NOW, &strict));
+        assert_eq!(plan.next, Next::Settled, "{plan:?}");
+        assert_eq!(plan.status.phase, Phase::Failed);
+        let [allowed, ready] = allowed_and_ready(&plan);
+        assert_eq!(allowed, Some((Truth::False, report::POLICY_REFUSED)));
+        assert_eq!(ready, Some((Truth::False, report::POLICY_REFUSED)));
+        plan.why
+    };
+    let why = "not allowed here: spec.isolation: bubblewrap is weaker than gvisor, the floor set by \
+               \"isolation_floor\" in config.json";
+    assert_eq!(refused(&web()), why);
+    // Whatever its next start would have come from.
+    refused(&ended(ExitKind::Exited { code: 1 }));
+    let mut asleep = web();
+    asleep.history.asleep = Some(Arc::new(kept()));
+    refused(&asleep);
+    let mut asked = ended(ExitKind::Exited { code: 0 });
+    asked.power.request += 1;
+    refused(&asked);
+    // What is not to run again is not refused anything.
+    let done = ended(ExitKind::Exited { code: 0 });
+    let plan = plan(&View::of(&done, &GONE, NOW, &strict));
+    assert_eq!((plan.next, plan.status.phase), (Next::Settled, Phase::Completed));
+}
+
+#[test]
+fn a_network_that_is_off_is_not_given_to_what_was_declared_before() {
+    let mut open = web();
+    open.spec = Arc::new(Spec { network: Network::Host, ..spec() });
+    let why = "settled: not allowed here: spec.network: host needs \"network\": {\"enabled\": true} \
+               in config.json (Failed)";
+    check(&open, &GONE, why);
+    let allowed = Allowed { network_enabled: true, ..Allowed::default() };
+    let plan = plan(&View::of(&open, &GONE, NOW, &Policy { allowed, ..policy() }));
+    assert_eq!(plan.next, Next::Do(Step::Start));
+}
+
+#[test]
+fn what_runs_and_is_not_allowed_any_more_goes_on_or_is_stopped_as_enforce_says() {
+    let running = with(InstancePhase::Running);
+    let goes_on = floor(Isolation::Gvisor, Enforce::AtRestart);
+    let plan_a = plan(&View::of(&running, &RUNS, NOW, &goes_on));
+    assert_eq!(plan_a.next, Next::Settled);
+    let said = [Some((Truth::False, report::POLICY_REFUSED)), Some((Truth::True, "Running"))];
+    assert_eq!(allowed_and_ready(&plan_a), said);
+    // Mended, it says that too; and nothing is said of what was never refused.
+    let mut mended = running.clone();
+    mended.status = plan_a.status;
+    let plan_b = planned(&mended, &RUNS);
+    assert_eq!(allowed_and_ready(&plan_b)[0], Some((Truth::True, "Allowed")));
+    assert_eq!(allowed_and_ready(&planned(&running, &RUNS))[0], None);
+    let at_once = floor(Isolation::Gvisor, Enforce::Now);
+    let plan_c = plan(&View::of(&running, &RUNS, NOW, &at_once));
+    let Next::Do(Step::Stop(stopping)) = plan_c.next else { panic!("{plan_c:?}") };
+    assert_eq!((stopping.reason, stopping.force), (StopReason::Policy, false));
+    assert!(stopping.why.contains("isolation_floor"), "{}", stopping.why);
 }

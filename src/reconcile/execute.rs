@@ -147,6 +147,10 @@ impl Act<'_> {
         let Some(driver) = self.world.drivers.get(&sandbox.spec.isolation) else {
             return Err(StepError::Overtaken);
         };
+        // What was planned under other rules is planned again.
+        if self.world.rules.get().allowed != self.policy.allowed {
+            return Err(StepError::Overtaken);
+        }
         let n = sandbox.history.instances + 1;
         let iid = Iid::new(sandbox.uid, n);
         let intent = Instance { restored, ..self.intent(&iid, n) };

@@ -69,6 +69,7 @@ impl World {
         // nobody.
         let may_idle = isolation == Isolation::Gvisor && sandbox.spec.network == Network::None;
         Policy {
+            allowed: self.rules.get().allowed.clone(),
             can_freeze,
             idle_freeze: self.idle_freeze.get().filter(|_| may_idle && can_freeze),
             unenforced: driver.map(|driver| driver.unenforced()).unwrap_or_default(),

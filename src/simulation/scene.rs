@@ -386,9 +386,8 @@ pub(super) fn wish(name: &str, spec: Spec) -> Put {
 pub(super) fn rules() -> admission::Rules {
     admission::Rules {
         default_isolation: Isolation::Bubblewrap,
-        floor: Isolation::Process,
         default_limits: Limits { timeout_seconds: 0, ..Limits::DEFAULT },
-        network_enabled: false,
+        allowed: Default::default(),
         images: BTreeMap::new(),
         default_policy: RestartPolicy::OnFailure,
     }

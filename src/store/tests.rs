@@ -18,9 +18,8 @@ use crate::model::{Hold, Owner, SandboxName, Spec, Time};
 fn spec(command: &str) -> Spec {
     let rules = crate::model::admission::Rules {
         default_isolation: crate::model::Isolation::Process,
-        floor: crate::model::Isolation::Process,
         default_limits: crate::model::Limits::DEFAULT,
-        network_enabled: false,
+        allowed: Default::default(),
         images: Default::default(),
         default_policy: crate::model::RestartPolicy::Never,
     };

@@ -19,7 +19,7 @@ use sodiumd::model::admission::{Rules, admit};
 use sodiumd::model::draft::{self, Draft, file_path_fault, read_command, read_document};
 use sodiumd::model::image::Image;
 use sodiumd::model::tree::{Faults, Node};
-use sodiumd::model::{DiskRules, Isolation, Limits, RestartPolicy, SandboxName, Spec};
+use sodiumd::model::{Allowed, DiskRules, Isolation, Limits, RestartPolicy, SandboxName, Spec};
 use sodiumd::shim::claim::Claim;
 use sodiumd::shim::exit::Exit;
 use sodiumd::shim::launch::Launch;
@@ -83,7 +83,7 @@ pub fn config_json(bytes: &[u8]) {
     for path in [sandboxes_path, state_path, run_path, desired_path, images_path] {
         assert!(path.is_absolute(), "{}", path.display());
     }
-    assert!(config.isolation.satisfies(config.isolation_floor));
+    assert!(config.isolation.satisfies(config.allowed.floor));
     for name in Limits::NAMES {
         assert!(config.default_limits.get(name).unwrap() <= Limits::max_of(name), "{name}");
     }
@@ -360,9 +360,8 @@ fn rules() -> Rules {
     ];
     Rules {
         default_isolation: Isolation::Bubblewrap,
-        floor: Isolation::Process,
         default_limits: Limits::DEFAULT,
-        network_enabled: true,
+        allowed: Allowed { network_enabled: true, ..Allowed::default() },
         images: images.into_iter().map(|image| (image.id.clone(), image)).collect(),
         default_policy: RestartPolicy::OnFailure,
     }

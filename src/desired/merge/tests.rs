@@ -20,9 +20,8 @@ impl Desk {
         let state = tempfile::tempdir().unwrap();
         let rules = Rules {
             default_isolation: Isolation::Process,
-            floor: Isolation::Process,
             default_limits: Limits::DEFAULT,
-            network_enabled: false,
+            allowed: Default::default(),
             images: BTreeMap::new(),
             default_policy: RestartPolicy::OnFailure,
         };
