@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::model::violation::suggestion;
-use crate::model::{Allowed, Bounds, DiskRules, Enforce, Isolation, Limits, Platform, Span};
+use crate::model::{
+    Allowed, Bounds, Ceilings, DiskRules, Enforce, Isolation, Limits, Platform, Span, Totals,
+};
 use crate::sys::trust::{self, Distrust, TrustError};
 
 /// Far more than every key with a long value: more is no configuration, and not read.
@@ -26,7 +28,7 @@ pub struct Raw {
     pub isolation: Isolation,
     /// The weakest isolation a sandbox may ask for; null: the one above.
     pub isolation_floor: Option<Isolation>,
-    /// When a changed floor or `network.enabled` holds for what runs already.
+    /// When that, `network.enabled` and `maximum_limits` hold for what runs already.
     pub enforce: Enforce,
     pub sandboxes_path: PathBuf,
     pub runtimes_path: PathBuf,
@@ -37,6 +39,10 @@ pub struct Raw {
     pub images_path: PathBuf,
     pub store: StoreKind,
     pub default_limits: RawLimits,
+    /// The most that one spec may ask for,
+    pub maximum_limits: Ceilings,
+    /// and that all may be promised together.
+    pub totals: Totals,
     pub network: RawNetwork,
     pub gvisor: RawGvisor,
     /// How disks are limited.
@@ -109,6 +115,22 @@ impl PlatformChoice {
     }
 }
 
+impl RawLimits {
+    fn meant(&self) -> Limits {
+        let Self { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files } =
+            *self;
+        Limits {
+            memory_mb,
+            cpu_percent,
+            disk_mb,
+            timeout_seconds,
+            max_processes,
+            max_files,
+            ..Limits::NONE
+        }
+    }
+}
+
 impl Default for RawLimits {
     fn default() -> Self {
         let Limits {
@@ -141,6 +163,8 @@ impl Default for Raw {
             images_path: "./images".into(),
             store: StoreKind::Sqlite,
             default_limits: RawLimits::default(),
+            maximum_limits: Ceilings::default(),
+            totals: Totals::default(),
             network: RawNetwork::default(),
             gvisor: RawGvisor::default(),
             disk: DiskRules::default(),
@@ -239,17 +263,7 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
             faults.push(format!("{name} is {value}, the most is {max}"));
         }
     };
-    let RawLimits { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files } =
-        raw.default_limits;
-    let default_limits = Limits {
-        memory_mb,
-        cpu_percent,
-        disk_mb,
-        timeout_seconds,
-        max_processes,
-        max_files,
-        ..Limits::NONE
-    };
+    let default_limits = raw.default_limits.meant();
     for name in Limits::NAMES {
         let value = default_limits.get(name).unwrap_or(0);
         bounded(&format!("default_limits.{name}"), value, Limits::max_of(name));
@@ -274,7 +288,13 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
         port: raw.port,
         token: raw.token.filter(|token| !token.is_empty()),
         isolation: raw.isolation,
-        allowed: Allowed { floor, network_enabled: raw.network.enabled, enforce: raw.enforce },
+        allowed: Allowed {
+            floor,
+            network_enabled: raw.network.enabled,
+            ceilings: raw.maximum_limits,
+            totals: raw.totals,
+            enforce: raw.enforce,
+        },
         sandboxes_path: at(&raw.sandboxes_path),
         run_path: raw.run_path.map_or_else(|| run_path(&state_path, base), |path| at(&path)),
         state_path,

@@ -122,6 +122,7 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
     let store = open_store(&config)?;
     let queue = Arc::new(Queue::default());
     let rules = Arc::new(Live::new(rules(&config)));
+    store.bound(config.allowed.totals);
     let world = Arc::new(world(&config, store.clone(), &rules, &queue)?);
     let handle = Handle::new(Arc::clone(&world), Arc::clone(&queue));
     let looked_at = handle.clone();

@@ -30,7 +30,7 @@ pub mod time;
 pub mod tree;
 pub mod violation;
 
-pub use allowed::{Allowed, Enforce};
+pub use allowed::{Allowed, Ceilings, Enforce, Promised, Totals};
 pub use bounds::Bounds;
 pub use checkpoint::Checkpoint;
 pub use condition::{Condition, ConditionType, Truth};

@@ -21,7 +21,7 @@ pub use step::{Next, Plan, Step, Stopping};
 use crate::model::instance::LostCause;
 use crate::model::{
     Allowed, Enforce, ExitKind, ExitRecord, Hold, InUse, Instance, InstancePhase, Observed,
-    RestartPolicy, Sandbox, Span, Spec, StopReason, Time,
+    Promised, RestartPolicy, Sandbox, Span, Spec, StopReason, Time,
 };
 use diff::Effect;
 
@@ -40,6 +40,8 @@ const LOOK_AT_USE: Span = Span::seconds(10);
 pub struct Policy {
     /// What may be started here.
     pub allowed: Allowed,
+    /// What everything that runs here is promised.
+    pub held: Promised,
     /// Limits that nothing here can keep, and why.
     pub unenforced: Vec<(&'static str, String)>,
     /// Why the isolation asked for is not to be had here at all.
@@ -378,6 +380,9 @@ fn without(view: &View<'_>) -> (Next, String) {
 
 /// Begins anew, or goes on from where its memory was kept.
 fn start(view: &View<'_>, why: &str) -> (Next, String) {
+    if let Some(why) = no_room(view) {
+        return (Next::Wait(view.now.after(LOOK_AT_USE)), why);
+    }
     let Some(kept) = &view.sandbox.history.asleep else {
         return (Next::Do(Step::Start), why.to_owned());
     };
@@ -403,6 +408,13 @@ fn start(view: &View<'_>, why: &str) -> (Next, String) {
 fn not_allowed(view: &View<'_>) -> Option<String> {
     let why = view.policy.allowed.refusal(&view.sandbox.spec)?;
     stays_down(view.sandbox).is_none().then_some(why)
+}
+
+/// Why it has to wait until something else ends.
+fn no_room(view: &View<'_>) -> Option<String> {
+    let (none, own) = (Promised::default(), Promised::by(&view.sandbox.spec.limits));
+    let why = view.policy.allowed.totals.refusal(&view.policy.held, &none, &own)?;
+    Some(format!("no room beside what runs: {why}"))
 }
 
 /// Why it may not start, whatever anybody wants.

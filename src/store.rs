@@ -31,7 +31,8 @@ use uuid::Uuid;
 
 use crate::error::chain;
 use crate::fault::{self, Bug};
-use crate::model::{Record, Time};
+use crate::live::Live;
+use crate::model::{Record, Time, Totals};
 use crate::store::backup::BackupError;
 
 pub use change::{Change, ChangeKind, Ring};
@@ -57,6 +58,7 @@ pub struct Store {
     path: Arc<Path>,
     epoch: u64,
     fault: Arc<Mutex<Option<StoreError>>>,
+    totals: Arc<Live<Totals>>,
 }
 
 /// Why a job has no answer.
@@ -172,7 +174,7 @@ impl Store {
     /// The same, with another source of uids.
     pub fn open_with(path: &Path, uids: Uids) -> Result<Self, StoreError> {
         let mut core = Core::open(path, uids)?;
-        let epoch = core.epoch();
+        let (epoch, totals) = (core.epoch(), Arc::clone(&core.totals));
         let (publish, snapshots) = watch::channel(core.published());
         let ring = Arc::new(Mutex::new(Ring::new(core.published().rv)));
         let (jobs, inbox) = sync_channel(QUEUE_LEN_MAX);
@@ -182,7 +184,12 @@ impl Store {
             .name("store".to_owned())
             .spawn(move || serve(&mut core, &inbox, (&publish, &their_ring, &their_fault)))
             .expect("a thread can be started at start-up");
-        Ok(Self { jobs, snapshots, ring, path: path.into(), epoch, fault })
+        Ok(Self { jobs, snapshots, ring, path: path.into(), epoch, fault, totals })
+    }
+
+    /// From now on no more than this may be promised to all sandboxes together.
+    pub fn bound(&self, totals: Totals) {
+        self.totals.set(totals);
     }
 
     /// Everything as of the last commit.

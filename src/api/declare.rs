@@ -42,6 +42,10 @@ pub(super) async fn put(api: &Shared, caller: &Caller, put: Put) -> Result<Edite
             let before = api.store.snapshot();
             let old = before.sandboxes.get(&put.name);
             allowed(&before.epoch, old.map(|old| &**old), &put)?;
+            let totals = api.rules.get().allowed.totals;
+            if let Some(refusal) = edit::no_room(&totals, &before, old.map(|old| &**old), &put) {
+                return Err(refusal.into());
+            }
             let file = match &put.owner {
                 Owner::File(file) => file.clone(),
                 Owner::Api => write::file_name(&put.name),

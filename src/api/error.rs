@@ -170,6 +170,7 @@ fn refused(refusal: &Refusal) -> (StatusCode, &'static str) {
         Refusal::Uid { .. } => (StatusCode::CONFLICT, "uid"),
         Refusal::Running { .. } => (StatusCode::CONFLICT, "running"),
         Refusal::NotRunning { .. } => (StatusCode::CONFLICT, "not_running"),
+        Refusal::NoRoom { .. } => (StatusCode::CONFLICT, "no_room"),
         Refusal::NoCheckpoint { .. } => (StatusCode::CONFLICT, "no_checkpoint"),
     }
 }

@@ -62,6 +62,7 @@ impl Reload {
     /// From now on these hold, for what is declared already too.
     fn take_rules(&self, rules: Rules) {
         let changed = self.api.rules.get().allowed != rules.allowed;
+        self.world.store.bound(rules.allowed.totals);
         self.api.rules.set(rules);
         if changed {
             for name in self.world.store.snapshot().sandboxes.keys() {

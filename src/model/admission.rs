@@ -56,6 +56,11 @@ pub fn limits_of(image: Option<&Image>, rules: &Rules) -> Limits {
             *limit = *value;
         }
     }
+    for name in Limits::ALL {
+        if let Some(limit) = limits.get_mut(name) {
+            *limit = rules.allowed.default_limit(name, *limit);
+        }
+    }
     limits
 }
 
@@ -89,7 +94,9 @@ fn fill(draft: &Draft, image: Option<&Image>, rules: &Rules) -> Spec {
         },
         stop: Stop {
             signal: draft.stop_signal.clone().unwrap_or_else(|| "SIGTERM".to_owned()),
-            grace: draft.stop_grace.unwrap_or(Span::seconds(10)),
+            grace: draft
+                .stop_grace
+                .unwrap_or_else(|| rules.allowed.ceilings.grace(Span::seconds(10))),
         },
         tty: draft.tty.unwrap_or(false),
         network: draft.network.unwrap_or(Network::None),
@@ -133,6 +140,7 @@ fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::allowed::Ceilings;
     use crate::model::draft::read_spec;
     use crate::model::tree::Faults;
 
@@ -183,6 +191,39 @@ mod tests {
         assert_eq!(
             faults.unwrap_err(),
             ["spec.command[1]: is 1000000 bytes with its variables, the most is 131071"]
+        );
+    }
+
+    #[test]
+    fn what_is_above_a_ceiling_is_refused_and_what_nobody_asked_for_is_at_most_there() {
+        let ceilings = Ceilings {
+            memory_mb: 128,
+            timeout_seconds: 600,
+            output: 1 << 20,
+            stop_grace: Span::seconds(60),
+            ..Ceilings::NONE
+        };
+        let allowed = Allowed { ceilings, ..Allowed::default() };
+        let rules = Rules { allowed, ..rules() };
+        let admitted = |json: serde_json::Value| {
+            let draft = read_spec(&mut Faults::default(), "spec", &json.into());
+            admit(&draft, &rules)
+        };
+        let limits = admitted(serde_json::json!({"image": "javascript"})).unwrap().limits;
+        assert_eq!((limits.memory_mb, limits.timeout_seconds, limits.output), (128, 600, 1 << 20));
+        assert_eq!((limits.max_files, limits.io), (1024, 0));
+        let faults = admitted(serde_json::json!({
+            "command": ["sh"], "limits": {"memory_mb": 129, "timeout_seconds": 0},
+            "stop": {"grace": "61s"}
+        }));
+        let faults: Vec<String> = faults.unwrap_err().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            faults,
+            [
+                "spec.limits.memory_mb: 129 is above 128, the ceiling set by \"maximum_limits.memory_mb\" in config.json",
+                "spec.limits.timeout_seconds: 0 (unlimited) is above 600, the ceiling set by \"maximum_limits.timeout_seconds\" in config.json",
+                "spec.stop.grace: 1m 1s is above 1m, the ceiling set by \"maximum_limits.stop_grace\" in config.json",
+            ]
         );
     }
 

@@ -5,7 +5,7 @@ use crate::model::{
     ConditionType, ExitKind, ExitRecord, InstancePhase, LimitStatus, Observed, Phase, Sandbox,
     Spec, Status, StopReason, Time, Truth, Verdict,
 };
-use crate::plan::{Next, Policy, Step, View, not_allowed};
+use crate::plan::{Next, Policy, Step, View, no_room, not_allowed};
 
 /// The reason of the Running condition while an operator has it stand still.
 pub const PAUSED: &str = "Paused";
@@ -177,6 +177,7 @@ fn ready(view: &View<'_>, next: &Next) -> (Truth, &'static str) {
     }
     match next {
         Next::Do(_) => (Truth::False, "Progressing"),
+        Next::Wait(_) if no_room(view).is_some() => (Truth::False, "NoRoom"),
         Next::Wait(_) => (Truth::False, "BackingOff"),
         Next::Settled if !sandbox.wants_to_run() => match sandbox.history.asleep {
             Some(_) => (Truth::True, "Hibernated"),
@@ -208,6 +209,7 @@ fn phase(view: &View<'_>, next: &Next) -> Phase {
     }
     match next {
         Next::Do(Step::Start | Step::Restore) => Phase::Pending,
+        Next::Wait(_) if no_room(view).is_some() => Phase::Pending,
         Next::Wait(_) => Phase::BackingOff,
         Next::Do(_) | Next::Settled if !sandbox.wants_to_run() => match sandbox.history.asleep {
             Some(_) => Phase::Hibernated,

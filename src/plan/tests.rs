@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::*;
 use crate::model::spec::{BackoffRange, Stop};
 use crate::model::{
-    Checkpoint, ConditionType, Deletion, History, Iid, InUse, Isolation, Limits, Network, Owner,
-    Phase, Power, Restart, SandboxName, State, Status, Truth,
+    Ceilings, Checkpoint, ConditionType, Deletion, History, Iid, InUse, Isolation, Limits, Network,
+    Owner, Phase, Power, Restart, SandboxName, State, Status, Totals, Truth,
 };
 
 const NOW: Time = Time(1_000_000);
@@ -100,6 +100,7 @@ const STOPS: Observed = Observed::Stopping { pid: Some(7), started_at: Some(NOW)
 fn policy() -> Policy {
     Policy {
         allowed: Allowed::default(),
+        held: Promised::default(),
         unenforced: vec![("disk_mb", "no quota".to_owned())],
         unavailable: None,
         boot_id: "boot".to_owned(),
@@ -560,4 +561,40 @@ fn what_runs_and_is_not_allowed_any_more_goes_on_or_is_stopped_as_enforce_says()
     let Next::Do(Step::Stop(stopping)) = plan_c.next else { panic!("{plan_c:?}") };
     assert_eq!((stopping.reason, stopping.force), (StopReason::Policy, false));
     assert!(stopping.why.contains("isolation_floor"), "{}", stopping.why);
+}
+
+#[test]
+fn what_is_above_a_ceiling_is_not_started_and_what_runs_is_cut_down_in_place() {
+    let ceilings = Ceilings { memory_mb: 256, ..Ceilings::NONE };
+    let allowed = Allowed { ceilings, enforce: Enforce::Now, ..Allowed::default() };
+    let policy = Policy { allowed, ..policy() };
+    let refused = plan(&View::of(&web(), &GONE, NOW, &policy));
+    assert_eq!(refused.next, Next::Settled);
+    assert!(refused.why.contains("512 is above 256, the ceiling"), "{}", refused.why);
+    // Its spec was mended, and what runs can take that as it is, unless it holds more.
+    let mut mended = with(InstancePhase::Running);
+    mended.generation = 2;
+    mended.spec = Arc::new(Spec { limits: Limits { memory_mb: 200, ..spec().limits }, ..spec() });
+    let next = |policy: &Policy| plan(&View::of(&mended, &RUNS, NOW, policy)).next;
+    assert_eq!(next(&policy), Next::Do(Step::Adjust));
+    let in_use = InUse { memory_bytes: 300 << 20, ..InUse::default() };
+    let Next::Do(Step::Stop(stopping)) = next(&Policy { in_use, ..policy }) else { panic!() };
+    assert_eq!(stopping.reason, StopReason::Policy);
+}
+
+#[test]
+fn what_has_no_room_beside_what_runs_waits_for_it() {
+    let totals = Totals { memory_mb: 1024, ..Totals::default() };
+    let allowed = Allowed { totals, ..Allowed::default() };
+    let beside = |memory_mb| {
+        let held = Promised::by(&Limits { memory_mb, ..Limits::NONE });
+        let policy = Policy { allowed: allowed.clone(), held, ..policy() };
+        plan(&View::of(&web(), &GONE, NOW, &policy))
+    };
+    assert_eq!(beside(512).next, Next::Do(Step::Start));
+    let waits = beside(513);
+    assert_eq!(waits.next, Next::Wait(NOW.after(LOOK_AT_USE)));
+    assert_eq!((waits.status.phase, waits.status.next_start_at), (Phase::Pending, None));
+    assert_eq!(allowed_and_ready(&waits), [None, Some((Truth::False, "NoRoom"))]);
+    assert!(waits.why.contains("1025 would be promised"), "{}", waits.why);
 }

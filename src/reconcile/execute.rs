@@ -15,12 +15,12 @@ use crate::error::chain;
 use crate::fault::{self, Bug};
 use crate::model::{
     Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Observed,
-    Record, Sandbox, Span, Time,
+    Owner, Promised, Record, Sandbox, Span, Time,
 };
 use crate::plan::report::{self, report};
 use crate::plan::{Next, Plan, Policy, Step, Stopping, View, alarm, backoff};
 use crate::reconcile::world::{Again, RESYNC, World};
-use crate::store::{Core, StoreError};
+use crate::store::{Core, Snapshot, StoreError};
 
 /// How soon to look at something that is expected to be over in a moment.
 const SOON: Span = Span(5);
@@ -94,13 +94,22 @@ impl Act<'_> {
         &self,
         change: impl FnOnce(&mut Core, &mut Sandbox) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<Arc<Sandbox>, StepError> {
+        self.commit_if(|_| true, change)
+    }
+
+    /// The same, if what is there by then fits, too.
+    fn commit_if(
+        &self,
+        fits: impl FnOnce(&Snapshot) -> bool + Send + 'static,
+        change: impl FnOnce(&mut Core, &mut Sandbox) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<Arc<Sandbox>, StepError> {
         let planned = Arc::clone(self.sandbox);
         let blind = fault::has(Bug::LostUpdate);
         let drained = self.policy.drained;
         let done = self.world.store.write_blocking(move |core| {
             let same = |now: &Arc<Sandbox>| blind || same_wish(now, &planned);
             // What is planned for a host that runs things is nothing for one that is to run none.
-            if core.now().drained != drained {
+            if core.now().drained != drained || !fits(core.now()) {
                 return Ok(None);
             }
             let current = core.get(planned.name.as_str()).filter(same);
@@ -181,7 +190,7 @@ impl Act<'_> {
         // Intent first: from here on it may exist, and the store says so.
         let (why, now, said) = (self.plan.why.clone(), self.now, iid.clone());
         let left = if n == 1 { self.left_by_others() } else { None };
-        let committed = self.commit(move |core, sandbox| {
+        let committed = self.commit_if(self.fits(), move |core, sandbox| {
             let message = format!("{said}: {why}");
             core.event(Some(&sandbox.name), Level::Normal, ("Starting", message), now)?;
             if let Some(left) = left {
@@ -238,6 +247,13 @@ impl Act<'_> {
             "the retained workspace {id} belongs to {of}; hint: `sodiumd workspace take {id} --for \
              {owner}` gives it to the next new sandbox of that name"
         ))
+    }
+
+    /// Whether there is room for the next instance beside all that run by then.
+    fn fits(&self) -> impl FnOnce(&Snapshot) -> bool + Send + 'static + use<> {
+        let totals = self.policy.allowed.totals;
+        let (none, own) = (Promised::default(), Promised::by(&self.sandbox.spec.limits));
+        move |now| totals.refusal(&now.held, &none, &own).is_none()
     }
 
     fn intent(&self, iid: &Iid, n: u64) -> Instance {
@@ -341,6 +357,7 @@ impl Act<'_> {
     fn stop(&self, stopping: &Stopping) -> Result<Again, StepError> {
         let instance = self.instance()?;
         let stop = &self.sandbox.spec.stop;
+        let grace = self.policy.allowed.ceilings.grace(stop.grace);
         let (wanted, plan, now) = (stopping.clone(), self.plan.clone(), self.now);
         let reason = instance.stop_reason.unwrap_or(stopping.reason);
         self.commit_instance(move |core, sandbox, instance| {
@@ -360,12 +377,12 @@ impl Act<'_> {
             &instance.iid,
             &StopOrder {
                 signal: &stop.signal,
-                grace_ms: stop.grace.0,
+                grace_ms: grace.0,
                 force: stopping.force,
                 reason: reason.as_str(),
             },
         )?;
-        Ok(Again::In(stop.grace.max(Span::seconds(1))))
+        Ok(Again::In(grace.max(Span::seconds(1))))
     }
 
     fn kill_orphan(&self) -> Result<Again, StepError> {

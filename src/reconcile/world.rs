@@ -70,6 +70,7 @@ impl World {
         let may_idle = isolation == Isolation::Gvisor && sandbox.spec.network == Network::None;
         Policy {
             allowed: self.rules.get().allowed.clone(),
+            held: snapshot.held,
             can_freeze,
             idle_freeze: self.idle_freeze.get().filter(|_| may_idle && can_freeze),
             unenforced: driver.map(|driver| driver.unenforced()).unwrap_or_default(),
@@ -157,6 +158,9 @@ fn may_exist(instance: &Instance) -> bool {
 fn source_fault(sandbox: &Sandbox, snapshot: &Snapshot) -> Option<(String, String)> {
     let rival = snapshot.conflicts.get(&sandbox.name).and_then(|path| {
         let why = snapshot.files.get(path)?.conflicts.get(&sandbox.name)?;
+        if matches!(&sandbox.owner, Owner::File(own) if own == path) {
+            return Some(("NoRoom".to_owned(), format!("{path}: {why}")));
+        }
         Some(("Conflict".to_owned(), format!("{path} declares it too: {why}")))
     });
     let Owner::File(path) = &sandbox.owner else { return rival };

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode};
 use uuid::Uuid;
 
+use crate::live::Live;
 use crate::model::event;
-use crate::model::{Event, InstancePhase, Level, Sandbox, SandboxName, Time};
+use crate::model::{Event, InstancePhase, Level, Sandbox, SandboxName, Time, Totals};
 use crate::store::change::{Change, ChangeKind};
 use crate::store::rows::{self, Unreadable};
 use crate::store::snapshot::{FileRecord, Snapshot};
@@ -56,6 +57,8 @@ pub struct Core {
     host_uids: BTreeSet<u32>,
     last_host_uid: u32,
     uids: Hidden,
+    /// What may be promised in all.
+    pub(super) totals: Arc<Live<Totals>>,
     /// As if the disk were full.
     pub(super) commit_fails: bool,
     /// Whether SQLite has found damage since this was last asked.
@@ -92,11 +95,14 @@ impl Core {
             root: meta(rows::ROOT)?.and_then(|text| serde_json::from_str(&text).ok()),
             drained: meta(rows::DRAINED)?.is_some(),
             rescued: meta(rows::RESCUED)?.and_then(|text| serde_json::from_str(&text).ok()),
+            declared: Default::default(),
+            held: Default::default(),
         };
         let mut host_uids = BTreeSet::new();
         let sandboxes = rows::sandboxes(&connection).map_err(failed("load"))?.map_err(corrupt)?;
         for sandbox in sandboxes {
             host_uids.insert(sandbox.host_uid);
+            working.count(None, Some(&sandbox));
             working.names.insert(sandbox.uid, sandbox.name.clone());
             working.sandboxes.insert(sandbox.name.clone(), Arc::new(sandbox));
         }
@@ -124,6 +130,7 @@ impl Core {
             host_uids,
             last_host_uid,
             uids: Hidden(uids),
+            totals: Arc::default(),
             commit_fails: false,
             damaged: Cell::new(false),
         })
@@ -261,6 +268,7 @@ impl Core {
             .map_err(|error| self.failed("write", error))?;
         let sandbox = Arc::new(sandbox);
         self.host_uids.insert(sandbox.host_uid);
+        self.working.count(old.as_deref(), Some(&sandbox));
         self.working.names.insert(sandbox.uid, sandbox.name.clone());
         self.working.sandboxes.insert(sandbox.name.clone(), Arc::clone(&sandbox));
         let kind = if old.is_some() { ChangeKind::Modified } else { ChangeKind::Added };
@@ -289,6 +297,7 @@ impl Core {
         self.touched = true;
         rows::delete_sandbox(&self.connection, &sandbox)
             .map_err(|error| self.failed("write", error))?;
+        self.working.count(Some(&sandbox), None);
         self.working.names.remove(&sandbox.uid);
         self.host_uids.remove(&sandbox.host_uid);
         self.changes.push(Change { rv: self.working.rv, kind: ChangeKind::Deleted, sandbox });

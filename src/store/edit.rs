@@ -7,11 +7,11 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::model::{
-    Deletion, Edit, History, Hold, Instance, InstancePhase, Level, Owner, Power, Sandbox,
-    SandboxName, Spec, State, Status, Time,
+    Deletion, Edit, History, Hold, Instance, InstancePhase, Level, Owner, Power, Promised, Sandbox,
+    SandboxName, Spec, State, Status, Time, Totals,
 };
 use crate::store::core::Core;
-use crate::store::{StoreError, snapshot};
+use crate::store::{Snapshot, StoreError, snapshot};
 
 /// What a sandbox is to be.
 #[derive(Debug, Clone)]
@@ -84,6 +84,8 @@ pub enum Refusal {
     NotRunning { name: SandboxName },
     #[error("{name} has no checkpoint")]
     NoCheckpoint { name: SandboxName },
+    #[error("no room for {name}: {why}")]
+    NoRoom { name: SandboxName, why: String },
     #[error("Command required: give a command, or an image with a startup")]
     NoCommand,
 }
@@ -96,7 +98,12 @@ pub fn put(core: &mut Core, put: Put, now: Time) -> Outcome<Edited> {
     let Some(old) = core.get(put.name.as_str()) else {
         return match put.precondition {
             Precondition::Unchanged(_) | Precondition::Uid(_) => Ok(Err(Refusal::NotFound)),
-            Precondition::None | Precondition::Absent => create(core, put, now).map(Ok),
+            Precondition::None | Precondition::Absent => {
+                match no_room(&core.totals.get(), core.now(), None, &put) {
+                    Some(refusal) => Ok(Err(refusal)),
+                    None => create(core, put, now).map(Ok),
+                }
+            }
         };
     };
     if let Some(refusal) = refused(core, &old, &put.precondition) {
@@ -105,7 +112,28 @@ pub fn put(core: &mut Core, put: Put, now: Time) -> Outcome<Edited> {
     if old.owner != put.owner {
         return Ok(Err(Refusal::Owned { name: old.name.clone(), owner: old.owner.clone() }));
     }
+    if let Some(refusal) = no_room(&core.totals.get(), core.now(), Some(&old), &put) {
+        return Ok(Err(refusal));
+    }
     change(core, &old, put.labels, put.spec, now).map(Ok)
+}
+
+/// Why all sandboxes together would be promised too much with this one.
+pub fn no_room(
+    totals: &Totals,
+    now: &Snapshot,
+    old: Option<&Sandbox>,
+    put: &Put,
+) -> Option<Refusal> {
+    let had = old.map(|old| Promised::declared(&old.spec, old.wants_to_run()));
+    let wanted = match old.and_then(|old| old.power.hold) {
+        Some(Hold::Stopped | Hold::Killed) => false,
+        Some(Hold::Started) => true,
+        None => put.spec.state == State::Running,
+    };
+    let (had, wants) = (had.unwrap_or_default(), Promised::declared(&put.spec, wanted));
+    let why = totals.refusal(&now.declared.without(had), &had, &wants)?;
+    Some(Refusal::NoRoom { name: put.name.clone(), why })
 }
 
 fn refused(core: &Core, old: &Sandbox, precondition: &Precondition) -> Option<Refusal> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::model::{Level, Owner, Sandbox, SandboxName, Spec, Time};
 use crate::store::core::Core;
-use crate::store::edit::{self, Delete, Precondition, Put};
+use crate::store::edit::{self, Delete, Precondition, Put, Refusal};
 use crate::store::{FileRecord, StoreError};
 
 /// What a look at the files comes to. Pure data; everything was decided when it was made.
@@ -58,6 +58,7 @@ pub fn apply(core: &mut Core, changes: FileChanges, now: Time) -> Result<(), Sto
             core.put(Sandbox { owner: Owner::File(path), ..Sandbox::clone(&old) })?;
         }
     }
+    let mut records = changes.records;
     for declared in changes.declared {
         let put = Put {
             name: declared.name,
@@ -67,8 +68,13 @@ pub fn apply(core: &mut Core, changes: FileChanges, now: Time) -> Result<(), Sto
             uid: None,
             precondition: Precondition::None,
         };
-        // Refused only if the API has taken the name since the look; the next one will say so.
-        let _ = edit::put(core, put, now)?;
+        let (name, path) = (put.name.clone(), put.owner.clone());
+        // Refused otherwise only if the API has taken the name since the look; the next one will say so.
+        if let (Err(Refusal::NoRoom { why, .. }), Owner::File(path)) =
+            (edit::put(core, put, now)?, path)
+        {
+            not_taken(core, &mut records, (&path, &name, why), now)?;
+        }
     }
     for name in changes.pruned {
         let owned = core.get(name.as_str()).filter(|old| matches!(old.owner, Owner::File(_)));
@@ -77,13 +83,34 @@ pub fn apply(core: &mut Core, changes: FileChanges, now: Time) -> Result<(), Sto
             let _ = edit::delete(core, name.as_str(), how, now)?;
         }
     }
-    for (path, record) in changes.records {
+    for (path, record) in records {
         core.put_file(&path, record)?;
     }
     for (about, reason, message) in changes.warnings {
         core.event(about.as_ref(), Level::Warning, (reason, message), now)?;
     }
     Ok(())
+}
+
+/// Notes that a file is not in force as it is, which is tried again at each full scan. Told once.
+fn not_taken(
+    core: &mut Core,
+    records: &mut BTreeMap<String, Option<FileRecord>>,
+    (path, name, why): (&str, &SandboxName, String),
+    now: Time,
+) -> Result<(), StoreError> {
+    let old = core.now().files.get(path).map(|old| FileRecord::clone(old));
+    let known = old.as_ref().and_then(|old| old.conflicts.get(name)) == Some(&why);
+    let is_there = core.get(name.as_str()).is_some();
+    let record = records.entry(path.to_owned()).or_insert(old);
+    if let Some(record) = record {
+        record.names.retain(|one| is_there || one != name);
+        record.conflicts.insert(name.clone(), why.clone());
+    }
+    if known {
+        return Ok(());
+    }
+    core.event(Some(name), Level::Warning, ("NoRoom", format!("{path}: {why}")), now)
 }
 
 /// Lets held removals go ahead: forgets that they were held, and when they were first missed is

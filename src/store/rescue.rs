@@ -52,6 +52,8 @@ pub(super) fn rescue(
         root: None,
         drained: damaged.drained,
         rescued: Some(Arc::new(rescued.clone())),
+        declared: Default::default(),
+        held: Default::default(),
     };
     // Daemons count by ones, so the time in milliseconds is ahead of any that shims obey.
     write_anew(database, &snapshot, damaged.epoch.max(now.0), "damaged")?;

@@ -8,7 +8,7 @@ use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::{Event, Sandbox, SandboxName, Time, Violation};
+use crate::model::{Event, Promised, Sandbox, SandboxName, Time, Violation};
 
 /// One commit.
 #[derive(Debug, Clone)]
@@ -31,6 +31,10 @@ pub struct Snapshot {
     /// That it was put together anew after damage. Until somebody confirms it, nothing is removed for
     /// being absent from the files.
     pub rescued: Option<Arc<Rescued>>,
+    /// What all that are declared are promised,
+    pub declared: Promised,
+    /// and all that run, or may.
+    pub held: Promised,
 }
 
 /// How a store came back.
@@ -80,6 +84,17 @@ pub struct FileRecord {
 }
 
 impl Snapshot {
+    /// Adds up what is promised, as a sandbox takes the place of what it was; `None`: there is none.
+    pub(super) fn count(&mut self, old: Option<&Sandbox>, new: Option<&Sandbox>) {
+        let declared = |one: &Sandbox| Promised::declared(&one.spec, one.wants_to_run());
+        let sum = |promised: Promised, of: &dyn Fn(&Sandbox) -> Promised| {
+            let [old, new] = [old, new].map(|one| one.map(of).unwrap_or_default());
+            promised.without(old).and(new)
+        };
+        self.declared = sum(self.declared, &declared);
+        self.held = sum(self.held, &Promised::held);
+    }
+
     /// By name or by uid, as the seed's clients and ours may write it.
     pub fn find(&self, id: &str) -> Option<&Arc<Sandbox>> {
         if let Some(found) = self.sandboxes.get(id) {

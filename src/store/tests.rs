@@ -228,3 +228,72 @@ fn the_oldest_events_go_and_a_watcher_that_is_too_slow_starts_over() {
     let kept: u32 = kept.query_row("SELECT count(*) FROM events", [], |row| row.get(0)).unwrap();
     assert!((10_000..10_300).contains(&kept), "{kept}");
 }
+
+#[test]
+fn no_more_is_promised_than_there_is_and_what_goes_makes_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = database_path(dir.path());
+    let store = Store::open(&path).unwrap();
+    let with = |name: &str, memory_mb| {
+        let mut put = declare(name, "x", Owner::Api);
+        put.spec.limits.memory_mb = memory_mb;
+        put
+    };
+    put(&store, with("a", 600)).unwrap();
+    store.bound(Totals { memory_mb: 1000, ..Totals::default() });
+    let refused = put(&store, with("b", 500)).unwrap_err();
+    assert!(refused.to_string().contains("memory_mb: 1100 would be promised"), "{refused}");
+    put(&store, with("b", 400)).unwrap();
+    assert!(matches!(put(&store, with("b", 401)), Err(Refusal::NoRoom { .. })));
+    // A job that fails promises nothing.
+    let failed = store.write_blocking(move |core| {
+        edit::put(core, with("a", 1), Time(1))?.unwrap();
+        Err::<(), _>(StoreError::Busy)
+    });
+    assert!(failed.is_err());
+    assert!(put(&store, with("c", 1)).is_err());
+    // What is not to run takes none of it, nor does what is gone. The next daemon counts the same.
+    let stop = store.write_blocking(|core| edit::power(core, "a", Verb::Stop, Time(6)));
+    stop.unwrap().unwrap();
+    put(&store, with("c", 600)).unwrap();
+    let name = SandboxName::try_from("c").unwrap();
+    store.write_blocking(move |core| core.remove(&name)).unwrap();
+    let next = Store::open(&path).unwrap();
+    assert_eq!(next.snapshot().declared, store.snapshot().declared);
+    next.bound(Totals { memory_mb: 1000, sandboxes: 2, ..Totals::default() });
+    assert!(matches!(put(&next, with("c", 1)), Err(Refusal::NoRoom { .. })), "a third one");
+}
+
+#[test]
+fn a_file_that_there_is_no_room_for_says_so_until_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&database_path(dir.path())).unwrap();
+    store.bound(Totals { sandboxes: 1, ..Totals::default() });
+    put(&store, declare("a", "x", Owner::Api)).unwrap();
+    let name = SandboxName::try_from("b").unwrap();
+    let look = || {
+        let put = declare("b", "x", Owner::Api);
+        let declared = files::Declared {
+            name: put.name.clone(),
+            path: "b.yaml".to_owned(),
+            labels: put.labels,
+            spec: put.spec,
+        };
+        let record = FileRecord { names: vec![put.name], ..FileRecord::default() };
+        let changes = files::FileChanges {
+            declared: vec![declared],
+            records: [("b.yaml".to_owned(), Some(record))].into(),
+            ..files::FileChanges::default()
+        };
+        store.write_blocking(move |core| files::apply(core, changes, Time(7))).unwrap();
+        store.snapshot()
+    };
+    let (first, again) = (look(), look());
+    let record = &first.files["b.yaml"];
+    assert!(record.conflicts[&name].contains("totals.sandboxes") && record.names.is_empty());
+    assert_eq!((first.rv, first.events.len()), (again.rv, again.events.len()), "told once");
+    let a = SandboxName::try_from("a").unwrap();
+    store.write_blocking(move |core| core.remove(&a)).unwrap();
+    let after = look();
+    assert!(after.sandboxes.contains_key(&name) && after.files["b.yaml"].conflicts.is_empty());
+}

@@ -237,3 +237,27 @@ async fn a_checkpoint_is_gone_back_to_in_place_and_into_a_new_name() {
     let (code, _, said) = desk.cli(&["restore", "web"]);
     assert!(code == 1 && said.contains("changed since the checkpoint"), "{said}");
 }
+
+#[tokio::test]
+async fn a_checkpoint_of_what_is_not_allowed_any_more_is_not_gone_back_to_nor_copied() {
+    let desk = desk().await;
+    desk.write_spec("web.yaml", "web", &spec(COUNTER, "running"));
+    wait_count(&desk, "web", 5).await;
+    assert_eq!(desk.cli(&["checkpoint", "web"]).0, 0);
+    let path = desk.path("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["maximum_limits"] = json!({"cpu_percent": 1});
+    std::fs::write(path, config.to_string()).unwrap();
+    let pid = desk.daemon.as_ref().unwrap().id().to_string();
+    assert!(std::process::Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    let told = |sandbox: &Value| message(sandbox, "Allowed").contains("maximum_limits.cpu_percent");
+    desk.wait_for("web", "refused", told).await;
+    for args in [&["restore", "web"][..], &["restore", "web", "--to", "twin"]] {
+        let (code, _, said) = desk.cli(args);
+        assert!(code == 1 && said.contains("maximum_limits.cpu_percent"), "{args:?}: {said}");
+    }
+    assert_eq!(desk.get("/v1/sandboxes/twin").await.status, 404);
+    // It goes on meanwhile.
+    let before = counted(&desk.logs("web").await);
+    wait_count(&desk, "web", before + 5).await;
+}

@@ -115,3 +115,93 @@ async fn what_is_enforced_at_once_stops_what_runs_at_the_reload() {
     assert_eq!(pid(&desk.sandbox("fine").await), pid(&fine));
     assert_eq!(condition(&desk.sandbox("fine").await, "Allowed"), &Value::Null);
 }
+
+fn document(name: &str, spec: &Value) -> String {
+    json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox", "metadata": {"name": name}, "spec": spec})
+        .to_string()
+}
+
+fn with_memory(memory_mb: u64) -> Value {
+    sleeper(json!({"limits": {"memory_mb": memory_mb, "timeout_seconds": 0}}))
+}
+
+#[tokio::test]
+async fn a_ceiling_holds_for_what_is_declared_and_for_what_was() {
+    let desk = Desk::new().await;
+    desk.write_spec("large.yaml", "large", &with_memory(300));
+    desk.wait_phase("large", "Running").await;
+    configure(&desk, json!({"maximum_limits": {"memory_mb": 200, "stop_grace": "5s"}}));
+    hang_up(&desk);
+    let large = desk.wait_for("large", "refused", refused_by("maximum_limits.memory_mb")).await;
+    assert_eq!(large["status"]["phase"], "Running");
+    // By the API of now and of then, as a number too high or as none at all.
+    for memory_mb in [201, 0] {
+        let body = document("other", &with_memory(memory_mb));
+        let put = desk.ask("PUT", "/v1/sandboxes/other", &body).await;
+        assert_eq!(put.status, 422, "{put:?}");
+        assert_eq!(put.json["violations"][0]["path"], "spec.limits.memory_mb", "{put:?}");
+        let made = desk.post("/sandboxes", json!({"memory_mb": memory_mb})).await;
+        assert_eq!(made.status, 422, "{made:?}");
+        assert!(made.json["error"].as_str().unwrap().contains("maximum_limits"), "{made:?}");
+    }
+    let slow = sleeper(json!({"stop": {"grace": "180days"}, "limits": {"memory_mb": 64}}));
+    let put = desk.ask("PUT", "/v1/sandboxes/slow", &document("slow", &slow)).await;
+    assert!(put.status == 422 && put.json.to_string().contains("stop_grace"), "{put:?}");
+    // What nobody asked for is within.
+    let made = desk.post("/sandboxes", json!({})).await;
+    assert_eq!(made.json["data"]["limits"]["memory_mb"], 200, "{made:?}");
+    // Mended in the file, it is cut down as it runs.
+    desk.write_spec("large.yaml", "large", &with_memory(150));
+    let cut = |one: &Value| {
+        let limits = one["status"]["limits"].as_array().unwrap();
+        limits.iter().any(|limit| limit["limit"] == "memory_mb" && limit["requested"] == 150)
+    };
+    let mended = desk.wait_for("large", "cut down", cut).await;
+    assert_eq!(pid(&mended), pid(&large));
+    desk.wait_for("large", "allowed", |one| condition(one, "Allowed")["status"] == "True").await;
+}
+
+#[tokio::test]
+async fn what_takes_for_ever_to_end_is_ended_within_the_ceiling_once_it_is_removed() {
+    let desk = Desk::with(json!({"maximum_limits": {"stop_grace": "0s"}})).await;
+    let deaf = "trap '' TERM; while :; do sleep 0.1; done";
+    let spec = json!({"command": ["bash", "-c", deaf], "stop": {"grace": "100days"},
+        "limits": {"timeout_seconds": 0}});
+    let put = desk.ask("PUT", "/v1/sandboxes/deaf", &document("deaf", &spec)).await;
+    assert_eq!(put.status, 201, "{put:?}");
+    desk.wait_phase("deaf", "Running").await;
+    configure(&desk, json!({"maximum_limits": {"stop_grace": "1s"}}));
+    hang_up(&desk);
+    desk.wait_for("deaf", "refused", refused_by("maximum_limits.stop_grace")).await;
+    let gone = desk.ask("DELETE", "/v1/sandboxes/deaf?wait=25s", "").await;
+    assert_eq!(gone.status, 200, "{gone:?}");
+}
+
+#[tokio::test]
+async fn all_together_get_no_more_than_the_totals() {
+    let desk = Desk::with(json!({"totals": {"memory_mb": 500, "sandboxes": 3}})).await;
+    let put = async |name: &str, memory_mb| {
+        let body = document(name, &with_memory(memory_mb));
+        desk.ask("PUT", &format!("/v1/sandboxes/{name}"), &body).await
+    };
+    assert_eq!(put("a", 300).await.status, 201);
+    let refused = put("b", 201).await;
+    assert_eq!((refused.status, &refused.json["code"]), (409, &json!("no_room")), "{refused:?}");
+    assert!(refused.json["error"].as_str().unwrap().contains("totals.memory_mb"), "{refused:?}");
+    assert_eq!(put("b", 200).await.status, 201);
+    for name in ["a", "b"] {
+        desk.wait_phase(name, "Running").await;
+    }
+    // Stopped, it gives its share away, and has to wait until that is free again.
+    let stopped = desk.post("/v1/sandboxes/a/stop?wait=30s", Value::Null).await;
+    assert_eq!(stopped.status, 200, "{stopped:?}");
+    assert_eq!(put("c", 100).await.status, 201);
+    desk.wait_phase("c", "Running").await;
+    assert_eq!(put("d", 1).await.status, 409, "three are enough");
+    let start = desk.post("/v1/sandboxes/a/start?wait=30s", Value::Null).await;
+    assert_eq!(start.status, 422, "{start:?}");
+    let waits = desk.wait_phase("a", "Pending").await;
+    assert_eq!(condition(&waits, "Ready")["reason"], "NoRoom", "{waits:#}");
+    assert_eq!(desk.ask("DELETE", "/v1/sandboxes/c?wait=30s", "").await.status, 200);
+    desk.wait_phase("a", "Running").await;
+}
