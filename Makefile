@@ -25,7 +25,9 @@ help:
 	@echo "make soak MINUTES=10         an hour's work in ten minutes, and whether the daemon is then what it was"
 	@echo "make audit   licences, sources and duplicate crates "
 
+# As root, the host uids of sandboxes are reserved first, so that nobody else on this host is given any.
 run: build runsc
+	@[ "$$(id -u)" != 0 ] || ./target/release/sodiumd uids reserve --config $(CONFIG)
 	exec ./target/release/sodiumd run --config $(CONFIG)
 
 build: tools

@@ -9,6 +9,7 @@ mod prove;
 mod show;
 mod store;
 mod workspace;
+mod uids;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -140,6 +141,9 @@ enum Command {
     /// List the workspaces that removed sandboxes left, or take one over
     #[command(subcommand)]
     Workspace(workspace::Verb),
+    /// Say to the host which uids are for sandboxes
+    #[command(subcommand)]
+    Uids(uids::Verb),
     /// Stop every sandbox and start none, until `undrain`; waits until all have ended
     Drain {
         /// How long to wait
@@ -203,6 +207,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         workspace::run(verb, &load_config(&cli)?, cli.output)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Uids(verb) = &cli.command {
+        uids::run(verb, &load_config(&cli)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("start the runtime")?;
     let done = runtime.block_on(ask(cli));
@@ -241,7 +249,8 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         | Command::Check { .. }
         | Command::Doctor
         | Command::Store(_)
-        | Command::Workspace(_) => Ok(ExitCode::SUCCESS),
+        | Command::Workspace(_)
+        | Command::Uids(_) => Ok(ExitCode::SUCCESS),
         Command::Plan { files } => plan(&client, &files, output).await,
         Command::Apply { files, dry_run } => {
             show::applied(&apply(&client, &files, dry_run).await?, output)?;

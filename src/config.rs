@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::violation::suggestion;
 use crate::model::{
-    Allowed, Bounds, Ceilings, DiskRules, Enforce, Isolation, Limits, Platform, Span, Totals,
+    Allowed, Bounds, Ceilings, DiskRules, Enforce, IdRange, Isolation, Limits, Platform, Span,
+    Totals,
 };
 use crate::sys::trust::{self, Distrust, TrustError};
 
@@ -44,6 +45,8 @@ pub struct Raw {
     /// and that all may be promised together.
     pub totals: Totals,
     pub network: RawNetwork,
+    /// The ids of the host's that sandboxes get.
+    pub uids: IdRange,
     pub gvisor: RawGvisor,
     /// How disks are limited.
     pub disk: DiskRules,
@@ -166,6 +169,7 @@ impl Default for Raw {
             maximum_limits: Ceilings::default(),
             totals: Totals::default(),
             network: RawNetwork::default(),
+            uids: IdRange::default(),
             gvisor: RawGvisor::default(),
             disk: DiskRules::default(),
             api: Bounds::default(),
@@ -191,6 +195,7 @@ pub struct Config {
     pub images_path: PathBuf,
     pub store: StoreKind,
     pub default_limits: Limits,
+    pub ids: IdRange,
     pub gvisor_program: Option<PathBuf>,
     /// `None`: whichever works.
     pub gvisor_platform: Option<Platform>,
@@ -272,6 +277,7 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
     if raw.console_mb == 0 {
         faults.push("console_mb is 0, the least is 1".to_owned());
     }
+    faults.extend(raw.uids.fault());
     let floor = raw.isolation_floor.unwrap_or(raw.isolation);
     if !raw.isolation.satisfies(floor) {
         let (default, floor) = (raw.isolation.as_str(), floor.as_str());
@@ -302,6 +308,7 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
         images_path: at(&raw.images_path),
         store: raw.store,
         default_limits,
+        ids: raw.uids,
         gvisor_program: raw.gvisor.program.map(|path| at(&path)),
         gvisor_platform: raw.gvisor.platform.asked(),
         gvisor_idle_freeze: Some(raw.gvisor.idle_freeze).filter(|span| span.0 > 0),

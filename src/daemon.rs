@@ -3,10 +3,11 @@
 //! The API is up before anything is adopted, and nothing here waits for a sandbox. Ending the daemon
 //! ends no sandbox: their shims go on, and the next daemon adopts them.
 
+pub mod ids;
 mod port;
 mod reload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -37,7 +38,7 @@ use crate::reconcile::console::Consoles;
 use crate::reconcile::meter;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::{self, Handle, World, adopt, warm};
-use crate::store::{Store, database_path};
+use crate::store::{Remains, Store, database_path};
 use crate::sys::lock::{self, Lock};
 use crate::sys::{clock, path, service, socket, spawn};
 
@@ -81,7 +82,7 @@ pub fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let locks = prepare(&config)?;
+    let locks = (prepare(&config)?, ids::take(config.ids)?);
     let done = runtime.block_on(serve(config, path, port));
     // Requests that go on, such as log followers, end with the runtime.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
@@ -337,6 +338,19 @@ async fn expire_task(
     }
 }
 
+/// Which ids anything on the host has: whoever was given one next would have that, too.
+fn remains(host: &Arc<Host>) -> Remains {
+    let host = Arc::clone(host);
+    Box::new(move |ids| {
+        if !crate::sys::is_root() {
+            return BTreeSet::new();
+        }
+        let mut found = crate::sys::ids::in_use(ids);
+        found.extend(host.workspaces.owners(ids));
+        found
+    })
+}
+
 fn world(
     config: &Config,
     store: Store,
@@ -349,7 +363,9 @@ fn world(
         shim: shim_path()?,
     };
     let workspaces = Workspaces::open(&config.sandboxes_path, crate::sys::is_root(), &config.disk)?;
-    let host = Arc::new(Host::open(paths, workspaces, config.console_bytes, store.epoch())?);
+    let host = Host::open(paths, workspaces, config.console_bytes, store.epoch())?;
+    let host = Arc::new(host.with_ids(config.ids));
+    store.give_ids(config.ids, remains(&host))?;
     let bubblewrap = Shimmed::bubblewrap(Arc::clone(&host));
     if let Err(why) = bubblewrap.runtime() {
         warn!(why, "bubblewrap is unavailable");

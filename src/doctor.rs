@@ -4,9 +4,11 @@
 //! ```text
 //!   config --> trial.rs  one short sandbox of each isolation, in directories of its own --\
 //!          --> host.rs   kernel, limits, paths, disks, secrets ----------------------------> findings
+//!          --> ids.rs    who else has host uids of ours ------------------------------------/
 //! ```
 
 mod host;
+mod ids;
 mod trial;
 
 use serde::Serialize;
@@ -62,6 +64,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     findings.extend(host::paths(config));
     findings.extend(host::secrets(config));
     findings.extend(host::port(config));
+    findings.push(ids::range(config));
     findings
 }
 

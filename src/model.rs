@@ -15,6 +15,7 @@ pub mod condition;
 pub mod disk;
 pub mod draft;
 pub mod event;
+pub mod ids;
 pub mod image;
 pub mod instance;
 pub mod name;
@@ -36,6 +37,7 @@ pub use checkpoint::Checkpoint;
 pub use condition::{Condition, ConditionType, Truth};
 pub use disk::DiskRules;
 pub use event::{Event, Level};
+pub use ids::IdRange;
 pub use instance::{
     Counted, Counters, ExitKind, ExitRecord, Iid, Instance, InstancePhase, StopReason,
 };

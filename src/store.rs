@@ -14,6 +14,7 @@ pub mod change;
 pub mod core;
 pub mod edit;
 pub mod files;
+pub mod ids;
 mod rescue;
 mod rows;
 mod schema;
@@ -32,11 +33,12 @@ use uuid::Uuid;
 use crate::error::chain;
 use crate::fault::{self, Bug};
 use crate::live::Live;
-use crate::model::{Record, Time, Totals};
+use crate::model::{IdRange, Record, Time, Totals};
 use crate::store::backup::BackupError;
 
 pub use change::{Change, ChangeKind, Ring};
 pub use core::{Core, Uids};
+pub use ids::{Cursor, Remains};
 pub use snapshot::{FileRecord, Rescued, Snapshot};
 
 /// More waiting jobs than this means the disk is in trouble: say so, do not queue.
@@ -190,6 +192,14 @@ impl Store {
     /// From now on no more than this may be promised to all sandboxes together.
     pub fn bound(&self, totals: Totals) {
         self.totals.set(totals);
+    }
+
+    /// From now on new sandboxes get host uids of this range, none of which anything `remains` of.
+    pub fn give_ids(&self, range: IdRange, remains: Remains) -> Result<(), StoreError> {
+        self.write_blocking(move |core| {
+            core.give_ids(range, remains);
+            Ok(())
+        })
     }
 
     /// Everything as of the last commit.

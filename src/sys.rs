@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod disk;
 pub mod graft;
+pub mod ids;
 pub mod landlock;
 pub mod lock;
 pub mod mount;

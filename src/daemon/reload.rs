@@ -87,6 +87,7 @@ fn waiting(old: &Config, new: &Config) -> Vec<&'static str> {
         images_path: _,
         store,
         default_limits: _,
+        ids,
         gvisor_program,
         gvisor_platform,
         gvisor_idle_freeze: _,
@@ -106,6 +107,7 @@ fn waiting(old: &Config, new: &Config) -> Vec<&'static str> {
         ("gvisor.program", *gvisor_program != new.gvisor_program),
         ("gvisor.platform", *gvisor_platform != new.gvisor_platform),
         ("disk", *disk != new.disk),
+        ("uids", *ids != new.ids),
     ];
     changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
 }

@@ -27,8 +27,6 @@ use crate::sys;
 
 /// How long a program may take that does nothing.
 const TRY_WITHIN: Duration = Duration::from_secs(30);
-/// Far above every sandbox's own.
-const HOST_UID: u32 = 1_199_999;
 const CONSOLE_BYTES: u64 = 1 << 20;
 /// Of the trial's volume.
 const VOLUME_BYTES: u64 = 4 * MIB;
@@ -65,6 +63,7 @@ impl Ground {
                 let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
                 let _ = fs::set_permissions(&paths.run, mode);
                 Host::open(paths, workspaces, CONSOLE_BYTES, 1)
+                    .map(|host| host.with_ids(config.ids))
             })
             .map_err(failed("make a directory beside run_path"));
         match opened {
@@ -218,7 +217,7 @@ fn start(
         generation: 1,
         epoch: 1,
         spec: &spec,
-        host_uid: HOST_UID,
+        host_uid: driver.trial_id(),
         image_files: &BTreeMap::new(),
         take_back: None,
         restore: None,
@@ -341,7 +340,7 @@ fn fill_volume(dir: &Path, config: &Config) -> Result<String, String> {
     let rules = &config.disk;
     let volumes = Volumes::open(dir, sys::is_root(), rules.mechanism, 0).map_err(said)?;
     let kind = volumes.kind()?;
-    let (uid, ask) = (Uuid::nil(), Ask { bytes: VOLUME_BYTES, owner: HOST_UID });
+    let (uid, ask) = (Uuid::nil(), Ask { bytes: VOLUME_BYTES, owner: config.ids.trial() });
     let trial = volumes.ensure(uid, &ask).map_err(said).and_then(|volume| {
         let (read_back, what) = (volume.read_back(ask.owner), kind.mechanism());
         if read_back != Some(VOLUME_BYTES) {

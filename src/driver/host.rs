@@ -22,7 +22,7 @@ use crate::driver::shimmed::measure::Measures;
 use crate::driver::tree;
 use crate::driver::workspace::Workspaces;
 use crate::driver::{DriverError, Space};
-use crate::model::{Iid, Isolation, Record};
+use crate::model::{IdRange, Iid, Isolation, Record};
 use crate::shim::launch::{Confinement, FILE, Launch, SOCKET};
 use crate::sys::SysError;
 use crate::sys::cgroup;
@@ -46,6 +46,8 @@ pub struct Host {
     pub paths: Paths,
     pub cgroups: cgroup::Root,
     pub workspaces: Workspaces,
+    /// Whose ids on the host are ours.
+    pub ids: IdRange,
     console_bytes: AtomicU64,
     /// Highest so far: shims refuse an older daemon.
     pub epoch: u64,
@@ -80,12 +82,18 @@ impl Host {
             paths,
             cgroups,
             workspaces,
+            ids: IdRange::default(),
             console_bytes,
             epoch,
             ordered,
             forks,
             measures: Measures::default(),
         })
+    }
+
+    /// The same with another range of ids.
+    pub fn with_ids(self, ids: IdRange) -> Self {
+        Self { ids, ..self }
     }
 
     /// How much of its console each sandbox keeps.

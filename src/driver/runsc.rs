@@ -19,11 +19,9 @@ use crate::driver::shown::{
     ETC_NETWORK, HOME, HOME_NAME, HOMES, INSIDE_ID, Shown, TMP, TMP_NAME, Tmp,
 };
 use crate::driver::{DriverError, Order};
-use crate::model::{Iid, Limits, Network, Platform};
+use crate::model::{IdRange, Iid, Limits, Network, Platform};
 use crate::sys::{SysError, process};
 
-/// The guest's root is this much above its user, out of the way of every other id.
-const GUEST_ROOT_OFFSET: u32 = 1_000_000_000;
 /// A process of the guest is a few threads and stubs on the host, and the sentry has some of its own.
 /// The guest's own limit is what is meant to be met, so the host's leaves room beyond it.
 const HOST_TASKS_PER_PROCESS: u64 = 4;
@@ -61,6 +59,8 @@ pub struct Guest<'a> {
     pub command: &'a [String],
     pub env: &'a BTreeMap<String, String>,
     pub host_uid: u32,
+    /// Who its root is there.
+    pub host_root: u32,
     pub tty: bool,
     pub network: Network,
     pub limits: &'a Limits,
@@ -157,7 +157,7 @@ impl Runsc {
     /// config.json of the bundle. Pure.
     pub fn bundle(&self, guest: &Guest<'_>) -> Value {
         let ids = json!([
-            {"containerID": 0, "hostID": guest.host_uid + GUEST_ROOT_OFFSET, "size": 1},
+            {"containerID": 0, "hostID": guest.host_root, "size": 1},
             {"containerID": INSIDE_ID, "hostID": guest.host_uid, "size": 1},
         ]);
         let held = if guest.waits { json!(BECOMING) } else { json!([]) };
@@ -229,8 +229,8 @@ pub(super) fn occupy(tmp: &Path) -> Result<(), SysError> {
 
 /// Who the files of a sandbox belong to on disk, and who that is for a guest that was started under
 /// another uid: its user and its root.
-pub(super) fn shifted_ids(disk: u32, guest: u32) -> Vec<(u32, u32)> {
-    vec![(disk, guest), (disk + GUEST_ROOT_OFFSET, guest + GUEST_ROOT_OFFSET)]
+pub(super) fn shifted_ids(ids: &IdRange, disk: u32, guest: u32) -> Vec<(u32, u32)> {
+    vec![(disk, guest), (ids.root_of(disk), ids.root_of(guest))]
 }
 
 /// A program for `runsc exec`, who it is and what it may: as the bundle has it.

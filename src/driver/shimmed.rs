@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -69,6 +70,8 @@ struct Gvisor {
     platform: OnceLock<Result<Platform, String>>,
     /// Guests that were started ahead.
     ready: Mutex<Vec<Ready>>,
+    /// How many ids such guests were given.
+    next_id: AtomicU32,
 }
 
 /// A driver whose instances each have a shim.
@@ -88,7 +91,12 @@ impl Shimmed {
     pub fn gvisor(host: Arc<Host>, program: Option<&Path>) -> Self {
         let found = Runsc::detect(program, &host.paths.run, &host.paths.shim);
         let runsc = found.map_err(|error| chain(&error));
-        let gvisor = Gvisor { runsc, platform: OnceLock::new(), ready: Mutex::default() };
+        let gvisor = Gvisor {
+            runsc,
+            platform: OnceLock::new(),
+            ready: Mutex::default(),
+            next_id: AtomicU32::default(),
+        };
         Self { host, bundle: Bundle::Gvisor(gvisor) }
     }
 
@@ -118,7 +126,7 @@ impl Shimmed {
         };
         platform.get_or_init(|| {
             let memory = self.host.paths.state.join(PLATFORM);
-            let found = runsc.choose(asked, &self.host.paths.run);
+            let found = runsc.choose(asked, &self.host.paths.run, &self.host.ids);
             found.inspect(|platform| runsc.remember(asked, *platform, &memory))
         });
     }
@@ -127,6 +135,11 @@ impl Shimmed {
         // Without it, `prove` says that there is no such program.
         let _ = shown::add_init(&host.paths.run, &host.paths.shim);
         Self { host, bundle: Bundle::Process }
+    }
+
+    /// Who runs a trial.
+    pub fn trial_id(&self) -> u32 {
+        self.host.ids.trial()
     }
 
     /// `turn` spreads sandboxes over the cpus; `files` lie on the disk that is meant.

@@ -6,8 +6,9 @@
 
 pub mod retained;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,9 @@ use crate::driver::volume::{self, Ask, Volume, Volumes};
 use crate::error::chain;
 use crate::model::{DiskRules, Owner, SandboxName, Verdict};
 use crate::sys::{SysError, disk, path};
+
+/// `.disk/UID/files` is as deep as anything of a tenant's begins.
+const OWNERS_DEPTH: u32 = 3;
 
 /// All workspaces of this daemon.
 #[derive(Debug)]
@@ -334,9 +338,28 @@ impl Workspaces {
         tree::copy(&self.path(uid), to, self.ids(host_uid))
     }
 
+    /// Which of these ids own what there is of any workspace, those put aside included.
+    pub fn owners(&self, ids: &Range<u32>) -> BTreeSet<u32> {
+        let mut found = BTreeSet::new();
+        owners(&self.root, OWNERS_DEPTH, ids, &mut found);
+        found
+    }
+
     /// What a workspace takes of the disk, by counting every file of it.
     pub fn counted_bytes(&self, uid: Uuid) -> u64 {
         tree::allocated_bytes(&self.path(uid))
+    }
+}
+
+/// What is not the tenants' is looked into: below what is theirs, all is.
+fn owners(dir: &Path, depth: u32, ids: &Range<u32>, found: &mut BTreeSet<u32>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let Ok(meta) = entry.metadata() else { continue };
+        if ids.contains(&meta.uid()) {
+            found.insert(meta.uid());
+        } else if meta.is_dir() && meta.uid() == 0 && depth > 0 {
+            owners(&entry.path(), depth - 1, ids, found);
+        }
     }
 }
 

@@ -15,18 +15,15 @@ use uuid::Uuid;
 
 use crate::live::Live;
 use crate::model::event;
-use crate::model::{Event, InstancePhase, Level, Sandbox, SandboxName, Time, Totals};
+use crate::model::{Event, IdRange, InstancePhase, Level, Sandbox, SandboxName, Time, Totals};
 use crate::store::change::{Change, ChangeKind};
+use crate::store::ids::{Ids, Remains};
 use crate::store::rows::{self, Unreadable};
 use crate::store::snapshot::{FileRecord, Snapshot};
 use crate::store::{StoreError, rescue, schema};
 
 /// Events held in memory.
 const EVENT_COUNT_MAX: usize = 1_000;
-/// Host uids given to sandboxes begin here, far above those of people and services.
-const HOST_UID_FIRST: u32 = 200_000;
-/// And this many may be given.
-const HOST_UID_COUNT: u32 = 1_000_000;
 
 /// Where new sandboxes get their uids from.
 pub type Uids = Box<dyn FnMut() -> Uuid + Send>;
@@ -55,7 +52,7 @@ pub struct Core {
     /// For whom the running job works.
     asker: Option<String>,
     host_uids: BTreeSet<u32>,
-    last_host_uid: u32,
+    ids: Ids,
     uids: Hidden,
     /// What may be promised in all.
     pub(super) totals: Arc<Live<Totals>>,
@@ -97,6 +94,7 @@ impl Core {
             rescued: meta(rows::RESCUED)?.and_then(|text| serde_json::from_str(&text).ok()),
             declared: Default::default(),
             held: Default::default(),
+            ids: meta(rows::IDS)?.and_then(|text| rows::parse(&text).ok()).unwrap_or_default(),
         };
         let mut host_uids = BTreeSet::new();
         let sandboxes = rows::sandboxes(&connection).map_err(failed("load"))?.map_err(corrupt)?;
@@ -115,7 +113,6 @@ impl Core {
         let events = rows::events(&connection, EVENT_COUNT_MAX).map_err(failed("load"))?;
         working.events.extend(events.into_iter().map(Arc::new));
         let inode = inode(path).ok_or_else(|| StoreError::Gone { path: path.into() })?;
-        let last_host_uid = host_uids.last().copied().unwrap_or(HOST_UID_FIRST - 1);
         let published = Arc::new(working.clone());
         Ok(Self {
             connection,
@@ -128,7 +125,7 @@ impl Core {
             touched: false,
             asker: None,
             host_uids,
-            last_host_uid,
+            ids: Ids::new(IdRange::default(), Box::new(|_| BTreeSet::new())),
             uids: Hidden(uids),
             totals: Arc::default(),
             commit_fails: false,
@@ -409,17 +406,21 @@ impl Core {
         (self.uids.0)()
     }
 
-    /// A host uid that no sandbox has, and none had recently.
-    pub fn free_host_uid(&mut self) -> u32 {
-        let range = HOST_UID_FIRST..HOST_UID_FIRST + HOST_UID_COUNT;
-        for _ in range.clone() {
-            let next = self.last_host_uid + 1;
-            self.last_host_uid = if range.contains(&next) { next } else { range.start };
-            if !self.host_uids.contains(&self.last_host_uid) {
-                break;
-            }
-        }
-        self.last_host_uid
+    pub(super) fn give_ids(&mut self, range: IdRange, remains: Remains) {
+        self.ids = Ids::new(range, remains);
+    }
+
+    /// A host uid that nobody has, and that no sandbox had for as long as there are others. Or how many there are,
+    /// all in use.
+    pub fn free_host_uid(&mut self) -> Result<Result<u32, usize>, StoreError> {
+        let mut cursor = self.working.ids;
+        let Some(id) = self.ids.next(&mut cursor, &self.host_uids) else {
+            return Ok(Err(self.ids.count()));
+        };
+        rows::set_meta(&self.connection, rows::IDS, &rows::json(&cursor))
+            .map_err(|error| self.failed("write", error))?;
+        self.working.ids = cursor;
+        Ok(Ok(id))
     }
 
     fn execute(&self, op: &'static str, sql: &str) -> Result<(), StoreError> {

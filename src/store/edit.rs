@@ -101,7 +101,7 @@ pub fn put(core: &mut Core, put: Put, now: Time) -> Outcome<Edited> {
             Precondition::None | Precondition::Absent => {
                 match no_room(&core.totals.get(), core.now(), None, &put) {
                     Some(refusal) => Ok(Err(refusal)),
-                    None => create(core, put, now).map(Ok),
+                    None => create(core, put, now),
                 }
             }
         };
@@ -152,8 +152,14 @@ fn refused(core: &Core, old: &Sandbox, precondition: &Precondition) -> Option<Re
     }
 }
 
-fn create(core: &mut Core, put: Put, now: Time) -> Result<Edited, StoreError> {
-    let host_uid = core.free_host_uid();
+fn create(core: &mut Core, put: Put, now: Time) -> Outcome<Edited> {
+    let host_uid = match core.free_host_uid()? {
+        Ok(host_uid) => host_uid,
+        Err(count) => {
+            let why = format!("all {count} host uids of \"uids\" in config.json are in use");
+            return Ok(Err(Refusal::NoRoom { name: put.name, why }));
+        }
+    };
     let sandbox = Sandbox {
         name: put.name,
         uid: put.uid.unwrap_or_else(|| core.new_uid()),
@@ -172,7 +178,7 @@ fn create(core: &mut Core, put: Put, now: Time) -> Result<Edited, StoreError> {
     };
     let message = format!("declared by {}", sandbox.owner);
     core.event(Some(&sandbox.name), Level::Normal, ("Created", message), now)?;
-    core.put(sandbox).map(Edited::Created)
+    core.put(sandbox).map(|made| Ok(Edited::Created(made)))
 }
 
 /// Replaces labels and spec of a sandbox that the caller may edit.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::model::{Instance, Owner, Record, Sandbox, SandboxName, Time};
 use crate::store::backup::{self, BackupError};
 use crate::store::snapshot::Rescued;
-use crate::store::{FileRecord, Snapshot, rows, schema};
+use crate::store::{Cursor, FileRecord, Snapshot, rows, schema};
 
 /// The numbers of instances go on this much later: how many there were is not known, and none is used again.
 const INSTANCES_AHEAD: u64 = 1_000;
@@ -54,6 +54,7 @@ pub(super) fn rescue(
         rescued: Some(Arc::new(rescued.clone())),
         declared: Default::default(),
         held: Default::default(),
+        ids: damaged.ids,
     };
     // Daemons count by ones, so the time in milliseconds is ahead of any that shims obey.
     write_anew(database, &snapshot, damaged.epoch.max(now.0), "damaged")?;
@@ -91,6 +92,7 @@ struct Remains {
     files: BTreeMap<String, FileRecord>,
     epoch: u64,
     drained: bool,
+    ids: Cursor,
 }
 
 impl Remains {
@@ -102,7 +104,9 @@ impl Remains {
         };
         let epoch = backup::epoch_of(&damaged).unwrap_or(0);
         let drained = matches!(rows::meta(&damaged, rows::DRAINED), Ok(Some(_)));
-        let mut remains = Self { epoch, drained, ..Self::default() };
+        let ids = rows::meta(&damaged, rows::IDS).ok().flatten();
+        let ids = ids.and_then(|text| rows::parse(&text).ok()).unwrap_or_default();
+        let mut remains = Self { epoch, drained, ids, ..Self::default() };
         read_rows(&damaged, "sandboxes", rows::SANDBOX, |row| {
             remains.sandboxes.extend(rows::sandbox(row)?.ok());
             Ok(())

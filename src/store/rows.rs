@@ -35,6 +35,8 @@ pub(super) const ROOT: &str = "root";
 pub(super) const RV: &str = "rv";
 /// that nothing is to run on this host,
 pub(super) const DRAINED: &str = "drained";
+/// how far host uids have been given,
+pub(super) const IDS: &str = "host_ids";
 /// what was written only to see whether that can be done,
 pub(super) const PROBE: &str = "probe";
 /// and that the store was put together anew, and nobody has confirmed that it is as it should be.
@@ -61,6 +63,7 @@ pub(super) fn put_all(connection: &Connection, snapshot: &Snapshot) -> rusqlite:
     }
     set_meta(connection, STORE_EPOCH, &snapshot.epoch)?;
     set_meta(connection, RV, &snapshot.rv.to_string())?;
+    set_meta(connection, IDS, &json(&snapshot.ids))?;
     if snapshot.drained {
         set_meta(connection, DRAINED, "yes")?;
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::{Event, Promised, Sandbox, SandboxName, Time, Violation};
+use crate::store::ids::Cursor;
 
 /// One commit.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub struct Snapshot {
     pub declared: Promised,
     /// and all that run, or may.
     pub held: Promised,
+    /// How far host uids have been given.
+    pub ids: Cursor,
 }
 
 /// How a store came back.

@@ -297,3 +297,39 @@ fn a_file_that_there_is_no_room_for_says_so_until_there_is() {
     let after = look();
     assert!(after.sandboxes.contains_key(&name) && after.files["b.yaml"].conflicts.is_empty());
 }
+
+#[test]
+fn a_host_uid_is_not_given_again_when_its_sandbox_went() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = database_path(dir.path());
+    let gone = |store: &Store, name: &str| {
+        let made = put(store, declare(name, "x", Owner::Api)).unwrap();
+        let (name, host_uid) = (made.sandbox().name.clone(), made.sandbox().host_uid);
+        store.write_blocking(move |core| core.remove(&name)).unwrap();
+        host_uid
+    };
+    let store = Store::open(&path).unwrap();
+    let mut given = vec![gone(&store, "a"), gone(&store, "b")];
+    // Nor by the next daemon, nor when the database had to be written anew.
+    let next = Store::open(&path).unwrap();
+    given.push(gone(&next, "a"));
+    std::fs::remove_file(&path).unwrap();
+    given.push(gone(&next, "c"));
+    given.push(gone(&Store::open(&path).unwrap(), "d"));
+    assert!(given.is_sorted_by(|one, next| one < next), "{given:?}");
+    let range = crate::model::IdRange::default().users();
+    assert!(given.iter().all(|id| range.contains(id)), "{given:?}");
+}
+
+#[test]
+fn a_sandbox_that_there_is_no_host_uid_for_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&database_path(dir.path())).unwrap();
+    let range = IdRange { first: 100_000, count: 64 };
+    let left = |_: &std::ops::Range<u32>| std::collections::BTreeSet::from_iter(100_001..100_015);
+    store.give_ids(range, Box::new(left)).unwrap();
+    let made = put(&store, declare("a", "x", Owner::Api)).unwrap();
+    assert_eq!(made.sandbox().host_uid, 100_000);
+    let refused = put(&store, declare("b", "x", Owner::Api)).unwrap_err();
+    assert!(refused.to_string().contains("all 15 host uids"), "{refused}");
+}

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -18,6 +19,9 @@ pub struct Desk {
     pub http: reqwest::Client,
 }
 
+/// Each daemon of a run has host uids of its own.
+static DESKS: AtomicU32 = AtomicU32::new(0);
+
 impl Desk {
     pub fn prepared(extra: Value) -> Self {
         let dir = tempfile::Builder::new().prefix("sodium-bench-").tempdir().unwrap();
@@ -26,7 +30,9 @@ impl Desk {
         fs::create_dir(dir.path().join("desired")).unwrap();
         let run = tempfile::Builder::new().prefix("sodium-bench-").tempdir_in("/dev/shm").unwrap();
         // As bare as the references; volumes have a measure of their own.
+        let number = DESKS.fetch_add(1, Ordering::Relaxed);
         let mut config = json!({"port": 0, "token": TOKEN, "run_path": run.path(),
+            "uids": {"first": 2_050_000_000 + number * 40_000, "count": 40_000},
             "images_path": "./images", "disk": {"mechanism": "polled"}});
         for (key, value) in extra.as_object().unwrap() {
             config[key] = value.clone();

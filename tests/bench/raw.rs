@@ -99,6 +99,7 @@ impl Gvisor {
             command: &command,
             env: &[("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())].into(),
             host_uid: USER,
+            host_root: USER + 1,
             tty: false,
             network: Network::None,
             limits: &Limits::DEFAULT,

@@ -411,3 +411,57 @@ async fn a_state_directory_that_is_gone_or_not_to_be_written_is_said() {
     fs::remove_file(desk.path("state")).unwrap();
     fs::rename(desk.path("moved"), desk.path("state")).unwrap();
 }
+
+#[tokio::test]
+async fn two_daemons_of_one_host_never_give_out_the_same_host_uids() {
+    let uids = json!({"first": 2_040_000_000_u32, "count": 1000});
+    let desk = Desk::with(json!({"uids": uids})).await;
+    let beside = json!({"first": 2_040_000_999_u32, "count": 1000});
+    let second = Desk::prepared(json!({"uids": beside}));
+    assert_eq!(second.spawn().wait().unwrap().code(), Some(1));
+    let (log, holder) = (second.log(), desk.daemon.as_ref().unwrap().id());
+    let said = format!("another sodiumd (pid {holder}) gives out the host uids 2040000000-1000");
+    assert!(log.contains(&said), "{log}");
+    // A sandbox has one of its own daemon's, on its processes and on its files.
+    desk.write_spec("a.yaml", "a", &sleeper());
+    let a = desk.wait_phase("a", "Running").await;
+    let status = fs::read_to_string(format!("/proc/{}/status", pid(&a))).unwrap();
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+    let uid: u32 = uid.split_whitespace().next().unwrap().parse().unwrap();
+    assert!((2_040_000_000..2_040_001_000).contains(&uid), "{uid}");
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(desk.workspace(&a)).unwrap());
+    assert_eq!(owner, uid);
+}
+
+#[tokio::test]
+async fn a_host_uid_of_which_anything_is_left_is_passed_over() {
+    let first = 2_041_000_000_u32;
+    let uids = json!({"first": first, "count": 1000});
+    let mut desk = Desk::prepared(json!({"uids": uids}));
+    // As an earlier daemon may have left it: a program that got away, and memory that outlives its maker.
+    let id = first.to_string();
+    let mut left = std::process::Command::new("setpriv")
+        .args(["--reuid", &id, "--regid", &id, "--clear-groups", "sleep", "1000"])
+        .spawn()
+        .unwrap();
+    let memory = format!("/dev/shm/sodium-it-{id}");
+    fs::write(&memory, "secret").unwrap();
+    std::os::unix::fs::chown(&memory, Some(first + 1), Some(first + 1)).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let is_theirs = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", left.id())).unwrap();
+        status.contains(&id)
+    };
+    while !is_theirs() {
+        assert!(Instant::now() < deadline, "setpriv takes long");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    desk.start().await;
+    desk.write_spec("a.yaml", "a", &sleeper());
+    let a = desk.wait_phase("a", "Running").await;
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(desk.workspace(&a)).unwrap());
+    left.kill().unwrap();
+    left.wait().unwrap();
+    fs::remove_file(&memory).unwrap();
+    assert_eq!(owner, first + 2);
+}

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -20,6 +21,17 @@ use crate::disk::Disk;
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const TOKEN: &str = "a-token-for-tests";
+
+/// Host uids of each daemon under test.
+const UID_COUNT: u32 = 1024;
+
+/// Where they begin: daemons of one host share none, and neither do test programs that follow each other while
+/// something of the last one ends.
+fn own_uids() -> u32 {
+    static DESKS: AtomicU32 = AtomicU32::new(0);
+    let (program, desk) = (std::process::id() % 128, DESKS.fetch_add(1, Ordering::Relaxed) % 1024);
+    1_900_000_000 + (program * 1024 + desk) * UID_COUNT
+}
 
 pub struct Desk {
     /// Unmounted before the directory it lies in is removed.
@@ -66,7 +78,7 @@ impl Desk {
         fs::create_dir(dir.path().join("desired")).unwrap();
         let mut config = json!({
             "port": 0, "token": TOKEN, "isolation_floor": "process", "run_path": "./run",
-            "store": crate::STORE,
+            "store": crate::STORE, "uids": {"first": own_uids(), "count": UID_COUNT},
             // Not tried by every daemon of every test.
             "gvisor": {"program": "/nowhere/runsc"},
             "images_path": Path::new(env!("CARGO_MANIFEST_DIR")).join("images"),

@@ -50,6 +50,7 @@ fn the_bundle_is_made_of_typed_fields_alone() {
         command: &command,
         env: &env,
         host_uid: 200_007,
+        host_root: 1_000_200_007,
         tty: false,
         network: Network::None,
         limits: &limits,

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{CONFIG, GUEST_ROOT_OFFSET, Guest, Runsc, STATE};
-use crate::model::{Limits, Network, Platform};
+use super::{CONFIG, Guest, Runsc, STATE};
+use crate::model::{IdRange, Limits, Network, Platform};
 use crate::sys::path;
 
 /// How long a platform may take to run `true`.
@@ -43,12 +43,17 @@ impl Runsc {
 
     /// The first platform that runs a program on this host. Being there proves nothing of /dev/kvm,
     /// so each is tried. kvm is never chosen by itself: inside a virtual machine it is the slowest.
-    pub fn choose(&self, asked: Option<Platform>, run: &Path) -> Result<Platform, String> {
+    pub fn choose(
+        &self,
+        asked: Option<Platform>,
+        run: &Path,
+        ids: &IdRange,
+    ) -> Result<Platform, String> {
         let candidates =
             asked.map_or_else(|| vec![Platform::Systrap, Platform::Ptrace], |one| vec![one]);
         let mut faults = Vec::new();
         for platform in candidates {
-            match self.try_platform(platform, run) {
+            match self.try_platform(platform, run, ids) {
                 Ok(()) => return Ok(platform),
                 Err(why) => faults.push(format!("platform {}: {why}", platform.as_str())),
             }
@@ -56,20 +61,21 @@ impl Runsc {
         Err(format!("runsc {} works with no platform here: {}", self.version, faults.join("; ")))
     }
 
-    fn try_platform(&self, platform: Platform, run: &Path) -> Result<(), String> {
+    fn try_platform(&self, platform: Platform, run: &Path, ids: &IdRange) -> Result<(), String> {
         let dir = run.join(format!("try-{}", platform.as_str()));
         let _ = fs::remove_dir_all(&dir);
-        let tried = self.try_in(platform, &dir);
+        let tried = self.try_in(platform, &dir, ids);
         let _ = fs::remove_dir_all(&dir);
         tried
     }
 
-    fn try_in(&self, platform: Platform, dir: &Path) -> Result<(), String> {
+    fn try_in(&self, platform: Platform, dir: &Path, ids: &IdRange) -> Result<(), String> {
         let guest = Guest {
             hostname: "try",
             command: &["/usr/bin/true".to_owned()],
             env: &BTreeMap::new(),
-            host_uid: GUEST_ROOT_OFFSET - 1,
+            host_uid: ids.trial(),
+            host_root: ids.root_of(ids.trial()),
             tty: false,
             network: Network::None,
             limits: &Limits::DEFAULT,

@@ -169,6 +169,7 @@ impl Shimmed {
             command: &order.spec.resolved_command(),
             env: &self.environment(order, None),
             host_uid: order.host_uid,
+            host_root: self.host.ids.root_of(order.host_uid),
             tty: order.spec.tty,
             network: order.spec.network,
             limits: &order.spec.limits,

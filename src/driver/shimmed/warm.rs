@@ -9,6 +9,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,13 +24,10 @@ use crate::model::{Iid, Isolation, Limits, Network, SandboxName, Spec};
 use crate::shim::claim::{self, Attached, Claim};
 use crate::shim::init::InitOrder;
 use crate::shim::protocol::{Phase, Request};
-use crate::sys::{clock, path};
+use crate::sys::{self, clock, path};
 
 /// How long one may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(20);
-/// Their host uids are drawn from here, out of the way of those of sandboxes, and of their guests' roots.
-const USER_FIRST: u32 = 500_000_000;
-const USER_COUNT: u32 = 400_000_000;
 
 /// One that is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,8 +54,7 @@ impl Shimmed {
         }
         let drawn = Uuid::new_v4().as_u128();
         let iid = Iid::waiting(u32::try_from(drawn & 0xFFFF_FFFF).unwrap_or_default());
-        let host_uid =
-            USER_FIRST + u32::try_from((drawn >> 64) % u128::from(USER_COUNT)).unwrap_or(0);
+        let host_uid = self.free_id(&gvisor.next_id)?;
         let spec = waiting_spec(image, limits)?;
         let name = SandboxName::try_from("waiting").expect("it is a DNS label");
         let nothing = std::collections::BTreeMap::new();
@@ -86,6 +83,18 @@ impl Shimmed {
             Ready { iid, image, memory_mb, cpus, host_uid, has_tmp: self.has_volumes(limits) };
         gvisor.ready().push(ready);
         Ok(())
+    }
+
+    /// An id that no such guest has, of this daemon or of one before it.
+    fn free_id(&self, next: &AtomicU32) -> Result<u32, DriverError> {
+        let ids = self.host.ids.waiting();
+        let in_use = sys::ids::in_use(&ids);
+        let count = ids.end - ids.start;
+        let in_turn = || ids.start + next.fetch_add(1, Ordering::Relaxed) % count;
+        let free = (0..count).map(|_| in_turn()).find(|id| !in_use.contains(id));
+        free.ok_or_else(|| {
+            DriverError::Refused("all host uids for waiting guests are in use".to_owned())
+        })
     }
 
     fn prepare_ahead(&self, order: &Order<'_>) -> Result<(), DriverError> {
@@ -179,7 +188,7 @@ impl Shimmed {
         let some = |value: u64| (value > 0).then_some(value);
         let view = self.view(&place.files, place.tmp.as_deref());
         let env = environment(order.name, order.spec, &view).into_iter().collect();
-        let ids = runsc::shifted_ids(order.host_uid, ready.host_uid);
+        let ids = runsc::shifted_ids(&self.host.ids, order.host_uid, ready.host_uid);
         let tree = |source: &Path, at: &str| Attached {
             source: source.to_owned(),
             at: at.into(),

@@ -1,0 +1,163 @@
+//! Ids of the host's: what its tables say, what anything of them is left in the kernel, and whose they are among
+//! daemons.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use crate::sys::lock::{self, Lock};
+use crate::sys::{SysError, process, read_small};
+
+/// Where daemons lock the ranges that they use, a file each: `FIRST-COUNT`.
+const LOCKS: &str = "/run/sodiumd-uids";
+
+/// What lies in memory and belongs to somebody, whether a process of theirs runs or not.
+const IN_MEMORY: [&str; 2] = ["/dev/shm", "/dev/mqueue"];
+
+/// Which of these ids a process or something in memory has.
+pub fn in_use(ids: &Range<u32>) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    let mut note = |id: u32| {
+        if ids.contains(&id) {
+            found.insert(id);
+        }
+    };
+    process::all().into_iter().flat_map(ids_of_process).for_each(&mut note);
+    for kind in ["shm", "msg", "sem"] {
+        let text = read_small(&Path::new("/proc/sysvipc").join(kind)).unwrap_or_default();
+        ids_of_table(&text).into_iter().for_each(&mut note);
+    }
+    for entry in IN_MEMORY.iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten())
+    {
+        if let Ok(meta) = fs::symlink_metadata(entry.path()) {
+            note(meta.uid());
+        }
+    }
+    found
+}
+
+/// Real, effective, saved, and that of its file accesses.
+fn ids_of_process(pid: u32) -> Vec<u32> {
+    let status = read_small(Path::new(&format!("/proc/{pid}/status"))).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    line.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect()
+}
+
+/// Owners and makers in a table of /proc/sysvipc, whose first line names its columns.
+fn ids_of_table(text: &str) -> Vec<u32> {
+    let mut lines = text.lines();
+    let names = lines.next().unwrap_or_default().split_ascii_whitespace();
+    let wanted: Vec<bool> = names.map(|name| matches!(name, "uid" | "cuid")).collect();
+    let ids = lines.flat_map(|line| {
+        let words = line.split_ascii_whitespace().zip(&wanted);
+        words.filter(|(_, wanted)| **wanted).filter_map(|(word, _)| word.parse().ok())
+    });
+    ids.collect()
+}
+
+/// A range that is locked, or who else uses ids of it.
+#[derive(Debug)]
+pub enum Taken {
+    Ours(Lock),
+    /// The process, and the range that it has locked.
+    Others {
+        pid: String,
+        range: String,
+    },
+}
+
+/// Locks a range for as long as the lock is held. Two that overlap are never both locked.
+pub fn take(ids: &Range<u64>) -> Result<Taken, SysError> {
+    take_in(Path::new(LOCKS), ids)
+}
+
+fn take_in(dir: &Path, ids: &Range<u64>) -> Result<Taken, SysError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| SysError::io("mkdir", dir, source))?;
+    let name = format!("{}-{}", ids.start, ids.end - ids.start);
+    let path = dir.join(&name);
+    let others = |path: &Path, range: String| Taken::Others { pid: lock::holder(path), range };
+    let Some(ours) = lock::try_take(&path)? else { return Ok(others(&path, name)) };
+    // Ours is held before others are looked for, so that of two at once one sees the other.
+    for entry in fs::read_dir(dir).map_err(|source| SysError::io("read", dir, source))?.flatten() {
+        let other = entry.file_name().to_string_lossy().into_owned();
+        let Some(theirs) = range_of(&other).filter(|_| other != name) else { continue };
+        let overlaps = theirs.start < ids.end && ids.start < theirs.end;
+        if overlaps && lock::is_held(&entry.path())? {
+            return Ok(others(&entry.path(), other));
+        }
+    }
+    Ok(Taken::Ours(ours))
+}
+
+fn range_of(name: &str) -> Option<Range<u64>> {
+    let (first, count) = name.split_once('-')?;
+    let first: u64 = first.parse().ok()?;
+    Some(first..first.checked_add(count.parse().ok()?)?)
+}
+
+/// A table of the host's; one that is not there is empty.
+pub fn table(path: &str) -> Result<String, SysError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        Err(source) => Err(SysError::io("read", Path::new(path), source)),
+    }
+}
+
+/// Adds a line to the end of a table. By one write, so that whoever reads meanwhile sees it whole.
+pub fn add_line(path: &str, line: &str) -> Result<(), SysError> {
+    let failed = |source| SysError::io("add a line to", Path::new(path), source);
+    let before = table(path)?;
+    let start = if before.is_empty() || before.ends_with('\n') { "" } else { "\n" };
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.append(true).create(true).mode(0o644).open(path).map_err(failed)?;
+    let written = file.write_all(format!("{start}{line}\n").as_bytes());
+    written.and_then(|()| file.sync_all()).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_owns_what_is_left_in_memory_is_read_from_its_table() {
+        let shm = "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid\n\
+                   0          3  1600                   512   100   101      0 200003 200004 200005 200006\n";
+        assert_eq!(ids_of_table(shm), [200_003, 200_005]);
+        assert!(ids_of_table("").is_empty());
+        let (own, _) = crate::sys::own_ids();
+        assert!(in_use(&(own..own + 1)).contains(&own), "we run ourselves");
+    }
+
+    #[test]
+    fn ranges_that_overlap_are_not_locked_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let take = |ids: Range<u64>| take_in(dir.path(), &ids).unwrap();
+        let Taken::Ours(first) = take(100..200) else { panic!("it is free") };
+        let Taken::Ours(beside) = take(200..300) else { panic!("it only touches the other") };
+        for ids in [100..200, 150..160, 0..101, 199..400] {
+            let Taken::Others { pid, range } = take(ids) else { panic!("it is in use") };
+            assert_eq!(pid, std::process::id().to_string());
+            assert!(range == "100-100" || range == "200-100", "{range}");
+        }
+        drop((first, beside));
+        assert!(matches!(take(150..160), Taken::Ours(_)));
+    }
+
+    #[test]
+    fn a_line_is_added_to_whatever_a_table_ends_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subuid").to_string_lossy().into_owned();
+        for (before, after) in [("", "b:2:2\n"), ("a:1:1", "a:1:1\nb:2:2\n"), ("a\n", "a\nb:2:2\n")]
+        {
+            fs::write(&path, before).unwrap();
+            add_line(&path, "b:2:2").unwrap();
+            assert_eq!(table(&path).unwrap(), after);
+        }
+        assert_eq!(table("/nowhere/subuid").unwrap(), "");
+    }
+}
