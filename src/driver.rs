@@ -218,6 +218,10 @@ pub enum DriverError {
         #[source]
         source: ClientError,
     },
+    /// Something has the name that was to be new. It is somebody else's: nothing was done, and nothing of it is
+    /// to be removed.
+    #[error("something named {iid} is on this host already")]
+    Exists { iid: String },
     /// What is there is not what it should be, so that nothing was done.
     #[error("{0}")]
     Refused(String),
@@ -236,6 +240,8 @@ impl DriverError {
             // Needs somebody to install it.
             Self::Missing { .. } => false,
             Self::Refused(_) => false,
+            // The next start has another name.
+            Self::Exists { .. } => true,
         }
     }
 }

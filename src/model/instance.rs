@@ -9,22 +9,26 @@ use crate::model::spec::Spec;
 use crate::model::text::bounded;
 use crate::model::time::Time;
 
-/// `<first 8 characters of uid>-<n>`, never reused. Names the run directory and the cgroup.
+/// `<last 16 digits of uid>-<n>`, never reused. Names the run directory and the cgroup. The store has no two uids that
+/// end alike, and releases before this one wrote 8 digits.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Iid(String);
 
 impl Iid {
-    /// UUIDv7 begins with the time, so two made close together share their first digits; the last
-    /// eight are random.
     pub fn new(uid: Uuid, n: u64) -> Self {
-        let text = uid.simple().to_string();
-        Self(format!("{}-{n}", &text[text.len() - 8..]))
+        Self(format!("{:016x}-{n}", Self::digits_of(uid)))
+    }
+
+    /// What the instances of a sandbox begin with. UUIDv7 begins with the time, so that two made close together
+    /// share their first digits; all but two bits of the last 64 are random.
+    pub fn digits_of(uid: Uuid) -> u64 {
+        uid.as_u64_pair().1
     }
 
     /// Of something that was started before anybody wanted it. No instance of a sandbox is its zeroth.
-    pub fn waiting(drawn: u32) -> Self {
-        Self(format!("{drawn:08x}-0"))
+    pub fn waiting(drawn: u64) -> Self {
+        Self(format!("{drawn:016x}-0"))
     }
 
     /// Whether it was.
@@ -35,15 +39,17 @@ impl Iid {
     /// Reads one back from the name of a directory.
     pub fn parse(text: &str) -> Option<Self> {
         let (prefix, n) = text.split_once('-')?;
-        let hex = prefix.len() == 8 && prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
-        (hex && n.parse::<u64>().is_ok()).then(|| Self(text.to_owned()))
+        let known = matches!(prefix.len(), 8 | 16);
+        let hex = prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
+        (known && hex && n.parse::<u64>().is_ok()).then(|| Self(text.to_owned()))
     }
 
     /// Whether it is of the same sandbox, and was started after this one.
     pub fn is_later_than(&self, instance: &Self) -> bool {
         let (ours, theirs) = (self.0.split_once('-'), instance.0.split_once('-'));
         let Some(((prefix, mine), (other, its))) = ours.zip(theirs) else { return false };
-        prefix == other && mine.parse::<u64>().ok() > its.parse::<u64>().ok()
+        let same = prefix.ends_with(other) || other.ends_with(prefix);
+        same && mine.parse::<u64>().ok() > its.parse::<u64>().ok()
     }
 
     pub fn as_str(&self) -> &str {
@@ -396,7 +402,12 @@ mod tests {
         let iid = Iid::new(uid, 12);
         assert!(iid.is_later_than(&Iid::new(uid, 9)) && !iid.is_later_than(&iid));
         assert!(!iid.is_later_than(&Iid::new(Uuid::nil(), 9)));
-        assert_eq!(Iid::parse(iid.as_str()), Some(iid));
+        assert_eq!(Iid::parse(iid.as_str()), Some(iid.clone()));
+        // As a release before this one has written them.
+        let text = uid.simple().to_string();
+        let old = |n: u64| Iid::parse(&format!("{}-{n}", &text[24..])).unwrap();
+        assert!(old(13).is_later_than(&iid) && iid.is_later_than(&old(11)));
+        assert_ne!(old(12), iid);
         assert_eq!(Iid::parse("shims"), None);
         assert_eq!(Iid::parse("zzzzzzzz-1"), None);
     }

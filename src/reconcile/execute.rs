@@ -220,7 +220,7 @@ impl Act<'_> {
             Err(error) => {
                 let exit = not_started(&iid, &error, self.now);
                 let failed = Act { sandbox: &committed, ..*self };
-                failed.record_exit(&exit)?;
+                failed.note_end(&exit, matches!(error, DriverError::Exists { .. }))?;
                 Err(error.into())
             }
         }
@@ -397,8 +397,13 @@ impl Act<'_> {
         Ok(Again::In(SOON))
     }
 
-    /// One transaction: dead, how, what is remembered of it, and the event.
     fn record_exit(&self, exit: &ExitRecord) -> Result<Again, StepError> {
+        self.note_end(exit, false)
+    }
+
+    /// One transaction: dead, how, what is remembered of it, and the event; and whether what there is under its name
+    /// is not its own, to be removed.
+    fn note_end(&self, exit: &ExitRecord, is_strange: bool) -> Result<Again, StepError> {
         if fault::has(Bug::CleanUpBeforeRecord) {
             let _ = self.driver(self.instance()?)?.clean_up(&exit.iid);
         }
@@ -415,6 +420,7 @@ impl Act<'_> {
                 let _ = sandbox.history.asleep.take_if(|kept| kept.iid != exit.iid);
             }
             instance.phase = InstancePhase::Dead;
+            instance.released |= is_strange;
             let bad = !exit.is_success() && !exit.is_innocent();
             let level = if bad { Level::Warning } else { Level::Normal };
             let by = exit.asked_by.as_ref().map(|by| format!(", asked for by {by}"));

@@ -4,7 +4,7 @@
 //! together; a savepoint that fails takes both back.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::live::Live;
 use crate::model::event;
-use crate::model::{Event, IdRange, InstancePhase, Level, Sandbox, SandboxName, Time, Totals};
+use crate::model::{Event, IdRange, Iid, InstancePhase, Level, Sandbox, SandboxName, Time, Totals};
 use crate::store::change::{Change, ChangeKind};
 use crate::store::ids::{Ids, Remains};
 use crate::store::rows::{self, Unreadable};
@@ -52,6 +52,8 @@ pub struct Core {
     /// For whom the running job works.
     asker: Option<String>,
     host_uids: BTreeSet<u32>,
+    /// What the names of instances begin with.
+    digits: HashSet<u64>,
     ids: Ids,
     uids: Hidden,
     /// What may be promised in all.
@@ -96,10 +98,11 @@ impl Core {
             held: Default::default(),
             ids: meta(rows::IDS)?.and_then(|text| rows::parse(&text).ok()).unwrap_or_default(),
         };
-        let mut host_uids = BTreeSet::new();
+        let (mut host_uids, mut digits) = (BTreeSet::new(), HashSet::new());
         let sandboxes = rows::sandboxes(&connection).map_err(failed("load"))?.map_err(corrupt)?;
         for sandbox in sandboxes {
             host_uids.insert(sandbox.host_uid);
+            digits.insert(Iid::digits_of(sandbox.uid));
             working.count(None, Some(&sandbox));
             working.names.insert(sandbox.uid, sandbox.name.clone());
             working.sandboxes.insert(sandbox.name.clone(), Arc::new(sandbox));
@@ -125,6 +128,7 @@ impl Core {
             touched: false,
             asker: None,
             host_uids,
+            digits,
             ids: Ids::new(IdRange::default(), Box::new(|_| BTreeSet::new())),
             uids: Hidden(uids),
             totals: Arc::default(),
@@ -183,7 +187,9 @@ impl Core {
         let _ = self.connection.execute_batch("ROLLBACK");
         self.working = Snapshot::clone(&self.published);
         self.changes.clear();
-        self.host_uids = self.working.sandboxes.values().map(|sandbox| sandbox.host_uid).collect();
+        let all = self.working.sandboxes.values();
+        (self.host_uids, self.digits) =
+            all.map(|one| (one.host_uid, Iid::digits_of(one.uid))).unzip();
     }
 
     pub(super) fn take_changes(&mut self) -> Vec<Change> {
@@ -265,6 +271,7 @@ impl Core {
             .map_err(|error| self.failed("write", error))?;
         let sandbox = Arc::new(sandbox);
         self.host_uids.insert(sandbox.host_uid);
+        self.digits.insert(Iid::digits_of(sandbox.uid));
         self.working.count(old.as_deref(), Some(&sandbox));
         self.working.names.insert(sandbox.uid, sandbox.name.clone());
         self.working.sandboxes.insert(sandbox.name.clone(), Arc::clone(&sandbox));
@@ -297,6 +304,7 @@ impl Core {
         self.working.count(Some(&sandbox), None);
         self.working.names.remove(&sandbox.uid);
         self.host_uids.remove(&sandbox.host_uid);
+        self.digits.remove(&Iid::digits_of(sandbox.uid));
         self.changes.push(Change { rv: self.working.rv, kind: ChangeKind::Deleted, sandbox });
         Ok(())
     }
@@ -402,8 +410,19 @@ impl Core {
         Ok(())
     }
 
+    /// One whose instances have names of their own.
     pub fn new_uid(&mut self) -> Uuid {
-        (self.uids.0)()
+        loop {
+            let uid = (self.uids.0)();
+            if !self.has_twin(uid) {
+                return uid;
+            }
+        }
+    }
+
+    /// Whether instances of a sandbox that is there would have the names of those of this one.
+    pub fn has_twin(&self, uid: Uuid) -> bool {
+        self.digits.contains(&Iid::digits_of(uid))
     }
 
     pub(super) fn give_ids(&mut self, range: IdRange, remains: Remains) {

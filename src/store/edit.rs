@@ -153,6 +153,9 @@ fn refused(core: &Core, old: &Sandbox, precondition: &Precondition) -> Option<Re
 }
 
 fn create(core: &mut Core, put: Put, now: Time) -> Outcome<Edited> {
+    if let Some(uid) = put.uid.filter(|uid| core.has_twin(*uid)) {
+        return Ok(Err(Refusal::Uid { name: put.name, uid }));
+    }
     let host_uid = match core.free_host_uid()? {
         Ok(host_uid) => host_uid,
         Err(count) => {

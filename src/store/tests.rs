@@ -333,3 +333,16 @@ fn a_sandbox_that_there_is_no_host_uid_for_is_refused() {
     let refused = put(&store, declare("b", "x", Owner::Api)).unwrap_err();
     assert!(refused.to_string().contains("all 15 host uids"), "{refused}");
 }
+
+#[test]
+fn no_two_sandboxes_have_instances_of_one_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let uids = [1_u128, 1 | 7 << 90, 2].map(uuid::Uuid::from_u128);
+    let mut drawn = uids.into_iter();
+    let source = Box::new(move || drawn.next().unwrap());
+    let store = Store::open_with(&database_path(dir.path()), source).unwrap();
+    let [a, b] = ["a", "b"].map(|name| put(&store, declare(name, "x", Owner::Api)).unwrap());
+    assert_eq!([a.sandbox().uid, b.sandbox().uid], [uids[0], uids[2]]);
+    let twin = Put { uid: Some(uids[1]), ..declare("c", "x", Owner::Api) };
+    assert!(matches!(put(&store, twin), Err(Refusal::Uid { .. })));
+}

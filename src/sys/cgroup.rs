@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -306,13 +307,20 @@ impl Root {
 }
 
 impl Group {
-    /// Makes the group. One that exists already is fine.
+    /// Makes the group, whole or not at all. One that exists already is an error, and stays as it is.
     pub fn create(&self) -> Result<(), SysError> {
+        let mut made: Vec<&Path> = Vec::new();
         for dir in self.dirs() {
             match fs::create_dir(dir) {
-                Ok(()) => (),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (),
-                Err(source) => return Err(SysError::io("mkdir", dir, source)),
+                Ok(()) => made.push(dir),
+                // Several controllers may be in one hierarchy, by one path or by links.
+                Err(error)
+                    if error.kind() == io::ErrorKind::AlreadyExists
+                        && made.iter().any(|ours| is_same(ours, dir)) => {}
+                Err(source) => {
+                    made.iter().for_each(|ours| drop(fs::remove_dir(ours)));
+                    return Err(SysError::io("mkdir", dir, source));
+                }
             }
         }
         Ok(())
@@ -466,6 +474,11 @@ impl Group {
     fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.unified.iter().chain(self.v1.values()).map(PathBuf::as_path)
     }
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let [one, other] = [one, other].map(|path| fs::metadata(path).ok());
+    one.zip(other).is_some_and(|(one, other)| (one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 fn write(dir: &Path, file: &str, value: &str) -> Result<(), SysError> {

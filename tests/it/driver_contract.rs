@@ -12,7 +12,7 @@ use sodiumd::driver::host::{Host, Paths};
 use sodiumd::driver::shimmed::Shimmed;
 use sodiumd::driver::volume::unmount_all;
 use sodiumd::driver::workspace::Workspaces;
-use sodiumd::driver::{Driver, Order, StopOrder};
+use sodiumd::driver::{Driver, DriverError, Order, StopOrder};
 use sodiumd::model::DiskRules;
 use sodiumd::model::{ExitKind, ExitRecord, Iid, Observed, SandboxName, Spec};
 use sodiumd::shim::spool::{Chunk, Reader};
@@ -490,5 +490,40 @@ fn nothing_gets_out_of_bubblewrap_and_gvisor() {
             bench.run(&spec(&["python3", "-c", script, path, &pid, isolation.as_str()]));
         assert_eq!(exit.kind, ExitKind::Exited { code: 0 }, "{}: {console}", bench.label());
         assert_eq!(console, "tried\n", "{}", bench.label());
+    }
+}
+
+#[test]
+fn what_has_the_name_of_something_new_is_left_as_it_is() {
+    for mut bench in real() {
+        let iid = bench.start(&spec(&["sleep", "1000"]));
+        let pid = bench.wait_running(&iid);
+        // Another sandbox, whose instances would have the same names.
+        let twin = Uuid::from_u128(bench.uid.as_u128() ^ 1 << 120);
+        assert_eq!(Iid::new(twin, 1), iid);
+        let spec = spec(&["sleep", "1000"]);
+        let order = Order {
+            iid: &iid,
+            name: &SandboxName::try_from("twin").unwrap(),
+            uid: twin,
+            generation: 1,
+            epoch: 1,
+            spec: &spec,
+            host_uid: 234_568,
+            image_files: &BTreeMap::new(),
+            take_back: false,
+            restore: None,
+        };
+        let refused = bench.driver.start(&order).unwrap_err();
+        assert!(matches!(refused, DriverError::Exists { .. }), "{}: {refused:?}", bench.label());
+        let seen = bench.driver.observe(&iid).unwrap();
+        let Observed::Running { pid: now, frozen: false, .. } = seen else { panic!("{seen:?}") };
+        assert_eq!(now, pid, "{}", bench.label());
+        bench.driver.stop(&iid, &stop(true, 0)).unwrap();
+        bench.wait_exit(&iid);
+        // Ended, it keeps its name until it is cleaned up.
+        let refused = bench.driver.start(&order).unwrap_err();
+        assert!(matches!(refused, DriverError::Exists { .. }), "{}: {refused:?}", bench.label());
+        bench.wait_exit(&iid);
     }
 }

@@ -5,7 +5,7 @@ import subprocess
 import threading
 import time
 
-from machine import cgroup_leaves, holders_of, is_populated, processes_of, read, workspace
+from machine import cgroup_leaves, digits, holders_of, is_populated, processes_of, read, workspace
 
 Tick = collections.namedtuple("Tick", "run number revision")
 # A busy machine may keep a sandbox from printing for so long.
@@ -52,7 +52,7 @@ class Judge:
         self.touched[key] = time.monotonic()
 
     def is_touched(self, name):
-        marks = [self.touched.get(key, 0) for key in (name, self.known_uids[name][-8:])]
+        marks = [self.touched.get(key, 0) for key in (name, digits(self.known_uids[name]))]
         return max(marks) + TOUCHED_SECONDS > time.monotonic()
 
     def note(self, text):

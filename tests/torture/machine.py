@@ -59,6 +59,11 @@ def workspace(directory, uid):
     return volume if volume.is_dir() else Path(directory) / "sandboxes" / uid
 
 
+def digits(uid):
+    """What the instances of a sandbox begin with."""
+    return uid.replace("-", "")[-16:]
+
+
 def unmount_below(directory):
     """Takes away what the daemon has mounted, the last mount first."""
     points = [line.split()[1] for line in read("/proc/mounts").decode().splitlines()]

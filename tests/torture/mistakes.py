@@ -6,11 +6,11 @@ import subprocess
 import time
 
 from judge import Violation
-from machine import Target, processes_of, workspace
+from machine import Target, digits, processes_of, workspace
 
 
 def second_instance(daemon, judge):
-    leaf = daemon.group / (judge.known_uids["process-api"][-8:] + "-999")
+    leaf = daemon.group / (digits(judge.known_uids["process-api"]) + "-999")
     leaf.mkdir()
     try:
         with subprocess.Popen(["sleep", "100"]) as rival:
@@ -76,7 +76,7 @@ def bytes_lost(daemon, judge):
 def started_again(daemon, judge):
     judge.touched.clear()
     runs = judge.runs()
-    leaf = daemon.group / (judge.known_uids["gvisor-api"][-8:] + "-1")
+    leaf = daemon.group / (digits(judge.known_uids["gvisor-api"]) + "-1")
     for pid in processes_of(leaf):
         if daemon.owns(pid):
             Target(pid).send(signal.SIGKILL)

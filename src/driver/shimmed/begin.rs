@@ -181,8 +181,26 @@ impl Shimmed {
         [bundle].into_iter().chain(memory.map(|text| (runsc::MEMORY_INFO, text))).collect()
     }
 
+    /// The run directory beside a group that was just made. One that is there already is not ours, and neither is
+    /// anything below its name: then the group goes, too.
+    pub(super) fn own_run_dir(
+        &self,
+        order: &Order<'_>,
+        launch: &Launch,
+        has_tmp: bool,
+    ) -> Result<Lock, DriverError> {
+        let made = self.make_run_dir(order, launch, has_tmp);
+        made.map_err(|source| {
+            let error = not_made("make run directory", order.iid, source);
+            if matches!(error, DriverError::Exists { .. }) {
+                let _ = launch.group.remove();
+            }
+            error
+        })
+    }
+
     /// Made under a temporary name: a run directory that is there is whole, and its lock is held.
-    pub(super) fn make_run_dir(
+    fn make_run_dir(
         &self,
         order: &Order<'_>,
         launch: &Launch,
@@ -190,7 +208,6 @@ impl Shimmed {
     ) -> Result<Lock, SysError> {
         let (dir, unfinished) = (self.host.run_dir(order.iid), self.host.unfinished(order.iid));
         let failed = |source| SysError::io("make", &dir, source);
-        let _ = fs::remove_dir_all(&unfinished);
         let json = serde_json::to_string(launch).expect("a launch has string keys");
         let files =
             [(FILE, json)].into_iter().chain(self.bundle_files(order, launch.warm, has_tmp));
@@ -201,7 +218,11 @@ impl Shimmed {
         // Nobody looks there yet, so nobody can be in the way.
         let taken = lock::try_take(&unfinished.join(LOCK))?;
         let lock = taken.ok_or_else(|| failed(io::ErrorKind::WouldBlock.into()))?;
-        fs::rename(&unfinished, &dir).map_err(failed)?;
+        // Over what is there already, but for an empty directory, nothing is renamed.
+        fs::rename(&unfinished, &dir).map_err(|source| {
+            let _ = fs::remove_dir_all(&unfinished);
+            failed(source)
+        })?;
         Ok(lock)
     }
 
@@ -230,12 +251,11 @@ impl Shimmed {
         let io = order.spec.limits.io > 0;
         let files = Some(place.files.as_path()).filter(|_| io);
         let wanted = self.wanted(&order.spec.limits, order.host_uid, files);
-        group.create().map_err(host("make cgroup"))?;
+        group.create().map_err(|source| not_made("make cgroup", order.iid, source))?;
         let applied = group.apply(&wanted).map_err(host("set limits"))?;
         let limits = self.statuses(&order.spec.limits, &applied, &place.kept);
         ledger::check_strict(order.spec, &limits)?;
-        let made = self.make_run_dir(order, &launch, place.tmp.is_some());
-        Ok((limits, made.map_err(host("make run directory"))?))
+        Ok((limits, self.own_run_dir(order, &launch, place.tmp.is_some())?))
     }
 
     /// The sandbox's own files, with those that are to be in there.
@@ -264,6 +284,18 @@ impl Shimmed {
     /// How a limit on the disk is divided: what the workspace and /tmp may take, and what the console.
     pub(super) fn shares(&self, limits: &Limits) -> (Option<u64>, u64) {
         ledger::shares(limits, self.host.console_bytes())
+    }
+}
+
+/// Why something new was not made. If it is there, it is somebody else's.
+pub(super) fn not_made(stage: &'static str, iid: &Iid, source: SysError) -> DriverError {
+    use io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, NotADirectory};
+    let is_there =
+        matches!(source.source.kind(), AlreadyExists | DirectoryNotEmpty | NotADirectory);
+    if is_there {
+        DriverError::Exists { iid: iid.to_string() }
+    } else {
+        DriverError::Host { stage, source }
     }
 }
 

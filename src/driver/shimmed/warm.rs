@@ -2,8 +2,8 @@
 //! of ours that becomes what they are claimed for. They are frozen meanwhile.
 //!
 //! ```text
-//!   RUN/i/1a2b3c4d-0/          one that waits, or waited
-//!   RUN/i/IID -> 1a2b3c4d-0    whose it is now
+//!   RUN/i/1a2b3c4d5e6f7890-0/          one that waits, or waited
+//!   RUN/i/IID -> 1a2b3c4d5e6f7890-0    whose it is now
 //! ```
 
 use std::fs;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::begin::environment;
+use super::begin::{environment, not_made};
 use super::{Bundle, Shimmed, checkpoint, ledger, runsc};
 use crate::driver::shown::{HOME, INIT, INSIDE_ID, TMP};
 use crate::driver::{DriverError, Order, Started};
@@ -24,7 +24,7 @@ use crate::model::{Iid, Isolation, Limits, Network, SandboxName, Spec};
 use crate::shim::claim::{self, Attached, Claim};
 use crate::shim::init::InitOrder;
 use crate::shim::protocol::{Phase, Request};
-use crate::sys::{self, clock, path};
+use crate::sys::{self, SysError, clock, path};
 
 /// How long one may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -52,8 +52,8 @@ impl Shimmed {
         if checkpoint::is_old(version) {
             return Err(DriverError::Refused(format!("guests of runsc {version} cannot wait")));
         }
-        let drawn = Uuid::new_v4().as_u128();
-        let iid = Iid::waiting(u32::try_from(drawn & 0xFFFF_FFFF).unwrap_or_default());
+        let (_, drawn) = Uuid::new_v4().as_u64_pair();
+        let iid = Iid::waiting(drawn);
         let host_uid = self.free_id(&gvisor.next_id)?;
         let spec = waiting_spec(image, limits)?;
         let name = SandboxName::try_from("waiting").expect("it is a DNS label");
@@ -74,7 +74,12 @@ impl Shimmed {
         self.host.ordered().insert(iid.clone(), clock::boot_ms());
         let started = self.prepare_ahead(&order).and_then(|()| self.wait_ready(&iid));
         if let Err(error) = started {
-            self.discard(&iid);
+            if matches!(error, DriverError::Exists { .. }) {
+                // Of whoever has that name, nothing is to be ended.
+                self.host.ordered().remove(&iid);
+            } else {
+                self.discard(&iid);
+            }
             return Err(error);
         }
         let (memory_mb, cpus) = (limits.memory_mb, runsc::cpus(limits));
@@ -101,13 +106,12 @@ impl Shimmed {
         let host = |stage| move |source| DriverError::Host { stage, source };
         let launch = self.launch(order, None, None)?;
         let group = self.host.group(order.iid);
-        group.create().map_err(host("make cgroup"))?;
+        group.create().map_err(|source| not_made("make cgroup", order.iid, source))?;
         group
             .apply(&self.wanted(&order.spec.limits, order.host_uid, None))
             .map_err(host("set limits"))?;
         let has_tmp = self.has_volumes(&order.spec.limits);
-        let made = self.make_run_dir(order, &launch, has_tmp);
-        let lock = made.map_err(host("make run directory"))?;
+        let lock = self.own_run_dir(order, &launch, has_tmp)?;
         // Nobody follows it before it is somebody's.
         self.order_shim(order.iid, lock).map(drop)
     }
@@ -160,6 +164,11 @@ impl Shimmed {
             };
             match self.claim_one(order, &ready) {
                 Ok(started) => return Some(started),
+                // Whose name that is already keeps it; and one that is started now is told so.
+                Err(DriverError::Exists { .. }) => {
+                    self.discard(&ready.iid);
+                    return None;
+                }
                 // It has ended meanwhile, or something of it does not work: the next one, or one that is
                 // started now.
                 Err(_) => {
@@ -214,7 +223,8 @@ impl Shimmed {
         path::write_private(&dir.join(claim::FILE), &json).map_err(host("write claim"))?;
         let link = self.host.run_dir(order.iid);
         let linked = symlink(ready.iid.as_str(), &link);
-        linked.map_err(|source| host("claim")(crate::sys::SysError::io("link", &link, source)))?;
+        linked
+            .map_err(|source| not_made("claim", order.iid, SysError::io("link", &link, source)))?;
         group.freeze(false).map_err(host("thaw"))?;
         self.ask(&ready.iid, "claim", &Request::Claim)?;
         self.host.ordered().insert(order.iid.clone(), clock::boot_ms());

@@ -157,6 +157,30 @@ fn groups_are_found_where_an_earlier_daemon_made_them() {
     assert!(!old.exists());
 }
 
+#[test]
+fn a_group_that_is_there_is_somebody_elses_and_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+    for top in [&one, &two] {
+        fs::create_dir(top).unwrap();
+    }
+    std::os::unix::fs::symlink(&one, dir.path().join("link")).unwrap();
+    // One hierarchy with two controllers, by two paths; and another one.
+    let root = Root {
+        unified: Some(two.clone()),
+        v1: [(Controller::Cpu, one.clone()), (Controller::Cpuacct, dir.path().join("link"))].into(),
+        ..Root::default()
+    };
+    let group = root.group("a");
+    group.create().unwrap();
+    group.create().unwrap_err();
+    assert!(one.join("a").is_dir() && two.join("a").is_dir());
+    // Half of it is there: the other half is not made.
+    fs::remove_dir(two.join("a")).unwrap();
+    group.create().unwrap_err();
+    assert!(one.join("a").is_dir() && !two.join("a").exists());
+}
+
 /// On the real kernel: limits are read back, a group is killed whole, and nothing is left.
 #[test]
 fn a_real_group_limits_kills_and_goes_away() {
