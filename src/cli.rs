@@ -8,8 +8,8 @@ mod exec;
 mod prove;
 mod show;
 mod store;
-mod workspace;
 mod uids;
+mod workspace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -7,8 +7,8 @@
 //! ```
 
 pub mod admission;
-pub mod arguments;
 pub mod allowed;
+pub mod arguments;
 pub mod bounds;
 pub mod checkpoint;
 pub mod condition;

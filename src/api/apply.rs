@@ -11,7 +11,7 @@ use crate::api::sandboxes::{Pairs, flag};
 use crate::api::{ApiError, Shared, declare, request};
 use crate::desired::parse::{Parsed, parse};
 use crate::model::text::escaped;
-use crate::model::{Owner, Sandbox, Violation};
+use crate::model::{ConditionType, Owner, Sandbox, Truth, Violation};
 use crate::plan::diff::{self, Effect};
 use crate::plan::{Next, Step};
 use crate::store::edit::{Precondition, Put};
@@ -108,14 +108,18 @@ fn in_the_way(api: &Shared, old: &Sandbox) -> Option<String> {
     }
 }
 
-/// What the loop would do next for each sandbox that is not settled, and why.
+/// What the loop would do next for each sandbox that is not settled, and why; and which it would not start.
 pub(super) async fn plan(State(api): State<Shared>) -> Json<Value> {
     let snapshot = api.store.snapshot();
-    let mut steps = Vec::new();
+    let (mut steps, mut refused) = (Vec::new(), BTreeMap::new());
     for sandbox in snapshot.sandboxes.values() {
         let Some(plan) = api.handle.explain(sandbox.name.clone(), api.now()).await else {
             continue;
         };
+        let allowed = plan.status.conditions.iter().find(|one| one.kind == ConditionType::Allowed);
+        if let Some(not) = allowed.filter(|one| one.status == Truth::False) {
+            refused.insert(&sandbox.name, not.message.clone());
+        }
         let (step, at) = match &plan.next {
             Next::Settled => continue,
             // It runs, and is only watched for its health.
@@ -131,5 +135,5 @@ pub(super) async fn plan(State(api): State<Shared>) -> Json<Value> {
         .filter(|(_, file)| !file.faults.is_empty())
         .map(|(path, file)| (path, &file.faults))
         .collect();
-    Json(json!({"steps": steps, "faults": faults}))
+    Json(json!({"steps": steps, "faults": faults, "refused": refused}))
 }

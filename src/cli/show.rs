@@ -391,5 +391,8 @@ pub(super) fn plan(plan: &Value, output: Output) -> anyhow::Result<()> {
             faults.as_array().map_or(0, Vec::len)
         ));
     }
+    for (name, why) in plan["refused"].as_object().cloned().unwrap_or_default() {
+        complain(&format!("{name}: {}", text(&why)));
+    }
     Ok(())
 }

@@ -200,7 +200,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::{Isolation, Limits, RestartPolicy};
+    use crate::model::{Allowed, Isolation, Limits, RestartPolicy};
 
     struct Desk {
         dir: tempfile::TempDir,
@@ -215,9 +215,8 @@ mod tests {
             fs::write(dir.path().join("outside"), "kept").unwrap();
             let rules = Rules {
                 default_isolation: Isolation::Process,
-                floor: Isolation::Process,
+                allowed: Allowed { floor: Isolation::Process, ..Allowed::default() },
                 default_limits: Limits::DEFAULT,
-                network_enabled: false,
                 images: Default::default(),
                 default_policy: RestartPolicy::OnFailure,
             };

@@ -15,7 +15,7 @@ use crate::error::chain;
 use crate::fault::{self, Bug};
 use crate::model::{
     Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Observed,
-    Owner, Promised, Record, Sandbox, Span, Time,
+    Promised, Record, Sandbox, Span, Time,
 };
 use crate::plan::report::{self, report};
 use crate::plan::{Next, Plan, Policy, Step, Stopping, View, alarm, backoff};

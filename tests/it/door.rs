@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sodiumd::desired::scan::{Scanner, Text};
 use sodiumd::desired::write::Writer;
 use sodiumd::model::admission::Rules;
-use sodiumd::model::{Isolation, Limits, RestartPolicy, SandboxName};
+use sodiumd::model::{Allowed, Isolation, Limits, RestartPolicy, SandboxName};
 use sodiumd::store::{Store, backup, database_path};
 
 use crate::desk::{Desk, PATIENCE};
@@ -183,9 +183,8 @@ impl Scene {
 fn rules() -> Rules {
     Rules {
         default_isolation: Isolation::Process,
-        floor: Isolation::Process,
+        allowed: Allowed { floor: Isolation::Process, ..Allowed::default() },
         default_limits: Limits::DEFAULT,
-        network_enabled: false,
         images: Default::default(),
         default_policy: RestartPolicy::OnFailure,
     }

@@ -511,7 +511,7 @@ fn what_has_the_name_of_something_new_is_left_as_it_is() {
             spec: &spec,
             host_uid: 234_568,
             image_files: &BTreeMap::new(),
-            take_back: false,
+            take_back: None,
             restore: None,
         };
         let refused = bench.driver.start(&order).unwrap_err();

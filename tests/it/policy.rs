@@ -70,6 +70,10 @@ async fn a_floor_that_is_raised_holds_for_the_next_start_of_what_was_declared_be
     let explained = desk.get("/v1/sandboxes/rests/explain").await.json;
     assert_eq!(explained["decided"]["next"], "nothing", "{explained:#}");
     assert!(explained["decided"]["why"].as_str().unwrap().contains("isolation_floor"));
+    let plan = desk.get("/v1/plan").await.json;
+    for name in ["runs", "rests"] {
+        assert!(plan["refused"][name].as_str().unwrap().contains("isolation_floor"), "{plan:#}");
+    }
     // By a restart of the daemon: the same. And a restart of what runs is its end.
     desk.kill();
     desk.start().await;
