@@ -6,6 +6,7 @@ pub mod attack;
 pub mod beneath;
 pub mod cgroup;
 pub mod clock;
+pub mod confined;
 pub mod disk;
 pub mod graft;
 pub mod ids;
