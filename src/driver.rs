@@ -28,7 +28,9 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
-use crate::model::{Iid, Isolation, LimitStatus, Limits, Observed, Owner, SandboxName, Spec};
+use crate::model::{
+    Iid, Isolation, LimitStatus, Limits, Network, Observed, Owner, SandboxName, Spec, WallStatus,
+};
 use crate::shim::client::ClientError;
 use crate::sys::SysError;
 
@@ -45,6 +47,17 @@ pub trait Driver: Send + Sync {
 
     /// Limits that it cannot keep on this host, and why.
     fn unenforced(&self) -> Vec<(&'static str, String)>;
+
+    /// Walls of this isolation that cannot be put up on this host, known before any start.
+    fn missing_walls(&self, _: Behind) -> Vec<WallStatus> {
+        Vec::new()
+    }
+
+    /// What the kernel says of the walls around the process that runs. Nothing, if that is gone or cannot be
+    /// looked at.
+    fn walls(&self, _pid: u32, _: Behind) -> Vec<WallStatus> {
+        Vec::new()
+    }
 
     /// Looks at the host. Never answers from memory.
     fn observe(&self, iid: &Iid) -> Result<Observed, DriverError>;
@@ -164,6 +177,14 @@ pub struct ExecOrder<'a> {
     pub work_dir: Option<&'a str>,
     /// Columns and rows.
     pub tty: Option<(u16, u16)>,
+}
+
+/// What the walls of a sandbox depend on, beside its isolation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Behind {
+    /// The user that it is on the host, where the daemon may choose.
+    pub host_uid: u32,
+    pub network: Network,
 }
 
 /// Limits for what runs.

@@ -48,6 +48,6 @@ pub use reading::{DiskReading, InUse, Reading};
 pub use record::Record;
 pub use sandbox::{Deletion, Edit, History, Hold, Owner, Power, Sandbox};
 pub use spec::{Isolation, Limits, Network, Restart, RestartPolicy, Spec, State, Stop};
-pub use status::{Breaches, LimitStatus, Phase, Status, Verdict};
+pub use status::{Breaches, LimitStatus, Phase, Status, Verdict, Wall, WallStatus, WallVerdict};
 pub use time::{Span, Time};
 pub use violation::{Position, Violation};

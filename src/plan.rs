@@ -21,7 +21,7 @@ pub use step::{Next, Plan, Step, Stopping};
 use crate::model::instance::LostCause;
 use crate::model::{
     Allowed, Enforce, ExitKind, ExitRecord, Hold, InUse, Instance, InstancePhase, Observed,
-    Promised, RestartPolicy, Sandbox, Span, Spec, StopReason, Time,
+    Promised, RestartPolicy, Sandbox, Span, Spec, StopReason, Time, WallStatus,
 };
 use diff::Effect;
 
@@ -44,6 +44,8 @@ pub struct Policy {
     pub held: Promised,
     /// Limits that nothing here can keep, and why.
     pub unenforced: Vec<(&'static str, String)>,
+    /// Walls that cannot be put up here.
+    pub missing_walls: Vec<WallStatus>,
     /// Why the isolation asked for is not to be had here at all.
     pub unavailable: Option<String>,
     /// Which boot of the machine this is.

@@ -55,6 +55,7 @@ pub(super) async fn explain(
         "observed": {
             "phase": sandbox.status.phase,
             "conditions": sandbox.status.conditions,
+            "walls": sandbox.status.walls,
             "iid": instance.map(|one| &one.iid),
             "runs_generation": sandbox.live().map(|one| one.generation),
             "last_exit": sandbox.last_exit(),

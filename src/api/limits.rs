@@ -1,5 +1,6 @@
 //! `/v1/sandboxes/NAME/limits`: the ledger. For each limit what was asked for, what keeps it, what the kernel
-//! says it is, how often it was met, and how much of it is used.
+//! says it is, how often it was met, and how much of it is used. For each wall what is promised, what puts it up, and
+//! what the kernel says.
 
 use axum::Json;
 use axum::extract::State;
@@ -23,7 +24,12 @@ pub(super) async fn limits(
         |name: &&str| Limits::NAMES.contains(name) || sandbox.spec.limits.get(name) > Some(0);
     let items: Vec<Value> =
         Limits::ALL.into_iter().filter(asked).map(|name| entry(name, &sandbox, &seen)).collect();
-    Ok(Json(json!({"name": sandbox.name, "strict": sandbox.spec.strict, "items": items})))
+    Ok(Json(json!({
+        "name": sandbox.name,
+        "strict": sandbox.spec.strict,
+        "items": items,
+        "walls": sandbox.status.walls,
+    })))
 }
 
 /// What is used at the moment.

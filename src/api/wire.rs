@@ -133,6 +133,7 @@ pub(super) fn full(epoch: &str, sandbox: &Sandbox) -> Value {
             "checkpoint": sandbox.history.saved.as_deref().map(checkpoint),
             "next_start_at": status.next_start_at,
             "limits": status.limits,
+            "walls": status.walls,
             "breaches": sandbox.history.breaches,
         },
     })

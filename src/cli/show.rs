@@ -108,8 +108,9 @@ pub(super) fn sandboxes(list: &Value, output: Output) -> anyhow::Result<()> {
         ("PID", |row| text(&row["status"]["instance"]["pid"])),
         ("OWNER", |row| text(&row["metadata"]["owner"])),
     ];
-    const WIDE: [Column; 3] = [
+    const WIDE: [Column; 4] = [
         ("ISOLATION", |row| text(&row["spec"]["isolation"])),
+        ("WALLS", |row| standing_walls(&row["status"]["walls"])),
         ("LIMITS", kept_limits),
         ("MET", met_limits),
     ];
@@ -143,6 +144,17 @@ fn kept_limits(sandbox: &Value) -> String {
         rest.iter().map(|one| format!("{} {}", text(&one["limit"]), text(&one["verdict"]))),
     );
     words.join(", ")
+}
+
+/// How many walls stand, and which do not.
+fn standing_walls(walls: &Value) -> String {
+    let of = |verdict: &'static str| {
+        walls.as_array().into_iter().flatten().filter(move |wall| wall["verdict"] == verdict)
+    };
+    let standing = of("enforced").count();
+    let kept = (standing > 0).then(|| format!("{standing} enforced"));
+    let open = of("not_enforced").map(|wall| format!("{} not enforced", text(&wall["wall"])));
+    kept.into_iter().chain(open).collect::<Vec<_>>().join(", ")
 }
 
 /// Which limits were met, and how often.
@@ -195,12 +207,29 @@ pub(super) fn sandbox(sandbox: &Value, output: Output) -> anyhow::Result<()> {
             ("USED", |row| text(&row["usage"])),
             ("PEAK", |row| text(&row["peak"])),
             ("MET", |row| text(&row["breaches"]["count"])),
-            ("BY", |row| {
-                let why = row["reason"].as_str().filter(|why| !why.is_empty());
-                why.map_or_else(|| text(&row["mechanism"]), str::to_owned)
-            }),
+            ("BY", mechanism_or_reason),
+        ],
+    )?;
+    let walls = status["walls"].as_array().cloned().unwrap_or_default();
+    if walls.is_empty() {
+        return Ok(());
+    }
+    line("")?;
+    table(
+        &walls,
+        &[
+            ("WALL", |row| text(&row["wall"])),
+            ("REQUESTED", |row| text(&row["requested"])),
+            ("EFFECTIVE", |row| text(&row["effective"])),
+            ("VERDICT", |row| text(&row["verdict"])),
+            ("BY", mechanism_or_reason),
         ],
     )
+}
+
+fn mechanism_or_reason(row: &Value) -> String {
+    let why = row["reason"].as_str().filter(|why| !why.is_empty());
+    why.map_or_else(|| text(&row["mechanism"]), str::to_owned)
 }
 
 /// The chain from who wanted what to what comes next.
@@ -230,6 +259,10 @@ pub(super) fn explained(said: &Value, output: Output) -> anyhow::Result<()> {
         let (reason, message) = (text(&condition["reason"]), text(&condition["message"]));
         let since = text(&condition["last_transition_time"]);
         line(&format!("seen      {kind} {status} since {since}: {reason} {message}"))?;
+    }
+    let walls = standing_walls(&observed["walls"]);
+    if !walls.is_empty() {
+        line(&format!("walls     {walls}"))?;
     }
     let exit = &observed["last_exit"];
     if !exit.is_null() {

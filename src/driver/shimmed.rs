@@ -18,9 +18,13 @@ use crate::driver::process;
 use crate::driver::runsc::{self, Runsc};
 use crate::driver::shown;
 use crate::driver::workspace::Kept;
-use crate::driver::{Adjust, Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder};
+use crate::driver::{
+    Adjust, Behind, Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder,
+};
 use crate::error::chain;
-use crate::model::{ExitRecord, Iid, Isolation, LimitStatus, Limits, Observed, Platform, Time};
+use crate::model::{
+    ExitRecord, Iid, Isolation, LimitStatus, Limits, Observed, Platform, Time, WallStatus,
+};
 use crate::shim::client::{Client, ClientError};
 use crate::shim::exit;
 use crate::shim::launch::{FILE, LOCK, Launch};
@@ -36,6 +40,7 @@ mod foreign;
 mod hints;
 mod ledger;
 pub(super) mod measure;
+mod walls;
 mod warm;
 
 use ledger::Counting;
@@ -265,6 +270,14 @@ impl Driver for Shimmed {
     fn unenforced(&self) -> Vec<(&'static str, String)> {
         let disk = self.host.workspaces.volumes.kind();
         ledger::unenforced(&self.host.cgroups, self.counting(), disk)
+    }
+
+    fn missing_walls(&self, behind: Behind) -> Vec<WallStatus> {
+        self.foresee_walls(behind)
+    }
+
+    fn walls(&self, pid: u32, behind: Behind) -> Vec<WallStatus> {
+        self.look_at_walls(pid, behind)
     }
 
     fn observe(&self, iid: &Iid) -> Result<Observed, DriverError> {

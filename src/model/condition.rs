@@ -21,6 +21,8 @@ pub enum ConditionType {
     LimitsEnforced,
     /// This host would start it as it is declared. Only there once it would not.
     Allowed,
+    /// Every wall that the isolation promises stands.
+    WallsEnforced,
 }
 
 /// True, false, or not known.

@@ -105,6 +105,100 @@ impl From<StoredLimit> for LimitStatus {
     }
 }
 
+/// What stands between a workload and the host, one thing each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wall {
+    /// The guest's kernel is not the host's.
+    Kernel,
+    UserNamespace,
+    MountNamespace,
+    PidNamespace,
+    IpcNamespace,
+    UtsNamespace,
+    NetworkNamespace,
+    CgroupNamespace,
+    /// On the host, it is a user that nobody else is.
+    User,
+    Capabilities,
+    NoNewPrivs,
+    /// Of system calls.
+    Filter,
+    Landlock,
+    Rootfs,
+}
+
+impl Wall {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::UserNamespace => "user_namespace",
+            Self::MountNamespace => "mount_namespace",
+            Self::PidNamespace => "pid_namespace",
+            Self::IpcNamespace => "ipc_namespace",
+            Self::UtsNamespace => "uts_namespace",
+            Self::NetworkNamespace => "network_namespace",
+            Self::CgroupNamespace => "cgroup_namespace",
+            Self::User => "user",
+            Self::Capabilities => "capabilities",
+            Self::NoNewPrivs => "no_new_privs",
+            Self::Filter => "filter",
+            Self::Landlock => "landlock",
+            Self::Rootfs => "rootfs",
+        }
+    }
+}
+
+impl fmt::Display for Wall {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(self.as_str())
+    }
+}
+
+/// Whether a wall stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WallVerdict {
+    /// As the isolation promises.
+    Enforced,
+    /// It is promised, and it does not stand, or nobody can tell.
+    NotEnforced,
+    /// Neither the isolation nor the spec promises it.
+    None,
+}
+
+impl WallVerdict {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforced => "enforced",
+            Self::NotEnforced => "not_enforced",
+            Self::None => "none",
+        }
+    }
+}
+
+/// One wall and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WallStatus {
+    pub wall: Wall,
+    /// What the isolation promises: `own`, `none`, `set`, `read-only`; or `host`, where it promises nothing.
+    pub requested: String,
+    /// What puts it up, such as `seccomp`; empty where nothing does.
+    pub mechanism: String,
+    /// What the kernel says of the process that runs. `None`: it was not asked, or says nothing.
+    pub effective: Option<String>,
+    pub verdict: WallVerdict,
+    /// Why it does not stand, or how far it can be known.
+    pub reason: String,
+}
+
+impl WallStatus {
+    /// Whether it is promised and does not stand.
+    pub fn is_open(&self) -> bool {
+        self.verdict == WallVerdict::NotEnforced
+    }
+}
+
 /// How often a limit was met, over all instances.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Breaches {
@@ -136,4 +230,6 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_start_at: Option<Time>,
     pub limits: Vec<LimitStatus>,
+    /// Of what runs; of what does not, those that are known to be missing on this host.
+    pub walls: Vec<WallStatus>,
 }

@@ -3,7 +3,7 @@
 use crate::model::condition::{self, Condition};
 use crate::model::{
     ConditionType, ExitKind, ExitRecord, InstancePhase, LimitStatus, Observed, Phase, Sandbox,
-    Spec, Status, StopReason, Time, Truth, Verdict,
+    Spec, Status, StopReason, Time, Truth, Verdict, WallStatus,
 };
 use crate::plan::{Next, Policy, Step, View, no_room, not_allowed};
 
@@ -78,9 +78,11 @@ pub fn report(view: &View<'_>, next: &Next, why: &str) -> Status {
     }
     if sandbox.live().is_none() {
         status.limits = predicted_limits(&sandbox.spec, view.policy);
+        status.walls.clone_from(&view.policy.missing_walls);
     }
     let limits = unkept(&status.limits);
     let was_refused = status.conditions.iter().any(|one| one.kind == ConditionType::Allowed);
+    let walls = walls(sandbox, &status.walls);
     let mut set = |kind, truth, reason: &str, message: &str| {
         let observed_generation = sandbox.generation;
         let (reason, message) = (reason.to_owned(), message.to_owned());
@@ -112,7 +114,30 @@ pub fn report(view: &View<'_>, next: &Next, why: &str) -> Status {
         None if was_refused => set(ConditionType::Allowed, Truth::True, "Allowed", ""),
         None => (),
     }
+    let (truth, reason, message) = &walls;
+    set(ConditionType::WallsEnforced, *truth, reason, message);
     status
+}
+
+/// What to say of the walls: of what runs and was not looked at, nothing is known.
+fn walls(sandbox: &Sandbox, walls: &[WallStatus]) -> (Truth, &'static str, String) {
+    let open = open_walls(walls);
+    if !open.is_empty() {
+        return (Truth::False, "NotEnforced", open);
+    }
+    let runs = sandbox.live().is_some_and(|live| live.phase == InstancePhase::Running);
+    if runs && walls.is_empty() {
+        return (Truth::Unknown, "NotReadBack", "read at its next start".to_owned());
+    }
+    (Truth::True, "AllEnforced", String::new())
+}
+
+/// `landlock is not enforced (reason); …`: those that are promised and do not stand.
+pub fn open_walls(walls: &[WallStatus]) -> String {
+    let open = walls.iter().filter(|wall| wall.is_open());
+    let texts: Vec<String> =
+        open.map(|wall| format!("{} is not enforced ({})", wall.wall, wall.reason)).collect();
+    texts.join("; ")
 }
 
 /// `disk_mb: not enforced (reason), …`.

@@ -102,6 +102,7 @@ fn policy() -> Policy {
         allowed: Allowed::default(),
         held: Promised::default(),
         unenforced: vec![("disk_mb", "no quota".to_owned())],
+        missing_walls: Vec::new(),
         unavailable: None,
         boot_id: "boot".to_owned(),
         runtime: Some("runsc 1".to_owned()),

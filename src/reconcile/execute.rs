@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::driver::{Adjust, DriverError, Order, Restore, StopOrder};
+use crate::driver::{Adjust, Behind, DriverError, Order, Restore, StopOrder};
 use crate::error::chain;
 use crate::fault::{self, Bug};
 use crate::model::{
     Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Observed,
-    Promised, Record, Sandbox, Span, Time,
+    Promised, Record, Sandbox, Span, Time, WallStatus,
 };
 use crate::plan::report::{self, report};
 use crate::plan::{Next, Plan, Policy, Step, Stopping, View, alarm, backoff};
@@ -148,6 +148,13 @@ impl Act<'_> {
     fn limits<'s>(&self, spec: &'s crate::model::Spec) -> Adjust<'s> {
         let Sandbox { uid, host_uid, .. } = **self.sandbox;
         Adjust { uid, host_uid, limits: &spec.limits }
+    }
+
+    /// What the kernel says of the walls around the process that runs, if anybody knows which that is.
+    fn walls(&self, instance: &Instance, pid: Option<u32>) -> Result<Vec<WallStatus>, StepError> {
+        let Some(pid) = pid else { return Ok(Vec::new()) };
+        let behind = Behind { host_uid: self.sandbox.host_uid, network: instance.spec.network };
+        Ok(self.driver(instance)?.walls(pid, behind))
     }
 
     /// The next instance; from where the memory of the last one was kept, or anew.
@@ -285,6 +292,7 @@ impl Act<'_> {
             // Another daemon started it: the kernel says what its limits are.
             None => self.driver(instance)?.adjust(&instance.iid, &self.limits(&instance.spec))?,
         };
+        let walls = self.walls(instance, pid)?;
         let (policy, now, iid) = (self.policy.clone(), self.now, instance.iid.clone());
         // Changed in place since it was started? Then this is not the end of it.
         let complete = instance.generation == self.sandbox.generation;
@@ -298,6 +306,7 @@ impl Act<'_> {
             instance.pid = pid;
             instance.started_at = Some(started_at);
             set_limits(sandbox, limits);
+            sandbox.status.walls = walls;
             let after = Sandbox { instance: Some(Arc::new(instance.clone())), ..sandbox.clone() };
             let observed = Observed::Running { pid, started_at, frozen: false };
             let view = View::of(&after, &observed, now, &policy);
@@ -325,11 +334,14 @@ impl Act<'_> {
         let instance = self.instance()?;
         let limits =
             self.driver(instance)?.adjust(&instance.iid, &self.limits(&self.sandbox.spec))?;
+        // Of one that an earlier release started, nothing was read yet.
+        let walls = self.walls(instance, instance.pid)?;
         let (why, now) = (self.plan.why.clone(), self.now);
         let committed = self.commit_instance(move |core, sandbox, instance| {
             instance.generation = sandbox.generation;
             instance.spec = crate::model::Spec::clone(&sandbox.spec);
             set_limits(sandbox, limits);
+            sandbox.status.walls = walls;
             core.event(Some(&sandbox.name), Level::Normal, ("Adjusted", why), now)
         })?;
         self.note(&committed);
@@ -436,8 +448,9 @@ impl Act<'_> {
             let after = Sandbox { instance: Some(Arc::new(instance.clone())), ..sandbox.clone() };
             let view = View::of(&after, &gone, now, &policy);
             let limits = std::mem::take(&mut sandbox.status.limits);
+            let walls = std::mem::take(&mut sandbox.status.walls);
             sandbox.status = report(&view, &Next::Do(Step::CleanUp), &exit.summary());
-            sandbox.status.limits = limits;
+            (sandbox.status.limits, sandbox.status.walls) = (limits, walls);
             Ok(())
         })?;
         Ok(Again::Now)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::driver::host::Host;
-use crate::driver::{Driver, DriverError, Space, Usage};
+use crate::driver::{Behind, Driver, DriverError, Space, Usage};
 use crate::live::Live;
 use crate::model::admission::Rules;
 use crate::model::{
@@ -68,12 +68,14 @@ impl World {
         // bubblewrap costs nothing while it is idle; and what the host's network brings would wake
         // nobody.
         let may_idle = isolation == Isolation::Gvisor && sandbox.spec.network == Network::None;
+        let behind = Behind { host_uid: sandbox.host_uid, network: sandbox.spec.network };
         Policy {
             allowed: self.rules.get().allowed.clone(),
             held: snapshot.held,
             can_freeze,
             idle_freeze: self.idle_freeze.get().filter(|_| may_idle && can_freeze),
             unenforced: driver.map(|driver| driver.unenforced()).unwrap_or_default(),
+            missing_walls: driver.map(|driver| driver.missing_walls(behind)).unwrap_or_default(),
             is_busy: self.sessions.any(sandbox.uid),
             disk_over: self.meter.over(self, sandbox),
             in_use: if changed { self.in_use(sandbox) } else { InUse::default() },

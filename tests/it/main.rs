@@ -30,6 +30,7 @@ mod trees;
 mod upgrade;
 mod version_1;
 mod walls;
+mod walls_ledger;
 mod warm;
 
 /// Where the API of the daemons under test writes.
