@@ -277,6 +277,9 @@ fn must_end(view: &View<'_>, instance: &Instance) -> Option<Stopping> {
     if let Some(why) = allowed(&sandbox.spec) {
         return stopping(StopReason::Policy, false, &why);
     }
+    if let Some(why) = open_walls(view, instance) {
+        return stopping(StopReason::Walls, true, &why);
+    }
     if instance.generation == sandbox.generation {
         return None;
     }
@@ -298,6 +301,13 @@ fn must_end(view: &View<'_>, instance: &Instance) -> Option<Stopping> {
 fn over_disk(view: &View<'_>) -> Option<String> {
     let (held, most) = (view.policy.disk_over?, view.sandbox.spec.limits.disk_mb);
     Some(format!("its files take {} MiB of {most}", held.div_ceil(1 << 20)))
+}
+
+/// Which walls of a strict sandbox do not stand, by what was read of its process.
+fn open_walls(view: &View<'_>, instance: &Instance) -> Option<String> {
+    let read = view.sandbox.spec.strict && instance.phase == InstancePhase::Running;
+    let open = report::open_walls(&view.sandbox.status.walls);
+    (read && !open.is_empty()).then(|| format!("strict: {open}"))
 }
 
 fn unknown(view: &View<'_>) -> (Next, String) {
@@ -435,6 +445,10 @@ fn refusal(view: &View<'_>) -> Option<String> {
     if spec.strict && !broken.is_empty() {
         let names: Vec<&str> = broken.iter().map(|(name, _)| *name).collect();
         return Some(format!("strict: {} not enforced here", names.join(", ")));
+    }
+    let missing = report::open_walls(&view.policy.missing_walls);
+    if spec.strict && !missing.is_empty() {
+        return Some(format!("strict: {missing}"));
     }
     None
 }

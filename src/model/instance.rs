@@ -100,6 +100,8 @@ pub enum StopReason {
     Drained,
     /// It holds more than its disk may, and nothing but us keeps that limit.
     Disk,
+    /// It is strict, and a wall that it was promised does not stand.
+    Walls,
     Timeout,
     /// What this host allows has changed, and the operator wants that to hold for what runs.
     Policy,
@@ -116,6 +118,7 @@ impl StopReason {
             Self::Hibernated => "hibernated",
             Self::Drained => "drained",
             Self::Disk => "disk",
+            Self::Walls => "walls",
             Self::Timeout => "timeout",
             Self::Policy => "policy",
         }
@@ -306,10 +309,17 @@ impl ExitRecord {
         self.kind == lost || self.kind == never || self.was_asked()
     }
 
-    /// Whether somebody asked for the end; running out of time or room is nobody's wish.
+    /// Whether somebody asked for the end; running out of time or room is nobody's wish, and neither is a host that
+    /// does not keep what it promises.
     pub fn was_asked(&self) -> bool {
-        let limits = [StopReason::Timeout, StopReason::Disk].map(StopReason::as_str);
-        self.reason.as_deref().is_some_and(|reason| !limits.contains(&reason))
+        let faults =
+            [StopReason::Timeout, StopReason::Disk, StopReason::Walls].map(StopReason::as_str);
+        self.reason.as_deref().is_some_and(|reason| !faults.contains(&reason))
+    }
+
+    /// Whether it was ended because it is strict and a wall did not stand.
+    pub fn is_for_walls(&self) -> bool {
+        self.reason.as_deref() == Some(StopReason::Walls.as_str())
     }
 
     /// How often each limit was met, as the kernel counted it.

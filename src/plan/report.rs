@@ -49,7 +49,16 @@ pub fn asked_by(sandbox: &Sandbox, exit: &ExitRecord) -> Option<String> {
     if is(StopReason::Policy) {
         return Some("config.json".to_owned());
     }
+    if is(StopReason::Walls) {
+        return Some("its spec, which is strict".to_owned());
+    }
     Some(operator.to_owned())
+}
+
+/// Which walls a strict sandbox was ended for.
+pub fn refused_walls(sandbox: &Sandbox, exit: &ExitRecord) -> Option<String> {
+    let open = open_walls(&sandbox.status.walls);
+    (exit.is_for_walls() && !open.is_empty()).then(|| format!("strict: {open}"))
 }
 
 /// Since when nothing is known of what runs.
@@ -124,6 +133,10 @@ fn walls(sandbox: &Sandbox, walls: &[WallStatus]) -> (Truth, &'static str, Strin
     let open = open_walls(walls);
     if !open.is_empty() {
         return (Truth::False, "NotEnforced", open);
+    }
+    let ended = sandbox.last_exit().filter(|exit| exit.is_for_walls());
+    if let Some(exit) = ended.filter(|_| sandbox.live().is_none()) {
+        return (Truth::False, "NotEnforced", exit.hint.clone().unwrap_or_default());
     }
     let runs = sandbox.live().is_some_and(|live| live.phase == InstancePhase::Running);
     if runs && walls.is_empty() {

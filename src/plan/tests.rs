@@ -6,7 +6,7 @@ use super::*;
 use crate::model::spec::{BackoffRange, Stop};
 use crate::model::{
     Ceilings, Checkpoint, ConditionType, Deletion, History, Iid, InUse, Isolation, Limits, Network,
-    Owner, Phase, Power, Restart, SandboxName, State, Status, Totals, Truth,
+    Owner, Phase, Power, Restart, SandboxName, Spec, State, Status, Totals, Truth, Wall, WallVerdict,
 };
 
 const NOW: Time = Time(1_000_000);
@@ -432,6 +432,82 @@ fn limits_that_are_not_kept_are_said_and_strict_refuses() {
     unlimited.limits.disk_mb = 0;
     strict.spec = Arc::new(unlimited);
     check(&strict, &GONE, "start: it has never run (Pending)");
+}
+
+fn open_wall() -> WallStatus {
+    WallStatus {
+        wall: Wall::Landlock,
+        requested: "set".to_owned(),
+        mechanism: String::new(),
+        effective: None,
+        verdict: WallVerdict::NotEnforced,
+        reason: "not here".to_owned(),
+    }
+}
+
+fn walls_condition(plan: &Plan) -> (Truth, &str, &str) {
+    let all = &plan.status.conditions;
+    let one = all.iter().find(|one| one.kind == ConditionType::WallsEnforced).unwrap();
+    (one.status, one.reason.as_str(), one.message.as_str())
+}
+
+const OPEN: &str = "landlock is not enforced (not here)";
+
+#[test]
+fn a_wall_that_does_not_stand_is_said_and_ends_what_is_strict() {
+    let mut sandbox = with(InstancePhase::Running);
+    assert_eq!(walls_condition(&planned(&sandbox, &RUNS)).0, Truth::Unknown);
+    let stands = WallStatus { verdict: WallVerdict::Enforced, ..open_wall() };
+    let nobodys = WallStatus { verdict: WallVerdict::None, ..open_wall() };
+    sandbox.status.walls = vec![stands, nobodys];
+    assert_eq!(walls_condition(&planned(&sandbox, &RUNS)).0, Truth::True);
+    sandbox.status.walls.push(open_wall());
+    let lax = planned(&sandbox, &RUNS);
+    assert_eq!(walls_condition(&lax), (Truth::False, "NotEnforced", OPEN));
+    assert!(!matches!(lax.next, Next::Do(_)), "{lax:?}");
+    sandbox.spec = Arc::new(Spec { strict: true, ..spec() });
+    let strict = planned(&sandbox, &RUNS);
+    let Next::Do(Step::Stop(stopping)) = strict.next else { panic!("{strict:?}") };
+    assert_eq!((stopping.reason, stopping.force), (StopReason::Walls, true));
+    assert_eq!(strict.why, format!("strict: {OPEN}"));
+    // What is written there while it starts is not of this instance.
+    sandbox.instance = Some(Arc::new(instance(InstancePhase::Starting)));
+    let starting = planned(&sandbox, &Observed::Launching);
+    assert!(!matches!(starting.next, Next::Do(_)), "{starting:?}");
+}
+
+#[test]
+fn what_was_ended_for_a_wall_counts_as_failed_and_says_which() {
+    let signal = "SIGKILL".to_owned();
+    let mut record = exit(ExitKind::Signaled { signal });
+    record.reason = Some(StopReason::Walls.as_str().to_owned());
+    let mut sandbox = with(InstancePhase::Running);
+    sandbox.status.walls = vec![open_wall()];
+    record.hint = report::refused_walls(&sandbox, &record);
+    assert!(!record.was_asked() && !record.is_innocent());
+    sandbox = ended(ExitKind::Exited { code: 0 });
+    sandbox.history = backoff::after_exit(&web(), &record);
+    let dead = Instance { exit: Some(record), ..instance(InstancePhase::Dead) };
+    sandbox.instance = Some(Arc::new(dead));
+    let planned = planned(&sandbox, &GONE);
+    assert!(matches!(planned.next, Next::Wait(_)), "{planned:?}");
+    let want = format!("strict: {OPEN}");
+    assert_eq!(walls_condition(&planned), (Truth::False, "NotEnforced", want.as_str()));
+    assert!(planned.why.ends_with(&want), "{}", planned.why);
+}
+
+#[test]
+fn a_wall_that_this_host_cannot_put_up_is_said_and_strict_does_not_start() {
+    let policy = Policy { missing_walls: vec![open_wall()], ..policy() };
+    let mut sandbox = web();
+    let lax = plan(&View::of(&sandbox, &GONE, NOW, &policy));
+    assert_eq!(lax.next, Next::Do(Step::Start));
+    assert_eq!(walls_condition(&lax), (Truth::False, "NotEnforced", OPEN));
+    let mut strict = Spec { strict: true, ..spec() };
+    strict.limits.disk_mb = 0;
+    sandbox.spec = Arc::new(strict);
+    let refused = plan(&View::of(&sandbox, &GONE, NOW, &policy));
+    assert_eq!((refused.next, refused.why), (Next::Settled, format!("strict: {OPEN}")));
 }
 
 #[test]

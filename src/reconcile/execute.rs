@@ -421,6 +421,9 @@ impl Act<'_> {
         }
         let (mut exit, now) = (exit.clone(), self.now);
         exit.asked_by = report::asked_by(self.sandbox, &exit);
+        if exit.hint.is_none() {
+            exit.hint = report::refused_walls(self.sandbox, &exit);
+        }
         let policy = self.policy.clone();
         self.commit_instance(move |core, sandbox, instance| {
             if instance.phase == InstancePhase::Dead {

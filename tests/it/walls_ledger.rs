@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use crate::desk::Desk;
 use crate::gvisor::versions;
 
+/// Starts a daemon on a kernel that has no Landlock, as far as it can tell.
+const NO_LANDLOCK: [&str; 2] =
+    ["python3", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/no_landlock.py")];
 const KINDS: [(&str, &str); 7] = [
     ("user_namespace", "user"),
     ("mount_namespace", "mnt"),
@@ -131,4 +134,42 @@ async fn a_network_that_is_the_hosts_is_said_to_be() {
     check(&found, "network_namespace", "none");
     assert_eq!(found["network_namespace"]["effective"], "host");
     check(&found, "ipc_namespace", "enforced");
+}
+
+#[tokio::test]
+async fn strict_refuses_what_a_host_cannot_keep_in_and_names_the_wall() {
+    let mut desk = Desk::prepared(json!({}));
+    desk.within = NO_LANDLOCK.to_vec();
+    desk.start().await;
+    let mut process = spec("process");
+    desk.write_spec("lax.yaml", "lax", &process);
+    let lax = desk.wait_phase("lax", "Running").await;
+    let found = walls(&desk, "lax").await;
+    check(&found, "landlock", "not_enforced");
+    // That the daemon is under a filter itself makes none of them the sandbox's.
+    check(&found, "filter", "enforced");
+    assert_eq!(found["filter"]["effective"], "1 of its own");
+    let said = condition(&lax);
+    assert_eq!((&said["status"], &said["reason"]), (&json!("False"), &json!("NotEnforced")));
+    let message = said["message"].as_str().unwrap();
+    assert!(message.starts_with("landlock is not enforced"), "{message}");
+    process["strict"] = json!(true);
+    desk.write_spec("strict.yaml", "strict", &process);
+    let strict = desk.wait_phase("strict", "Failed").await;
+    assert_eq!(strict["status"]["instance"], Value::Null, "{strict:#}");
+    assert_eq!(strict["status"]["last_exit"], Value::Null, "nothing of it ever ran: {strict:#}");
+    assert_eq!(condition(&strict)["message"], message);
+    let (_, table, _) = desk.cli(&["get", "-o", "wide"]);
+    assert!(table.contains("strict: landlock is not enforced"), "{table}");
+    // What already runs is not let go on, either, once its spec is strict.
+    desk.write_spec("lax.yaml", "lax", &process);
+    let ended = |one: &Value| one["status"]["last_exit"]["reason"] == "walls";
+    let ended = desk.wait_for("lax", "ended", ended).await;
+    let hint = ended["status"]["last_exit"]["hint"].as_str().unwrap();
+    assert!(hint.starts_with("strict: landlock is not enforced"), "{ended:#}");
+    // Other isolations need none.
+    let mut bubblewrap = spec("bubblewrap");
+    bubblewrap["strict"] = json!(true);
+    desk.write_spec("apart.yaml", "apart", &bubblewrap);
+    desk.wait_phase("apart", "Running").await;
 }
