@@ -12,7 +12,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 
 use crate::api::Shared;
-use crate::model::{Sandbox, SandboxName};
+use crate::model::{Sandbox, SandboxName, WallStatus, WallVerdict};
 use crate::reconcile::{Space, Usage};
 
 const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -128,6 +128,7 @@ fn ledger(page: &mut Page, all: &[&Arc<Sandbox>]) {
     const REQUESTED: &str = "sodiumd_sandbox_limit";
     const VERDICT: &str = "sodiumd_sandbox_limit_verdict";
     const BREACHES: &str = "sodiumd_sandbox_limit_breaches_total";
+    const WALL: &str = "sodiumd_sandbox_wall";
     page.family(REQUESTED, "gauge", "A limit as it was asked for, in the unit of its name.");
     for sandbox in all.iter().filter(|one| one.live().is_some()) {
         for limit in &sandbox.status.limits {
@@ -143,6 +144,18 @@ fn ledger(page: &mut Page, all: &[&Arc<Sandbox>]) {
             let labels: [(&str, &dyn Display); 3] =
                 [("name", &sandbox.name), ("limit", &limit.limit), ("verdict", &verdict)];
             page.sample(VERDICT, &labels, 1);
+        }
+    }
+    page.family(
+        WALL,
+        "gauge",
+        "1 for a wall that stands, 0 for one that is promised and does not.",
+    );
+    for sandbox in all {
+        let promised = |wall: &&WallStatus| wall.verdict != WallVerdict::None;
+        for wall in sandbox.status.walls.iter().filter(promised) {
+            let labels: [(&str, &dyn Display); 2] = [("name", &sandbox.name), ("wall", &wall.wall)];
+            page.sample(WALL, &labels, u8::from(!wall.is_open()));
         }
     }
     page.family(BREACHES, "counter", "How often a limit was met, over all instances.");

@@ -127,6 +127,13 @@ impl Proof<'_> {
                 rows.push(row);
             }
         }
+        // Beside what was tried from inside, what the kernel says from outside.
+        for row in judge::standing(&ledger) {
+            if output.is_for_people() {
+                show::line(&row.line())?;
+            }
+            rows.push(row);
+        }
         Ok(rows)
     }
 

@@ -6,7 +6,8 @@ use super::*;
 use crate::model::spec::{BackoffRange, Stop};
 use crate::model::{
     Ceilings, Checkpoint, ConditionType, Deletion, History, Iid, InUse, Isolation, Limits, Network,
-    Owner, Phase, Power, Restart, SandboxName, Spec, State, Status, Totals, Truth, Wall, WallVerdict,
+    Owner, Phase, Power, Restart, SandboxName, Spec, State, Status, Totals, Truth, Wall,
+    WallVerdict,
 };
 
 const NOW: Time = Time(1_000_000);

@@ -78,8 +78,13 @@ async fn everything_holds(isolation: &str) {
     for tried in ATTACKS {
         check(&rows, tried, "held");
     }
-    let of_network = if isolation == "process" { "not applicable" } else { "held" };
-    check(&rows, "network", of_network);
+    check(&rows, "network", "held");
+    // And every wall that is promised, by the kernel's word.
+    for wall in ["user", "capabilities", "no_new_privs", "filter", "network"] {
+        check(&rows, &format!("wall {wall}"), "held");
+    }
+    let own = if isolation == "process" { "wall landlock" } else { "wall rootfs" };
+    assert!(rows.contains_key(own));
     assert_eq!(code, 0, "{rows:#?}");
     // Whoever was named has not noticed, and of the probe nothing is left.
     let after = desk.sandbox("a").await;

@@ -93,6 +93,9 @@ async fn the_walls_of_bubblewrap_are_read_back() {
     assert!(table.contains("WALLS") && table.contains("12 enforced"), "{table}");
     let (_, table, _) = desk.cli(&["get", "a"]);
     assert!(table.contains("EFFECTIVE") && table.contains("no_new_privs"), "{table}");
+    let page = desk.get("/metrics").await.json;
+    let sample = "sodiumd_sandbox_wall{name=\"a\",wall=\"filter\"} 1\n";
+    assert!(page.as_str().unwrap().contains(sample), "{page:#}");
     let (_, said, _) = desk.cli(&["explain", "a"]);
     assert!(said.contains("walls     12 enforced"), "{said}");
 }

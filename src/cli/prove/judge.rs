@@ -59,7 +59,7 @@ impl Row {
             "" => String::new(),
             mechanism => format!(" ({mechanism})"),
         };
-        format!("{mark} {:<16} {asked:>8}  {}{mechanism}", self.limit, self.answer)
+        format!("{mark} {:<17} {asked:>8}  {}{mechanism}", self.limit, self.answer)
     }
 }
 
@@ -93,6 +93,33 @@ pub(super) fn judge(order: &Order, evidence: &Evidence, host: &Host) -> Vec<Row>
         mechanism: entry["mechanism"].as_str().unwrap_or_default().to_owned(),
         answer,
     }]
+}
+
+/// The walls of the ledger: none of them is a try, but one that is promised and does not stand was passed already.
+pub(super) fn standing(ledger: &Value) -> Vec<Row> {
+    let walls = ledger["walls"].as_array().cloned().unwrap_or_default();
+    let row = |wall: &Value| {
+        let of = |key: &str| wall[key].as_str().unwrap_or_default().to_owned();
+        let effective = wall["effective"].as_str().unwrap_or("not for the kernel to tell");
+        let reason = of("reason");
+        let answer = match reason.as_str() {
+            "" => effective.to_owned(),
+            reason => format!("{effective}: {reason}"),
+        };
+        let verdict = match wall["verdict"].as_str() {
+            Some("enforced") => Verdict::Held,
+            Some("none") => Verdict::NotApplicable,
+            Some(_) | None => Verdict::Passed,
+        };
+        Row {
+            limit: format!("wall {}", of("wall")),
+            asked: None,
+            verdict,
+            mechanism: of("mechanism"),
+            answer,
+        }
+    };
+    walls.iter().map(row).collect()
 }
 
 type Judged = (Verdict, String);
