@@ -181,6 +181,10 @@ class Daemon:
         """Each limit of a sandbox, by its name."""
         return {one["limit"]: one for one in self.ask("GET", f"/v1/sandboxes/{name}/limits")[1]["items"]}
 
+    def walls(self, name):
+        """Each wall of a sandbox, by its name."""
+        return {one["wall"]: one for one in self.ask("GET", f"/v1/sandboxes/{name}/limits")[1]["walls"]}
+
     def health(self):
         return self.ask("GET", "/health")[1]
 

@@ -12,6 +12,38 @@ BOMB = "kept = []\nwhile True: kept.append(bytearray(b'x' * (1 << 20)))"
 UNIT = Path("/etc/systemd/system/sodiumd.service")
 DROP_IN = Path("/etc/systemd/system/sodiumd.service.d/guest.conf")
 SLICE = GROUPS / "sodiumd.slice"
+# What root keeps, by number: see capabilities(7).
+CAPABILITIES = {
+    "cap_chown": 0,
+    "cap_dac_override": 1,
+    "cap_dac_read_search": 2,
+    "cap_fowner": 3,
+    "cap_fsetid": 4,
+    "cap_kill": 5,
+    "cap_setgid": 6,
+    "cap_setuid": 7,
+    "cap_setpcap": 8,
+    "cap_net_bind_service": 10,
+    "cap_net_admin": 12,
+    "cap_sys_chroot": 18,
+    "cap_sys_ptrace": 19,
+    "cap_sys_admin": 21,
+    "cap_sys_nice": 23,
+    "cap_sys_resource": 24,
+}
+CLOSED = {
+    "NoNewPrivileges": "yes",
+    "SystemCallArchitectures": "native",
+    "RestrictRealtime": "yes",
+    "LockPersonality": "yes",
+    "KeyringMode": "private",
+    "UMask": "0022",
+}
+# With any of these, what one daemon mounts would be gone for the next.
+SHARED = ["PrivateTmp", "PrivateDevices", "PrivateMounts", "ProtectSystem", "ProtectHome", "ProtectKernelModules"]
+# Of each group that is refused, and of those that are refused by name.
+REFUSED = ["clock_settime", "modify_ldt", "keyctl", "init_module", "iopl", "kexec_load", "swapon", "bpf", "io_uring_setup"]
+NEEDED = ["ptrace", "mount", "setns", "unshare", "seccomp"]
 
 
 def show(name):
@@ -21,8 +53,8 @@ def show(name):
 class Service(Daemon):
     """The daemon as systemd starts it, with these lines in the unit too."""
 
-    def __init__(self, extra="", user=None):
-        super().__init__(user, port=8081)
+    def __init__(self, extra="", user=None, **config):
+        super().__init__(user, port=8081, **config)
         self.port = 8081
         shutil.copy(PAYLOAD / "sodiumd.service", UNIT)
         links = {Path("/usr/local/bin", name): PAYLOAD / "bin" / name for name in ["sodiumd", "sodium-shim"]}
@@ -83,6 +115,60 @@ def the_unit_is_without_fault():
     Service()
     said = run("systemd-analyze", "verify", "--man=no", str(UNIT), check=False)
     assert "sodiumd" not in said, said
+
+
+def status_of(pid):
+    """The fields of /proc/PID/status."""
+    return dict(line.split(":\t", 1) for line in read(f"/proc/{pid}/status").splitlines() if ":\t" in line)
+
+
+@rule
+def what_the_unit_closes_is_closed():
+    with Service().start() as daemon:
+        assert {name: show(name) for name in CLOSED} == CLOSED
+        assert all(show(name) == "no" for name in SHARED), {name: show(name) for name in SHARED}
+        assert set(show("CapabilityBoundingSet").split()) == set(CAPABILITIES), show("CapabilityBoundingSet")
+        assert set(show("RestrictAddressFamilies").split()) == {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"}
+        refused = show("SystemCallFilter")
+        assert refused.startswith("~"), refused
+        refused = set(refused[1:].split())
+        assert refused >= set(REFUSED) and not refused & set(NEEDED), refused
+        # So says systemd; and so does the kernel.
+        status = status_of(daemon.main_pid())
+        held = {bit for bit in range(64) if int(status["CapBnd"], 16) >> bit & 1}
+        assert held == set(CAPABILITIES.values()), status["CapBnd"]
+        assert status["CapEff"] == status["CapBnd"] and int(status["CapAmb"], 16) == 0, status
+        assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2", status
+        mounts = os.readlink(f"/proc/{daemon.main_pid()}/ns/mnt")
+        assert mounts == os.readlink("/proc/1/ns/mnt"), mounts
+
+
+@rule
+def every_isolation_runs_on_a_disk_of_its_own_under_it():
+    script = "cat file; echo kept > file; echo up; sleep 1000"
+    limits = LIMITS | {"memory_mb": 96, "disk_mb": 32}
+    with Service(isolation_floor="process", gvisor={"platform": "systrap"}).start() as daemon:
+        pids = {}
+        for name in ["bubblewrap", "process", "gvisor"]:
+            daemon.declare(name, ["sh", "-c", script], name, limits, strict=True)
+            daemon.wait_logs(name, "up")
+            pids[name] = daemon.pid(name)
+            ledger, walls = daemon.ledger(name), daemon.walls(name)
+            assert all(one["verdict"] == "enforced" for one in ledger.values()), ledger
+            assert ledger["disk_mb"]["mechanism"].startswith("ext4 image on a loop device"), ledger
+            assert all(one["verdict"] != "not_enforced" for one in walls.values()), walls
+            # The service's own filter, which it has inherited, is not taken for one of its own.
+            assert walls["filter"]["verdict"] == "enforced", walls
+            assert int(status_of(pids[name])["Seccomp_filters"]) > int(status_of(daemon.main_pid())["Seccomp_filters"])
+            status, said = daemon.ask("POST", f"/v1/sandboxes/{name}/exec", {"command": ["cat", "file"]})
+            assert status == 200 and said["stdout"] == "kept\n", said
+        run("systemctl", "restart", "sodiumd")
+        for name, pid in pids.items():
+            assert daemon.pid(name) == pid
+            # On the disk that the daemon before has mounted.
+            status, said = daemon.ask("POST", f"/v1/sandboxes/{name}/restart?wait=60s")
+            assert status == 200, said
+            daemon.wait_logs(name, "kept")
 
 
 @rule
