@@ -119,6 +119,10 @@ async fn the_walls_of_gvisor_are_read_back() {
 async fn the_walls_of_a_plain_process_are_read_back() {
     let mut desk = Desk::new().await;
     let found = is_true(&mut desk, "process").await;
+    for wall in ["mount_namespace", "pid_namespace", "ipc_namespace", "network_namespace"] {
+        check(&found, wall, "enforced");
+        assert_eq!(found[wall]["effective"], "own");
+    }
     check(&found, "landlock", "enforced");
     check(&found, "rootfs", "none");
     // The kernel does not tell, and the ledger does not say that it did.

@@ -21,10 +21,15 @@ const NAMESPACES: [(Wall, Namespace); 7] = [
     (Wall::CgroupNamespace, Namespace::Cgroup),
 ];
 
+/// Those that plain processes have to themselves.
+const OF_PROCESSES: [Wall; 4] =
+    [Wall::MountNamespace, Wall::PidNamespace, Wall::IpcNamespace, Wall::NetworkNamespace];
+
 /// Whom gVisor of 2022 has its kernel run as, in all its sandboxes.
 const NOBODY: u32 = 65_534;
 
 const NOT_ROOT: &str = "the daemon does not run as root and cannot give it a user of its own";
+const NO_NAMESPACE: &str = "the daemon does not run as root and makes none for plain processes";
 const UNREADABLE: &str = "/proc does not say";
 
 /// What is promised of one sandbox.
@@ -111,6 +116,7 @@ impl Promise {
                 Err("gVisor's own process shares it; its guest sees gVisor's alone")
             }
             Isolation::Gvisor | Isolation::Bubblewrap => Ok(()),
+            Isolation::Process if OF_PROCESSES.contains(&wall) => Ok(()),
             Isolation::Process => Err("isolation process has none of its own"),
         }
     }
@@ -142,10 +148,14 @@ fn missing(promise: &Promise, landlock_abi: i64) -> Vec<WallStatus> {
     if promise.isolation != Isolation::Process {
         return Vec::new();
     }
-    let user =
-        (!promise.is_root).then(|| promised(Wall::User, "own", None, Err(NOT_ROOT.to_owned())));
+    let absent = |wall, why: &str| promised(wall, "own", None, Err(why.to_owned()));
+    let namespaces = OF_PROCESSES.into_iter().filter(|wall| promise.of(*wall).is_ok());
+    let of_root = namespaces
+        .map(|wall| absent(wall, NO_NAMESPACE))
+        .chain([absent(Wall::User, NOT_ROOT)])
+        .filter(|_| !promise.is_root);
     let landlock = Some(landlock_status(landlock_abi)).filter(WallStatus::is_open);
-    user.into_iter().chain(landlock).collect()
+    of_root.chain(landlock).collect()
 }
 
 /// What puts a wall up that stands; or why it does not.
@@ -188,6 +198,9 @@ fn namespace(wall: Wall, promise: &Promise, seen: &Seen) -> WallStatus {
     }
     let stands = match is_own {
         Some(true) => Ok(promise.maker().to_owned()),
+        Some(false) if promise.isolation == Isolation::Process && !promise.is_root => {
+            Err(NO_NAMESPACE.to_owned())
+        }
         Some(false) => Err("the kernel shows the host's".to_owned()),
         None => Err(UNREADABLE.to_owned()),
     };
@@ -409,6 +422,15 @@ mod tests {
     }
 
     #[test]
+    fn a_plain_process_is_promised_those_that_it_is_given() {
+        let [mount, pid, ipc, network] = OF_PROCESSES;
+        check(&promise(Isolation::Process), &seen(HOST), &[mount, pid, ipc, network]);
+        let mut open = promise(Isolation::Process);
+        open.behind.network = Network::Host;
+        check(&open, &seen(HOST), &[mount, pid, ipc]);
+    }
+
+    #[test]
     fn what_gvisors_own_process_shares_is_none_of_its_guests() {
         let mut shared = OWN;
         (shared[2], shared[6]) = (HOST[2], HOST[6]);
@@ -490,9 +512,13 @@ mod tests {
         let process = promise(Isolation::Process);
         assert!(walls(&process, 7).is_empty());
         assert_eq!(walls(&process, 0), [Wall::Landlock]);
-        let rootless = Promise { is_root: false, ..process };
-        assert_eq!(walls(&rootless, 0), [Wall::User, Wall::Landlock]);
-        check(&rootless, &seen(OWN), &[Wall::User]);
+        let mut rootless = Promise { is_root: false, ..process };
+        let [mount, pid, ipc, network] = OF_PROCESSES;
+        let all = [mount, pid, ipc, network, Wall::User, Wall::Landlock];
+        assert_eq!(walls(&rootless, 0), all);
+        check(&rootless, &seen(HOST), &all[..5]);
+        rootless.behind.network = Network::Host;
+        assert_eq!(walls(&rootless, 7), [mount, pid, ipc, Wall::User]);
         check(&process, &Seen { landlock_abi: 0, ..seen(OWN) }, &[Wall::Landlock]);
         // There, namespaces alone keep bubblewrap's sandboxes apart, and nothing else was promised.
         let rootless = Promise { is_root: false, ..promise(Isolation::Bubblewrap) };

@@ -63,6 +63,13 @@ def a_plain_process_runs_and_gvisor_says_that_it_cannot():
     with Daemon(user=USER, isolation_floor="process", gvisor={"platform": "systrap"}).start() as daemon:
         daemon.declare("plain", ["sh", "-c", "id -u; sleep 1000"], "process")
         assert daemon.wait_logs("plain", "\n").split() == [str(USER)]
+        daemon.wait_phase("plain", "Running")
+        missing = {wall for wall, one in daemon.walls("plain").items() if one["verdict"] == "not_enforced"}
+        assert missing == {f"{kind}_namespace" for kind in ["mount", "pid", "ipc", "network"]} | {"user"}, missing
+        daemon.declare("strict", ["sleep", "1000"], "process", {limit: 0 for limit in LIMITS}, strict=True)
+        status = daemon.wait_phase("strict", "Failed")
+        said = [one["message"] for one in status["conditions"] if one["type"] == "WallsEnforced"]
+        assert "user is not enforced" in said[0] and status["last_exit"] is None, status
         daemon.declare("gvisor", ["sleep", "1000"], "gvisor")
         status = daemon.wait_phase("gvisor", "Failed")
         said = [one["message"] for one in status["conditions"] if one["type"] == "Ready"]
