@@ -220,7 +220,7 @@ fn the_restart_policy_decides_after_an_end() {
     check(&policy(never, code(3)), &GONE, "settled: exited with code 3 (Failed)");
     let on_failure = RestartPolicy::OnFailure;
     check(&policy(on_failure, code(0)), &GONE, "settled: exited with code 0 (Completed)");
-    check(&policy(on_failure, code(3)), &GONE, "wait 947ms: exited with code 3 (BackingOff)");
+    check(&policy(on_failure, code(3)), &GONE, "wait 1s 11ms: exited with code 3 (BackingOff)");
     check(
         &policy(RestartPolicy::Always, code(0)),
         &GONE,

@@ -75,7 +75,7 @@ pub enum Confinement {
         #[serde(default)]
         inside: Program,
         /// `None` where the runtime is the daemon's own user, and may walk wherever that may.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         stage: Option<Stage>,
     },
     /// `program` is runsc, which starts a sandbox and returns. It sees `binds` mounted over what is
@@ -101,7 +101,7 @@ pub enum Confinement {
         read_only: Vec<PathBuf>,
         writable: Vec<PathBuf>,
         /// `None`: it shares the host's namespaces, because whoever runs the daemon may make none.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         room: Option<Room>,
     },
 }
