@@ -77,6 +77,8 @@ pub struct RawLimits {
     timeout_seconds: u64,
     max_processes: u64,
     max_files: u64,
+    /// Bytes a second of console.
+    output: u64,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -120,8 +122,15 @@ impl PlatformChoice {
 
 impl RawLimits {
     fn meant(&self) -> Limits {
-        let Self { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files } =
-            *self;
+        let Self {
+            memory_mb,
+            cpu_percent,
+            disk_mb,
+            timeout_seconds,
+            max_processes,
+            max_files,
+            output,
+        } = *self;
         Limits {
             memory_mb,
             cpu_percent,
@@ -129,6 +138,7 @@ impl RawLimits {
             timeout_seconds,
             max_processes,
             max_files,
+            output,
             ..Limits::NONE
         }
     }
@@ -143,9 +153,10 @@ impl Default for RawLimits {
             timeout_seconds,
             max_processes,
             max_files,
+            output,
             ..
         } = Limits::DEFAULT;
-        Self { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files }
+        Self { memory_mb, cpu_percent, disk_mb, timeout_seconds, max_processes, max_files, output }
     }
 }
 
@@ -269,7 +280,7 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
         }
     };
     let default_limits = raw.default_limits.meant();
-    for name in Limits::NAMES {
+    for name in Limits::ALL {
         let value = default_limits.get(name).unwrap_or(0);
         bounded(&format!("default_limits.{name}"), value, Limits::max_of(name));
     }
@@ -367,6 +378,7 @@ mod tests {
         assert_eq!(config.sandboxes_path, Path::new("/etc/sodiumd/sandboxes"));
         assert_eq!(config.run_path, Path::new("/etc/sodiumd/run"));
         assert_eq!((config.default_limits.memory_mb, config.default_limits.max_files), (128, 1024));
+        assert_eq!(config.default_limits.output, 64 << 20);
         assert_eq!(config.allowed.floor, Isolation::Bubblewrap);
     }
 
@@ -421,5 +433,6 @@ mod tests {
             shipped.as_object().unwrap().keys().collect::<Vec<_>>(),
             defaults.as_object().unwrap().keys().collect::<Vec<_>>()
         );
+        assert_eq!(shipped["default_limits"], defaults["default_limits"]);
     }
 }

@@ -1,12 +1,19 @@
 //! Sandboxes as clients see them: the seed's flat shape, and the full one.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::model::instance::signal_number;
-use crate::model::{Checkpoint, ExitKind, ExitRecord, InstancePhase, Sandbox, draft};
+use crate::model::{Checkpoint, ExitKind, ExitRecord, InstancePhase, Limits, Sandbox, draft};
 use crate::reconcile::Usage;
 use crate::store::{FileRecord, snapshot};
+
+/// The seed's six.
+fn seed_limits(limits: &Limits) -> BTreeMap<&'static str, u64> {
+    Limits::NAMES.into_iter().filter_map(|name| Some((name, limits.get(name)?))).collect()
+}
 
 /// The seed's shape, with ours beside it.
 pub(super) fn seed(api: &Api, sandbox: &Sandbox) -> Value {
@@ -14,7 +21,7 @@ pub(super) fn seed(api: &Api, sandbox: &Sandbox) -> Value {
     let mut value = json!({
         "uuid": sandbox.uid,
         "runtime": runtime(api, sandbox),
-        "limits": sandbox.spec.limits,
+        "limits": seed_limits(&sandbox.spec.limits),
         "created_at": sandbox.created_at,
         "status": seed_status(sandbox),
         "name": sandbox.name,

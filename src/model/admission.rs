@@ -174,10 +174,22 @@ mod tests {
         }))
         .unwrap();
         assert_eq!((spec.limits.memory_mb, spec.limits.timeout_seconds), (64, 0));
-        assert_eq!(spec.limits.max_files, 1024);
+        assert_eq!((spec.limits.max_files, spec.limits.output), (1024, 64 << 20));
         assert_eq!(spec.command, ["node", "{{MAIN_FILE}}"]);
         assert_eq!(spec.resolved_command(), ["node", "index.js"]);
         assert_eq!(spec.env.len(), 2);
+        // Unlimited is an answer, and is no other when what was stored is read and written again.
+        let unlimited =
+            admitted(serde_json::json!({"image": "javascript", "limits": {"output": 0}}));
+        let stored = serde_json::to_value(unlimited.unwrap()).unwrap();
+        assert_eq!(stored["limits"]["output"], 0);
+        let again =
+            admitted(serde_json::json!({"image": "javascript", "limits": stored["limits"]}));
+        assert_eq!(again.unwrap().limits.output, 0);
+        // What was declared before there was a default has none.
+        let mut old = stored;
+        old["limits"].as_object_mut().unwrap().remove("output");
+        assert_eq!(serde_json::from_value::<Spec>(old).unwrap().limits.output, 0);
         // What was admitted stands alone: nothing in it is left to be filled in later.
         let json = serde_json::to_value(&spec).unwrap();
         assert_eq!(serde_json::from_value::<Spec>(json).unwrap(), spec);

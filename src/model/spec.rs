@@ -105,7 +105,7 @@ pub struct Stop {
     pub grace: Span,
 }
 
-/// The six limits that every sandbox has, and two that may be asked for; 0 is unlimited.
+/// The six limits that every sandbox has, that on output, and one that may be asked for; 0 is unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     pub memory_mb: u64,
@@ -117,8 +117,8 @@ pub struct Limits {
     /// Bytes a second, read and written each, between the sandbox and its disk.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub io: u64,
-    /// Bytes a second of console.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    /// Bytes a second of console. 0 is said as well, or what is written as it was read would be given the default.
+    #[serde(default)]
     pub output: u64,
 }
 
@@ -162,6 +162,8 @@ impl Limits {
         timeout_seconds: 300,
         max_processes: 64,
         max_files: 1024,
+        // Beyond any build, and a tenth of what one shim can take.
+        output: 64 << 20,
         ..Self::NONE
     };
 

@@ -276,7 +276,7 @@ async fn console() -> Vec<Bar> {
     // As much as is printed, so that no byte is a gap; from the second round on its pages are reused.
     let mut desk = Desk::new(json!({"console_mb": CONSOLE_BYTES >> 20})).await;
     let spec = json!({"command": ["bash", "-c", script], "state": "stopped",
-        "restart": {"policy": "never"}, "limits": {"timeout_seconds": 0, "cpu_percent": 0}});
+        "restart": {"policy": "never"}, "limits": {"timeout_seconds": 0, "cpu_percent": 0, "output": 0}});
     desk.put("loud", &spec).await;
     let mut rates = [Vec::new(), Vec::new(), Vec::new()];
     for round in 0..6 {

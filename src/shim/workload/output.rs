@@ -22,8 +22,10 @@ impl Workload {
     /// Reads one output, several times while it is full. Returns whether there was anything.
     pub(in crate::shim) fn read_output(&mut self, stream: Stream) -> bool {
         let mut any = false;
-        let reads = if self.pace.is_some() { 1 } else { READS_AT_ONCE };
-        for _ in 0..reads {
+        for _ in 0..READS_AT_ONCE {
+            if any && self.is_paced(clock::boot_ms()) {
+                return true;
+            }
             match self.read_once(stream) {
                 0 => return any,
                 OUTPUT_BYTES_MAX => {
