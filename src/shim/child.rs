@@ -245,7 +245,9 @@ pub(super) fn confine_itself(
 }
 
 pub(super) fn set_limits(open_files_max: Option<u64>) -> Result<(), SysError> {
-    spawn::limit(Limit::CoreBytes, 0)?;
+    // Too little for a file, and the one number that keeps a core from a program of the host's as well: where
+    // core_pattern names a pipe, the kernel asks for no other, and starts it as root.
+    spawn::limit(Limit::CoreBytes, 1)?;
     open_files_max.map_or(Ok(()), |max| spawn::limit(Limit::OpenFiles, max))
 }
 

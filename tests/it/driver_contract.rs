@@ -350,6 +350,19 @@ fn three_descriptors_go_in_and_no_more() {
 }
 
 #[test]
+fn a_crash_starts_no_program_of_the_host() {
+    for mut bench in real() {
+        if bench.driver.isolation() == Isolation::Gvisor {
+            continue;
+        }
+        // With 0, a piped core_pattern would be obeyed.
+        let script = "import resource; print(resource.getrlimit(resource.RLIMIT_CORE))";
+        let (_, console) = bench.run(&spec(&["python3", "-c", script]));
+        assert_eq!(console, "(1, 1)\n", "{}", bench.label());
+    }
+}
+
+#[test]
 fn limits_hold_before_the_first_instruction_and_are_read_back() {
     for mut bench in real() {
         let mut limited =
