@@ -39,20 +39,29 @@ fn wants(world: &World) -> Wants {
         .collect()
 }
 
-/// Runs until shut down.
+/// Runs until shut down, and ends those that still wait: no other daemon could give them away, and none may follow.
 pub async fn run(world: Arc<World>, shutdown: CancellationToken) {
+    keep(&world, &shutdown).await;
+    end_all(&world).await;
+}
+
+async fn end_all(world: &Arc<World>) {
+    let world = Arc::clone(world);
+    blocking(move || world.drivers.values().for_each(|driver| driver.discard_all())).await;
+}
+
+async fn keep(world: &Arc<World>, shutdown: &CancellationToken) {
     let mut commits = world.store.watch();
     let mut retry = RETRY;
     while !shutdown.is_cancelled() {
-        let wants = wants(&world);
+        let wants = wants(world);
         if wants.is_empty() {
-            let ending = Arc::clone(&world);
-            blocking(move || ending.drivers.values().for_each(|driver| driver.discard_all())).await;
-            pause(&shutdown, AGAIN).await;
+            end_all(world).await;
+            pause(shutdown, AGAIN).await;
             continue;
         }
-        if let Some((image, limits)) = missing(&world, &wants) {
-            let (making, name) = (Arc::clone(&world), image.clone());
+        if let Some((image, limits)) = missing(world, &wants) {
+            let (making, name) = (Arc::clone(world), image.clone());
             let made = blocking(move || match making.drivers.get(&Isolation::Gvisor) {
                 Some(driver) => driver.warm_up(&name, &limits),
                 None => Ok(()),
@@ -61,7 +70,7 @@ pub async fn run(world: Arc<World>, shutdown: CancellationToken) {
                 Ok(()) => retry = RETRY,
                 Err(error) => {
                     warn!(image, error = chain(&error), "not started ahead");
-                    pause(&shutdown, retry).await;
+                    pause(shutdown, retry).await;
                     retry = AGAIN.min(2 * retry);
                 }
             }
@@ -75,7 +84,7 @@ pub async fn run(world: Arc<World>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             changed = timeout(look, commits.changed()) => if matches!(changed, Ok(Err(_))) { return },
         }
-        pause(&shutdown, MOMENT).await;
+        pause(shutdown, MOMENT).await;
     }
 }
 

@@ -110,6 +110,23 @@ async fn one_that_was_started_ahead_is_as_one_that_was_not() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_is_asked_to_end_leaves_none_waiting() {
+    let mut desk = desk().await;
+    desk.write_spec("web.yaml", "web", &spec(&json!({})));
+    desk.wait_logs("web", "up\n").await;
+    wait_ready(&desk, 2).await;
+    let mut daemon = desk.daemon.take().unwrap();
+    std::process::Command::new("kill").arg(daemon.id().to_string()).status().unwrap();
+    assert!(daemon.wait().unwrap().success());
+    // What was given to somebody goes on: under its own name, and the one it was started under.
+    let left = dirs(&desk);
+    let waited = left.iter().filter(|name| name.ends_with("-0")).count();
+    assert_eq!((left.len(), waited), (2, 1), "{left:?}");
+    desk.start().await;
+    desk.wait_phase("web", "Running").await;
+}
+
+#[tokio::test]
 async fn who_asks_for_something_else_is_not_given_it() {
     let desk = desk().await;
     let others = [
