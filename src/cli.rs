@@ -305,8 +305,7 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Confirm => {
-            let confirmed = client.post("/v1/files/confirm", "").await?;
-            show::value(&confirmed, output)?;
+            show::value(&client.post("/v1/files/confirm", "").await?, output)?;
             Ok(ExitCode::SUCCESS)
         }
     }

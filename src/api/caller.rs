@@ -163,7 +163,7 @@ impl Api {
         };
         if trusted {
             // Without a connection, it is a part of this very process that asks.
-            let peer = peer.unwrap_or(Peer::Local { uid: sys::own_ids().0 });
+            let peer = peer.unwrap_or_else(|| Peer::Local { uid: sys::own_ids().0 });
             return match peer {
                 Peer::Local { uid } if peer.is_owner() => {
                     let who = Who::Local { uid };

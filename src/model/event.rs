@@ -22,6 +22,13 @@ pub fn message(text: impl Into<String>) -> String {
     bounded(text, MESSAGE_BYTES_MAX)
 }
 
+/// The same of what somebody asked for: who it was is never cut.
+pub fn message_by(text: impl Into<String>, asker: &str) -> String {
+    let by = format!(" ({asker})");
+    let text = bounded(text, MESSAGE_BYTES_MAX.saturating_sub(by.len()));
+    bounded(text + &by, MESSAGE_BYTES_MAX)
+}
+
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {

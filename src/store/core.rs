@@ -398,7 +398,7 @@ impl Core {
         let (name, reason) = (about.cloned(), reason.to_owned());
         // Who asked is said, however long what is said of it is.
         let message = match &self.asker {
-            Some(asker) => format!("{} ({asker})", event::message(message)),
+            Some(asker) => event::message_by(message, asker),
             None => event::message(message),
         };
         let event = Event { seq: self.working.rv, time, name, level, reason, message };

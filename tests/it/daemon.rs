@@ -286,7 +286,9 @@ async fn what_is_no_spec_is_told_and_harms_no_other() {
 
 #[tokio::test]
 async fn ten_thousand_specs_are_taken_and_one_edit_among_them_is_quick() {
-    let mut desk = Desk::prepared(json!({}));
+    // A range of its own, large enough.
+    let uids = json!({"first": 2_000_000_000, "count": 80_000});
+    let mut desk = Desk::prepared(json!({"uids": uids}));
     for index in 0..10_000 {
         let spec = json!({"command": ["true"], "state": "stopped"});
         let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",

@@ -56,7 +56,16 @@ async fn the_local_socket_is_its_owners_whatever_the_umask_and_the_mode_is() {
         + sys.argv[2].encode() + b'\\r\\nConnection: close\\r\\n\\r\\n')\n\
         print(s.makefile().read())";
     let output = Command::new("setpriv")
-        .args(["--reuid", "4711", "--regid", "4711", "--clear-groups", "python3", "-c", script])
+        .args([
+            "--reuid",
+            "4711",
+            "--regid",
+            "4711",
+            "--clear-groups",
+            "/usr/bin/python3",
+            "-c",
+            script,
+        ])
         .arg(&socket)
         .arg(TOKEN)
         .output()

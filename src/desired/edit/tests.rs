@@ -41,7 +41,7 @@ fn one_document_is_replaced_and_the_others_stay_with_their_comments() {
         (format!("{web}...\n---\n{db}"), format!("{new}...\n---\n{db}")),
         (format!("{web}---\n{db}"), format!("{new}---\n{db}")),
         (format!("{db}---\n{}", web.trim_end()), format!("{db}---\n{new}")),
-        (web.replace('\n', "\r\n"), new.clone()),
+        (web.replace('\n', "\r\n"), new),
     ] {
         check_put(&text, &want);
     }

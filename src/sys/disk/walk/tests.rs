@@ -168,7 +168,7 @@ fn the_owner_reads_what_is_its_own_and_nothing_that_is_closed_to_it() {
     fs::create_dir(ground.tree.join("closed")).unwrap();
     ground.write("closed/inner", 0o600, OWNER);
     chown(ground.tree.join("closed"), Some(OWNER), None).unwrap();
-    fs::set_permissions(ground.tree.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(ground.tree.join("closed"), fs::Permissions::from_mode(0o000)).unwrap();
     ground.copy().unwrap();
     assert_eq!(fs::read_to_string(ground.copied.join("own")).unwrap(), "own");
     assert!(ground.copied.join("closed/inner").exists());
