@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::driver::{Adjust, Behind, DriverError, Order, Restore, StopOrder};
+use crate::driver::{Adjust, Behind, DriverError, Order, Restore, Started, StopOrder};
 use crate::error::chain;
 use crate::fault::{self, Bug};
 use crate::model::{
@@ -218,15 +218,25 @@ impl Act<'_> {
             has_workspace: kept.has_workspace,
             request: committed.power.request,
         });
-        match too_early.unwrap_or_else(|| launch(restore)) {
+        self.launched(&committed, &iid, too_early.unwrap_or_else(|| launch(restore)))
+    }
+
+    /// What a start came to, of which the intent is committed.
+    fn launched(
+        &self,
+        committed: &Arc<Sandbox>,
+        iid: &Iid,
+        started: Result<Started, DriverError>,
+    ) -> Result<Again, StepError> {
+        match started {
             Ok(started) => {
-                self.world.consoles.started(&committed, &iid, started);
+                self.world.consoles.started(committed, iid, started);
                 // Its events will say when it runs; this only catches what they miss.
                 Ok(Again::In(Span::seconds(1)))
             }
             Err(error) => {
-                let exit = not_started(&iid, &error, self.now);
-                let failed = Act { sandbox: &committed, ..*self };
+                let exit = not_started(iid, &error, self.now);
+                let failed = Act { sandbox: committed, ..*self };
                 failed.note_end(&exit, matches!(error, DriverError::Exists { .. }))?;
                 Err(error.into())
             }

@@ -249,6 +249,18 @@ async fn nothing_that_others_wrote_reaches_the_terminal_of_an_operator() {
     let missing = json!({"command": [format!("/no/{said}")], "restart": {"policy": "never"}});
     desk.write_spec("b.yaml", "b", &missing);
     desk.wait_phase("b", "Failed").await;
+    // One with a fault is told when it was seen twice: it could have been half written.
+    let told = format!("x{evil}.yaml");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let files = desk.get("/v1/files").await.json;
+        let mut items = files["items"].as_array().into_iter().flatten();
+        if items.any(|one| one["path"] == *told) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{files:#}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let spec = desk.path("c.yaml");
     std::fs::write(&spec, document(json!({"isolation": said})).to_string()).unwrap();
     let spec = spec.to_str().unwrap();
@@ -279,7 +291,7 @@ async fn nothing_that_others_wrote_reaches_the_terminal_of_an_operator() {
     let files: Value = serde_json::from_str(&desk.cli(&["get", "files", "-o", "json"]).1).unwrap();
     let paths: Vec<&str> =
         files["items"].as_array().unwrap().iter().filter_map(|one| one["path"].as_str()).collect();
-    assert!(paths.contains(&&*format!("x{evil}.yaml")), "{paths:?}");
+    assert!(paths.contains(&&*told), "{paths:?}");
     assert!(desk.cli(&["logs", "a"]).1.contains(said));
 }
 
