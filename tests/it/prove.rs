@@ -80,7 +80,7 @@ async fn everything_holds(isolation: &str) {
     }
     check(&rows, "network", "held");
     // And every wall that is promised, by the kernel's word.
-    for wall in ["user", "capabilities", "no_new_privs", "filter", "network"] {
+    for wall in ["user", "capabilities", "no_new_privs", "filter", "network_namespace"] {
         check(&rows, &format!("wall {wall}"), "held");
     }
     let own = if isolation == "process" { "wall landlock" } else { "wall rootfs" };

@@ -157,10 +157,11 @@ pub(super) fn all(spec: &Value, host: &Host) -> Vec<Order> {
     orders
 }
 
-/// The daemon, and the address at which clouds tell secrets. A plain process has the host's network, so that there a
-/// try would be more than a try.
+/// The daemon, and the address at which clouds tell secrets. A plain process of a daemon that is not root has
+/// the host's network, so that there a try would be more than a try.
 fn addresses(isolation: &str, host: &Host) -> Vec<String> {
-    let metadata = (isolation != "process").then(|| "169.254.169.254:80".to_owned());
+    let metadata =
+        (isolation != "process" || crate::sys::is_root()).then(|| "169.254.169.254:80".to_owned());
     host.daemon.map(|address| address.to_string()).into_iter().chain(metadata).collect()
 }
 
