@@ -20,6 +20,11 @@ use crate::sys::beneath::{Beneath, Links, Meta, ReadError};
 /// Largest file read: as much text as a document may hold, and what any other would cost in memory and
 /// in time is not spent on it.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
+/// So much is read at once; what is beyond waits for the next scan, with its last good text in force. A directory of
+/// links to one file costs nobody the memory of as many files.
+const SCAN_BYTES_MAX: usize = 64 << 20;
+/// Most files of a directory. Of one that has more, nothing is known.
+const FILE_COUNT_MAX: usize = 100_000;
 /// Times this close to now may hide a second write within the same tick.
 const RACY_MS: u64 = 2_000;
 
@@ -43,6 +48,9 @@ pub struct Scan {
     pub present: Vec<String>,
     /// Those that were read, with what they say. Whether it is new is for the digest to tell.
     pub read: BTreeMap<String, Text>,
+    pub read_bytes: usize,
+    /// Whether some were left for the next scan.
+    pub is_partial: bool,
 }
 
 /// What reading a file came to.
@@ -82,14 +90,20 @@ impl Scanner {
         let meta = dir.meta().map_err(|error| error.source)?;
         let mut scan = Scan { root: (meta.device, meta.inode), ..Scan::default() };
         // A directory that breaks off half way must not look as if the rest were gone.
-        for name in dir.names().map_err(|error| error.source)? {
+        let names = dir.names().map_err(|error| error.source)?;
+        if names.len() > FILE_COUNT_MAX {
+            let why = format!("{} files are more than {FILE_COUNT_MAX}", names.len());
+            return Err(io::Error::other(why));
+        }
+        for name in names {
             if let Some(name) = name.to_str().filter(|name| is_spec(name)) {
                 self.look(&dir, name, now_ms, &mut scan);
             }
         }
         scan.present.sort_unstable();
         self.seen.retain(|name, _| scan.present.binary_search(name).is_ok());
-        self.root_seen = Some(Stat::of(&meta, now_ms)).filter(|stat| stat.settled);
+        self.root_seen =
+            Some(Stat::of(&meta, now_ms)).filter(|stat| stat.settled && !scan.is_partial);
         Ok(scan)
     }
 
@@ -155,6 +169,10 @@ impl Scanner {
         if stat.settled && self.seen.get(name) == Some(&stat) {
             return;
         }
+        if scan.read_bytes > SCAN_BYTES_MAX {
+            scan.is_partial = true;
+            return;
+        }
         let text = match dir.read(OsStr::new(name), Links::Within, FILE_BYTES_MAX) {
             Ok(bytes) if bytes.len() as u64 != stat.size => {
                 Text::Unusable { reason: "is being written".to_owned() }
@@ -162,6 +180,7 @@ impl Scanner {
             Ok(bytes) => {
                 let digest =
                     Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+                scan.read_bytes += bytes.len();
                 Text::Bytes { bytes, digest, fresh: !stat.settled }
             }
             Err(error) => Text::Unusable { reason: reason(&error) },
@@ -316,5 +335,35 @@ mod tests {
         assert_eq!(reason("in.yaml"), "read");
         assert!(reason("dangling.yaml").contains("No such file"));
         assert!(Scanner::new(&at("nowhere")).scan(LATER).is_err());
+    }
+
+    #[test]
+    fn a_directory_of_links_to_one_file_costs_no_more_than_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = "x".repeat(usize::try_from(FILE_BYTES_MAX).unwrap());
+        std::fs::write(dir.path().join("one.yaml"), one).unwrap();
+        for index in 0..200 {
+            let link = dir.path().join(format!("l{index}.yaml"));
+            std::os::unix::fs::symlink("one.yaml", link).unwrap();
+        }
+        let mut scanner = Scanner::new(dir.path());
+        // Long after they were written, so that what was read is not read again.
+        let later = 4_000_000_000_000;
+        let (mut read, mut rounds) = (0, 0);
+        loop {
+            let scan = scanner.scan(later).unwrap();
+            assert_eq!(scan.present.len(), 201, "what is not read is not gone");
+            assert!(scan.read_bytes <= SCAN_BYTES_MAX + one_mib());
+            read += scan.read.len();
+            rounds += 1;
+            if !scan.is_partial {
+                break;
+            }
+        }
+        assert_eq!((read, rounds), (201, 4));
+    }
+
+    fn one_mib() -> usize {
+        1 << 20
     }
 }

@@ -110,6 +110,7 @@ impl Directory {
             root: ROOT,
             present: self.files.keys().cloned().collect(),
             read: self.files.iter().map(|(path, file)| (path.clone(), text(file))).collect(),
+            ..Scan::default()
         }
     }
 }

@@ -101,8 +101,9 @@ fn range_of(name: &str) -> Option<Range<u64>> {
 
 /// A table of the host's; one that is not there is empty.
 pub fn table(path: &str) -> Result<String, SysError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(text),
+    match fs::read(path) {
+        // Whoever may change their own full name may write bytes there that are no text.
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
         Err(source) => Err(SysError::io("read", Path::new(path), source)),
     }
