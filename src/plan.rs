@@ -168,13 +168,26 @@ fn change_in_place(view: &View<'_>, instance: &Instance) -> (Next, String) {
     let in_use = &view.policy.in_use;
     let change = diff::classify(&instance.spec, &view.sandbox.spec, in_use);
     let refused = change.refused(in_use);
-    if refused.is_empty() {
-        return (Next::Do(Step::Adjust), format!("changed in place: {}", change.names()));
-    }
-    let why = format!(
-        "not changed yet: {refused}; it goes on as it was until it holds less or is restarted"
-    );
+    let no_room = no_room_to_grow(view, instance);
+    let why = match (refused.is_empty(), no_room) {
+        (true, None) => {
+            return (Next::Do(Step::Adjust), format!("changed in place: {}", change.names()));
+        }
+        (false, _) => format!(
+            "not changed yet: {refused}; it goes on as it was until it holds less or is restarted"
+        ),
+        (true, Some(why)) => {
+            format!("not changed yet: {why}; it goes on as it was until there is room")
+        }
+    };
     (Next::Wait(view.now.after(LOOK_AT_USE)), why)
+}
+
+/// Others may hold more than they are declared with by now, until they hold less.
+fn no_room_to_grow(view: &View<'_>, instance: &Instance) -> Option<String> {
+    let (old, new) = (Promised::by(&instance.spec.limits), Promised::by(&view.sandbox.spec.limits));
+    let Policy { allowed, held, .. } = view.policy;
+    allowed.totals.refusal(&held.without(old), &old, &new)
 }
 
 /// Why what runs should stand still, if it should.

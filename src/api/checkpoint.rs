@@ -65,7 +65,6 @@ pub(super) async fn restore_to(
         .map_err(|error| ApiError::Invalid(vec![Violation::new("to", error.to_string())]))?;
     let saved = may_restore(api, sandbox)?;
     let uid = Uuid::now_v7();
-    api.handle.copy_checkpoint(sandbox.uid, uid, saved.dir.clone()).await?;
     let put = Put {
         name,
         labels: sandbox.labels.clone(),
@@ -74,6 +73,15 @@ pub(super) async fn restore_to(
         uid: Some(uid),
         precondition: Precondition::Absent,
     };
+    // Asked again with the write; but what is refused anyway is not copied first.
+    let before = api.store.snapshot();
+    if before.sandboxes.contains_key(&put.name) {
+        return Err(Refusal::Exists { name: put.name }.into());
+    }
+    if let Some(refusal) = edit::no_room(&api.rules.get().allowed.totals, &before, None, &put) {
+        return Err(refusal.into());
+    }
+    api.handle.copy_checkpoint(sandbox.uid, uid, saved.dir.clone()).await?;
     let now = api.now();
     let made = api.write_for(caller, move |core| {
         let made = match edit::put(core, put, now)? {

@@ -32,6 +32,9 @@ const RECORD: &str = "record.json";
 /// Where it is noted, in the run directory, where the groups of its instances are.
 const CGROUPS: &str = "cgroups.json";
 
+/// A copy of a checkpoint that is nobody's after so long will be nobody's.
+const STRAY_SECONDS: u64 = 3_600;
+
 /// Where things are.
 #[derive(Debug, Clone)]
 pub struct Paths {
@@ -167,6 +170,26 @@ impl Host {
     /// Removes the checkpoints of a sandbox but for these.
     pub fn sweep_checkpoints(&self, uid: Uuid, kept: &[&str]) -> Result<(), SysError> {
         checkpoint::sweep(&checkpoint::dir_of(&self.paths.state, uid), kept)
+    }
+
+    /// Removes the checkpoints of what no sandbox is: copies of which nothing came, because whoever asked for them went
+    /// away. Those that were begun a moment ago may still become something.
+    pub fn sweep_stray_checkpoints(
+        &self,
+        now_ms: u64,
+        is_known: impl Fn(Uuid) -> bool,
+    ) -> Result<(), SysError> {
+        let dirs =
+            fs::read_dir(self.paths.state.join("checkpoints")).into_iter().flatten().flatten();
+        for entry in dirs {
+            let uid = entry.file_name().to_str().and_then(|name| Uuid::parse_str(name).ok());
+            let made = uid.and_then(|uid| uid.get_timestamp()).map(|stamp| stamp.to_unix().0);
+            let (Some(uid), Some(made)) = (uid, made) else { continue };
+            if !is_known(uid) && made.saturating_add(STRAY_SECONDS) < now_ms / 1000 {
+                tree::remove(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives another sandbox a checkpoint of this one, and its workspace with it.

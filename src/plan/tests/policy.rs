@@ -111,3 +111,25 @@ fn what_has_no_room_beside_what_runs_waits_for_it() {
     assert_eq!(allowed_and_ready(&waits), [None, Some((Truth::False, "NoRoom"))]);
     assert!(waits.why.contains("1025 would be promised"), "{}", waits.why);
 }
+
+#[test]
+fn what_grows_in_place_waits_for_room_beside_what_others_still_hold() {
+    let totals = Totals { memory_mb: 1024, ..Totals::default() };
+    let allowed = Allowed { totals, ..Allowed::default() };
+    let old = spec();
+    let mut new = old.clone();
+    new.limits.memory_mb = old.limits.memory_mb + 100;
+    let sandbox =
+        Sandbox { generation: 2, spec: Arc::new(new.clone()), ..with(InstancePhase::Running) };
+    let beside = |others: u64| {
+        let held =
+            Promised::by(&Limits { memory_mb: others + old.limits.memory_mb, ..Limits::NONE });
+        let policy = Policy { allowed: allowed.clone(), held, ..policy() };
+        plan(&View::of(&sandbox, &RUNS, NOW, &policy))
+    };
+    let room = 1024 - new.limits.memory_mb;
+    assert_eq!(beside(room).next, Next::Do(Step::Adjust));
+    let waits = beside(room + 1);
+    assert_eq!(waits.next, Next::Wait(NOW.after(LOOK_AT_USE)));
+    assert!(waits.why.contains("1025 would be promised"), "{}", waits.why);
+}
