@@ -178,7 +178,8 @@ class Daemon:
         return self.wait_phase(name, "Running")["instance"]["pid"]
 
     def ledger(self, name):
-        """Each limit of a sandbox, by its name."""
+        """Each limit of a sandbox that runs, by its name: what it prints may be there before it is noted that it runs."""
+        self.wait(name, "noted to run", lambda status: status["phase"] not in ("Pending", "Starting"))
         return {one["limit"]: one for one in self.ask("GET", f"/v1/sandboxes/{name}/limits")[1]["items"]}
 
     def walls(self, name):

@@ -39,7 +39,7 @@ def keeps(daemon, name, own):
 @rule
 def limits_are_enforced_and_read_back_under_each_isolation():
     with Daemon(isolation_floor="process").start() as daemon:
-        for isolation, own in [("bubblewrap", 2), ("process", 0)]:
+        for isolation, own in [("bubblewrap", 2), ("process", 1)]:
             daemon.declare(isolation, ["sleep", "1000"], isolation, LIMITS, strict=True)
             group = keeps(daemon, isolation, own)
             assert group.parent.parent == GROUPS, group
