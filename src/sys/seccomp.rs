@@ -55,8 +55,9 @@ enum Rule {
     SocketPair,
 }
 
-/// Flags of clone(2) that ask for a new namespace of any kind, CLONE_NEWTIME included.
-const NEW_NAMESPACES: u32 = 0x7E02_0080;
+/// Flags of clone(2) that ask for a new namespace of any kind, CLONE_NEWTIME included; and CLONE_PARENT, which makes
+/// children of whoever is outside.
+const REFUSED_FLAGS: u32 = 0x7E02_8080;
 
 /// Requests of ioctl(2) that no workload may make.
 const REQUESTS: &[u32] = &[
@@ -185,7 +186,7 @@ fn answer(rule: Rule) -> Vec<sock_filter> {
         Rule::Refuse => vec![ret(EPERM)],
         Rule::Absent => vec![ret(ENOSYS)],
         Rule::Clone => {
-            vec![load(ARG0), jump(BPF_JSET, NEW_NAMESPACES, 0, 1), ret(EPERM), ret(ALLOW)]
+            vec![load(ARG0), jump(BPF_JSET, REFUSED_FLAGS, 0, 1), ret(EPERM), ret(ALLOW)]
         }
         Rule::Ioctl => by_value(ARG1, REQUESTS, EPERM, ALLOW),
         Rule::Personality => by_value(ARG0, PERSONALITIES, ALLOW, EPERM),

@@ -52,7 +52,7 @@ const TABLE: &[Group] = &[
             ("removexattrat", 466),
         ],
     },
-    // Waiting, clocks that are only read, and asynchronous files of the old kind.
+    // Waiting, and clocks that are only read.
     Group {
         rule: Rule::Allow,
         calls: calls! {
@@ -60,7 +60,7 @@ const TABLE: &[Group] = &[
             SYS_signalfd4 SYS_timerfd_create SYS_timerfd_settime SYS_timerfd_gettime SYS_timer_create
             SYS_timer_settime SYS_timer_gettime SYS_timer_getoverrun SYS_timer_delete SYS_getitimer SYS_setitimer
             SYS_nanosleep SYS_clock_nanosleep SYS_clock_gettime SYS_clock_getres SYS_gettimeofday SYS_times
-            SYS_io_setup SYS_io_destroy SYS_io_submit SYS_io_cancel SYS_io_getevents SYS_restart_syscall
+            SYS_restart_syscall
         },
     },
     // Memory. Protection keys are V8's; sealing is the C library's.
@@ -159,6 +159,14 @@ const TABLE: &[Group] = &[
             SYS_mbind SYS_set_mempolicy SYS_get_mempolicy SYS_set_mempolicy_home_node SYS_move_pages SYS_migrate_pages
         },
     },
+    // Asynchronous files of the old kind: what one sandbox sets up is taken from all of the host (fs.aio-max-nr), and
+    // programs do without.
+    Group {
+        rule: Rule::Absent,
+        calls: calls! {
+            SYS_io_setup SYS_io_destroy SYS_io_submit SYS_io_cancel SYS_io_getevents
+        },
+    },
     // Looked at and left out: the C library does without clone3, whose flags no filter can read, and nobody here needs
     // the others. memfd_secret's memory is not the cgroup's to swap or dump, mounts and namespaces are listed by their
     // numbers on the host, and cachestat tells who else has read a shared file.
@@ -194,7 +202,7 @@ const OF_ARCHITECTURE: &[Group] = &[
             SYS_inotify_init SYS_fork SYS_vfork SYS_getpgrp SYS_pause SYS_alarm SYS_time SYS_arch_prctl
         },
     },
-    Group { rule: Rule::Allow, calls: &[("io_pgetevents", 333)] },
+    Group { rule: Rule::Absent, calls: &[("io_pgetevents", 333)] },
     // Ports of the machine, and segments, which only 16-bit programs use.
     Group { rule: Rule::Refuse, calls: calls! { SYS_iopl SYS_ioperm SYS_modify_ldt } },
     // Only the kernel's own code calls these, and a kernel that has them lets that pass by itself.
@@ -202,4 +210,4 @@ const OF_ARCHITECTURE: &[Group] = &[
 ];
 
 #[cfg(target_arch = "aarch64")]
-const OF_ARCHITECTURE: &[Group] = &[Group { rule: Rule::Allow, calls: &[("io_pgetevents", 292)] }];
+const OF_ARCHITECTURE: &[Group] = &[Group { rule: Rule::Absent, calls: &[("io_pgetevents", 292)] }];
