@@ -5,16 +5,17 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::sys::socket;
+use crate::sys::{self, socket};
 
 /// How long a server may take to end once nothing more can come.
 const END_TIME_MAX: Duration = Duration::from_millis(200);
@@ -88,7 +89,15 @@ impl Running {
     fn start(program: &Path, log: &Path) -> io::Result<Self> {
         let (orders, theirs) = socket::packets().map_err(|error| error.source)?;
         let log = fs::File::options().append(true).create(true).mode(0o600).open(log)?;
-        let child = Command::new(program)
+        // What enters a sandbox as its user could be led to open its own program for writing, or to change its mode:
+        // where that user is the daemon's, it is a copy that nobody can change.
+        let copy = if crate::sys::is_root() { None } else { Some(copy_of(program)?) };
+        let run = copy.as_ref().map_or_else(
+            || program.to_owned(),
+            |copy| PathBuf::from(format!("/proc/self/fd/{}", copy.as_raw_fd())),
+        );
+        let child = Command::new(run)
+            .arg0(program)
             .env_clear()
             .stdin(theirs)
             .stdout(Stdio::null())
@@ -101,6 +110,10 @@ impl Running {
         let orders = self.orders.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         socket::send_with_fds(orders.as_fd(), path, fds).map_err(|error| error.source)
     }
+}
+
+fn copy_of(program: &Path) -> io::Result<OwnedFd> {
+    sys::memory_file(&fs::read(program)?).map_err(|error| error.source)
 }
 
 impl Drop for Running {
