@@ -27,6 +27,7 @@ const FILTER_FD: i32 = 10;
 const ROOT: &str = "root";
 const FILES: &str = "files";
 const TMP: &str = "tmp";
+const PROGRAMS: &str = "usr";
 
 /// The program, and what its sandboxes are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,9 +75,15 @@ impl Bubblewrap {
     /// What is mounted for it first, for one that becomes another user.
     pub fn stage(&self, place: &Place, hidden: &Path) -> Stage {
         let tmp = place.tmp.iter().map(|tmp| (tmp.clone(), TMP));
-        let binds = [(self.root.clone(), ROOT), (place.files.clone(), FILES)];
+        let binds = [
+            (self.root.clone(), ROOT),
+            (place.files.clone(), FILES),
+            (Path::new("/").join(PROGRAMS), PROGRAMS),
+        ];
+        let own = self.own_top_level().map(|name| (Path::new("/").join(name), name));
+        let binds = binds.into_iter().chain(tmp).chain(own);
         Stage {
-            binds: binds.into_iter().chain(tmp).map(|(from, at)| (from, at.to_owned())).collect(),
+            binds: binds.map(|(from, at)| (from, at.to_owned())).collect(),
             hidden: Some(hidden.to_owned()),
         }
     }
@@ -105,10 +112,10 @@ impl Bubblewrap {
             // With a terminal, the shim has made the session that owns it.
             add(&["--new-session"]);
         }
-        add(&["--ro-bind", &text(&trees.root), "/", "--ro-bind", "/usr", "/usr"]);
-        for (name, _) in self.shown.top_level.iter().filter(|(_, target)| target.is_none()) {
-            let path = format!("/{name}");
-            add(&["--ro-bind", &path, &path]);
+        add(&["--ro-bind", &text(&trees.root), "/"]);
+        for name in [PROGRAMS].into_iter().chain(self.own_top_level()) {
+            let from = if is_staged { Path::new(STAGE) } else { Path::new("/") };
+            add(&["--ro-bind", &text(&from.join(name)), &format!("/{name}")]);
         }
         for path in ETC_NETWORK.iter().filter(|_| shares_network) {
             add(&["--ro-bind-try", path, path]);
@@ -121,6 +128,12 @@ impl Bubblewrap {
         add(&["--bind", &text(&trees.files), HOME, "--chdir", HOME]);
         add(&["--seccomp", &FILTER_FD.to_string(), "--json-status-fd", &STATUS_FD.to_string()]);
         options
+    }
+
+    /// Directories of the host that hold programs and are no links into /usr.
+    fn own_top_level(&self) -> impl Iterator<Item = &str> {
+        let own = self.shown.top_level.iter().filter(|(_, target)| target.is_none());
+        own.map(|(name, _)| name.as_str())
     }
 
     fn trees(&self, place: &Place, is_staged: bool) -> Trees {
@@ -169,12 +182,13 @@ mod tests {
             let want = "--unshare-user --unshare-pid --unshare-ipc --unshare-uts \
                 --unshare-cgroup --unshare-net --disable-userns --uid 1000 --gid 1000 --cap-drop ALL \
                 --die-with-parent --hostname web --new-session --ro-bind /sys/root / \
-                --ro-bind /usr /usr --ro-bind /lib64 /lib64 --proc /proc --dev /dev \
+                --ro-bind /sys/usr /usr --ro-bind /sys/lib64 /lib64 --proc /proc --dev /dev \
                 --perms 1777 --tmpfs /tmp --bind /sys/files /home/container \
                 --chdir /home/container --seccomp 10 --json-status-fd 11";
             assert_eq!(line, want);
             let line = bwrap().options(order, &place, false).join(" ");
             assert!(line.contains("--ro-bind /run/sodiumd/shown/root / "), "{line}");
+            assert!(line.contains("--ro-bind /usr /usr --ro-bind /lib64 /lib64 "), "{line}");
             assert!(line.contains("--bind /srv/a b/files /home/container "), "{line}");
         });
     }

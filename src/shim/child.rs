@@ -37,6 +37,9 @@ pub(super) struct Child {
     pub room: Option<OwnedFd>,
 }
 
+/// Longest report of a failure.
+const FAILURE_BYTES_MAX: u64 = 2048;
+
 /// The child's ends.
 struct Ends {
     stdio: Theirs,
@@ -88,10 +91,12 @@ pub(super) fn give_up(report: OwnedFd, (stage, error): Failed) -> ! {
     spawn::exit_now(127)
 }
 
-/// What a child reported about its failure: the stage and the reason.
+/// What a child reported about its failure: the stage and the reason. It becomes part of a status, of a frame and of
+/// a file, and may quote as much of a tenant's as a word may have.
 pub(super) fn read_failure(pipe: OwnedFd) -> Option<(String, String)> {
-    let mut text = String::new();
-    File::from(pipe).read_to_string(&mut text).ok()?;
+    let mut text = Vec::new();
+    File::from(pipe).take(FAILURE_BYTES_MAX).read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text);
     let (stage, message) = text.split_once('\n')?;
     Some((stage.to_owned(), message.to_owned()))
 }
@@ -211,6 +216,8 @@ fn set_stage(stage: &Stage) -> Result<(), SysError> {
     for (from, name) in &stage.binds {
         mount::bind_new(from, &Path::new(STAGE).join(name))?;
     }
+    // What the host mounts below any of it later is not shown to a sandbox, let alone writable.
+    mount::cut_off(Path::new(STAGE))?;
     stage.hidden.as_ref().map_or(Ok(()), |dir| mount::forget(dir))
 }
 

@@ -29,14 +29,22 @@ pub fn stage(at: &Path) -> Result<(), SysError> {
         .map_err(|errno| SysError::nix(format!("mount tmpfs at {}", at.display()), errno))
 }
 
-/// Makes `at`, which does not exist yet, show the directory or file at `from`.
+/// Makes `at`, which does not exist yet, show the directory or file at `from`, with all that is mounted in it.
 pub fn bind_new(from: &Path, at: &Path) -> Result<(), SysError> {
     let is_dir =
         std::fs::metadata(from).map_err(|source| SysError::io("stat", from, source))?.is_dir();
-    let made =
-        if is_dir { std::fs::create_dir(at) } else { std::fs::File::create_new(at).map(drop) };
-    made.map_err(|source| SysError::io("make", at, source))?;
-    bind(from, at)
+    make_point(at, is_dir)?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(from), at, None::<&str>, flags, None::<&str>).map_err(|errno| {
+        SysError::nix(format!("bind {} at {}", from.display(), at.display()), errno)
+    })
+}
+
+/// Nothing that is mounted elsewhere from now on appears at `at` or below it.
+pub fn cut_off(at: &Path) -> Result<(), SysError> {
+    let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, at, None::<&str>, flags, None::<&str>)
+        .map_err(|errno| SysError::nix(format!("mount(MS_PRIVATE, {})", at.display()), errno))
 }
 
 /// Makes the same path below `root` show what is at `path`, with all that is mounted in there: a link the link, the
@@ -104,6 +112,7 @@ pub fn become_root(root: &Path) -> Result<(), SysError> {
     // The old root comes to lie over the new one, and is taken off it.
     nix::unistd::pivot_root(".", ".").map_err(|errno| SysError::nix("pivot_root", errno))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(|errno| SysError::nix("umount(old root)", errno))?;
+    cut_off(Path::new("/"))?;
     std::env::set_current_dir("/").map_err(|source| SysError::io("chdir", Path::new("/"), source))
 }
 
