@@ -327,6 +327,9 @@ pub fn reset_signals() -> Result<(), SysError> {
         .map_err(|errno| SysError::nix("sigprocmask", errno))
 }
 
+/// So much of a program's name is said of one that could not be run.
+const NAMED_CHARS_MAX: usize = 200;
+
 /// Replaces this process. Returns only if it could not.
 pub fn exec(program: &str, args: &[String], env: &[(String, String)]) -> SysError {
     let text = |value: &str| CString::new(value).unwrap_or_default();
@@ -335,7 +338,8 @@ pub fn exec(program: &str, args: &[String], env: &[(String, String)]) -> SysErro
     let env: Vec<CString> =
         env.iter().map(|(key, value)| text(&format!("{key}={value}"))).collect();
     let Err(errno) = nix::unistd::execve(&path, &args, &env);
-    SysError::nix(format!("exec {program}"), errno)
+    let named: String = program.chars().take(NAMED_CHARS_MAX).collect();
+    SysError::nix(format!("exec {named}"), errno)
 }
 
 /// Replaces this process with a program that is looked for as a shell would: a name with a slash as it

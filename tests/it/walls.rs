@@ -232,3 +232,24 @@ fn program(isolation: &str) -> String {
         _ => "/usr/bin/bwrap".to_owned(),
     }
 }
+
+/// A program whose name is as long as a word may be cannot be run, and that is told in a few bytes.
+#[tokio::test]
+async fn a_failure_that_quotes_a_tenant_at_length_leaves_a_sandbox_that_can_be_asked() {
+    let desk = desk().await;
+    let long = format!("/{}", "x".repeat(100_000));
+    for isolation in ISOLATIONS {
+        let spec =
+            json!({"isolation": isolation, "command": [long], "restart": {"policy": "never"}});
+        assert!(put(&desk, isolation, &spec).await.status < 300);
+        let failed = desk.wait_phase(isolation, "Failed").await;
+        assert!(failed.to_string().len() < 300_000, "{}", failed.to_string().len());
+        let name = format!("up-{isolation}");
+        let runs =
+            json!({"isolation": isolation, "command": ["sleep", "1000"], "stop": {"grace": "0s"}});
+        declare(&desk, &name, runs).await;
+        let (code, _, err) = desk.cli(&["exec", &name, "--", &long]);
+        assert!(code != 0 && err.len() < 8192, "{code} {}", err.len());
+        assert_eq!(desk.cli(&["exec", &name, "--", "true"]).0, 0);
+    }
+}

@@ -137,6 +137,8 @@ impl Inside<'_> {
         }
         become_user(self.confined)?;
         entrance.enter_user().map_err(failed)?;
+        // The change of user may have undone it.
+        namespace::hide().map_err(failed)?;
         drop(entrance);
         enter_dir(&order.work_dir)?;
         begin_session(order, stdio)?;
