@@ -24,8 +24,8 @@ use crate::driver::workspace::Workspaces;
 use crate::driver::{DriverError, Space};
 use crate::model::{IdRange, Iid, Isolation, Record};
 use crate::shim::launch::{Confinement, FILE, Launch, SOCKET};
-use crate::sys::SysError;
 use crate::sys::cgroup;
+use crate::sys::{SysError, clock};
 
 /// The name of a record in the run directory of an instance.
 const RECORD: &str = "record.json";
@@ -174,18 +174,14 @@ impl Host {
 
     /// Removes the checkpoints of what no sandbox is: copies of which nothing came, because whoever asked for them went
     /// away. Those that were begun a moment ago may still become something.
-    pub fn sweep_stray_checkpoints(
-        &self,
-        now_ms: u64,
-        is_known: impl Fn(Uuid) -> bool,
-    ) -> Result<(), SysError> {
+    pub fn sweep_stray_checkpoints(&self, is_known: impl Fn(Uuid) -> bool) -> Result<(), SysError> {
         let dirs =
             fs::read_dir(self.paths.state.join("checkpoints")).into_iter().flatten().flatten();
         for entry in dirs {
             let uid = entry.file_name().to_str().and_then(|name| Uuid::parse_str(name).ok());
             let made = uid.and_then(|uid| uid.get_timestamp()).map(|stamp| stamp.to_unix().0);
             let (Some(uid), Some(made)) = (uid, made) else { continue };
-            if !is_known(uid) && made.saturating_add(STRAY_SECONDS) < now_ms / 1000 {
+            if !is_known(uid) && made.saturating_add(STRAY_SECONDS) < clock::wall_ms() / 1000 {
                 tree::remove(&entry.path())?;
             }
         }

@@ -12,7 +12,6 @@ use crate::error::chain;
 use crate::model::{Iid, Isolation, Observed};
 use crate::reconcile::world::World;
 use crate::store::{Snapshot, Store};
-use crate::sys::clock;
 
 /// Ends what was started after the last start that the store knows of, as it is found after an older copy
 /// of the store was put back: the sandbox would run twice. Before the first pass of any sandbox.
@@ -44,7 +43,7 @@ pub fn sweep_blocking(world: &World) {
     let Some(host) = &world.host else { return };
     let snapshot = world.store.snapshot();
     let is_known = |uid| snapshot.sandboxes.values().any(|sandbox| sandbox.uid == uid);
-    if let Err(error) = host.sweep_stray_checkpoints(clock::wall_ms(), is_known) {
+    if let Err(error) = host.sweep_stray_checkpoints(is_known) {
         warn!(error = chain(&error), "stray checkpoints not removed");
     }
     for iid in unexplained(host, &world.store).0 {
