@@ -87,20 +87,15 @@ impl View {
 
 /// Its namespaces, and what is in its root.
 pub fn room(order: &Order<'_>, place: &Place, made: &Path) -> Room {
-    let trees = READ_ONLY
-        .iter()
-        .map(PathBuf::from)
-        .filter(|path| !OWN_IN_ROOM.iter().any(|own| Path::new(own) == path));
+    let of_host = |paths: &[&str]| {
+        paths.iter().filter(|path| !OWN_IN_ROOM.contains(path)).map(PathBuf::from).collect()
+    };
     let tmp = place.tmp.iter().map(|tmp| (tmp.clone(), "/tmp".into()));
     let home = [(place.files.clone(), HOME.into())];
     let init = is_probe(order).then(|| (made.join(INIT_COPY), INIT.into()));
     Room {
-        read_only: trees.collect(),
-        devices: DEVICES
-            .iter()
-            .map(PathBuf::from)
-            .filter(|path| !OWN_IN_ROOM.iter().any(|own| Path::new(own) == path))
-            .collect(),
+        read_only: of_host(READ_ONLY),
+        devices: of_host(DEVICES),
         own: home.into_iter().chain(tmp).chain(init).collect(),
         hostname: order.name.to_string(),
         shares_network: order.spec.network == Network::Host,

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use tracing::warn;
+use uuid::Uuid;
 
 use crate::driver::Driver;
 use crate::driver::host::Host;
@@ -42,8 +43,8 @@ pub fn end_later_blocking(world: &World) {
 pub fn sweep_blocking(world: &World) {
     let Some(host) = &world.host else { return };
     let snapshot = world.store.snapshot();
-    let is_known = |uid| snapshot.sandboxes.values().any(|sandbox| sandbox.uid == uid);
-    if let Err(error) = host.sweep_stray_checkpoints(is_known) {
+    let known: HashSet<Uuid> = snapshot.sandboxes.values().map(|sandbox| sandbox.uid).collect();
+    if let Err(error) = host.sweep_stray_checkpoints(|uid| known.contains(&uid)) {
         warn!(error = chain(&error), "stray checkpoints not removed");
     }
     for iid in unexplained(host, &world.store).0 {
