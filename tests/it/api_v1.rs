@@ -391,7 +391,7 @@ async fn the_command_line_finds_the_daemon_and_prints_for_people_and_programs() 
         assert_eq!(code, 0, "{verb}: {err}");
     }
     assert!(desk.cli(&["events", "web"]).1.contains("KillRequested"));
-    assert!(desk.cli(&["plan"]).1.contains("nothing to do"));
+    wait_settled(&desk).await;
     assert_eq!(desk.cli(&["delete", "web"]).0, 0);
     let (code, _, err) = desk.cli(&["get", "web"]);
     assert!(code == 1 && err.contains("Not found"), "{err}");
@@ -401,6 +401,19 @@ async fn the_command_line_finds_the_daemon_and_prints_for_people_and_programs() 
     assert_eq!(code, 2);
     let want = "web.yaml:6:3: spec.comand: unknown field; did you mean \"command\"?\n  6 |   comand: [bash";
     assert!(out.contains(want), "{out}");
+}
+
+/// Until `sodiumd plan` has nothing to do: after a restart and a kill, it first has.
+async fn wait_settled(desk: &Desk) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let (_, out, err) = desk.cli(&["plan"]);
+        if out.contains("nothing to do") {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{out}{err}\n{}", desk.log());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]
