@@ -212,8 +212,13 @@ impl Host {
         link.and_then(|target| Iid::parse(target.to_str()?)).unwrap_or_else(|| iid.clone())
     }
 
+    pub(super) fn family(&self, iid: &Iid) -> cgroup::Family {
+        self.cgroups.family(self.known_as(iid).as_str())
+    }
+
+    /// The group of the workload.
     pub(super) fn group(&self, iid: &Iid) -> cgroup::Group {
-        self.cgroups.group(self.known_as(iid).as_str())
+        self.family(iid).workload
     }
 
     pub(super) fn run_dir(&self, iid: &Iid) -> PathBuf {

@@ -315,10 +315,10 @@ impl Driver for Shimmed {
 
     fn adjust(&self, iid: &Iid, order: &Adjust<'_>) -> Result<Vec<LimitStatus>, DriverError> {
         let host = |source| DriverError::Host { stage: "set limits", source };
-        let (group, limits) = (self.host.group(iid), order.limits);
+        let (family, limits) = (self.host.family(iid), order.limits);
         let files = self.host.workspaces.path(order.uid);
         let applied =
-            group.apply(&self.wanted(limits, order.host_uid, Some(&files))).map_err(host)?;
+            family.apply(&self.wanted(limits, order.host_uid, Some(&files))).map_err(host)?;
         let timeout_ms = (limits.timeout_seconds > 0).then_some(limits.timeout_seconds * 1000);
         self.ask(iid, "set time limit", &Request::Deadline { timeout_ms })?;
         let bytes = self.shares(limits).0;
@@ -355,7 +355,7 @@ impl Driver for Shimmed {
 
     fn kill_orphan(&self, iid: &Iid) -> Result<(), DriverError> {
         let host = |source| DriverError::Host { stage: "kill orphan", source };
-        self.host.group(iid).kill().map_err(host)
+        self.host.family(iid).kill().map_err(host)
     }
 
     fn kill_shim(&self, iid: &Iid) -> Result<(), DriverError> {
@@ -384,7 +384,7 @@ impl Driver for Shimmed {
             Err(_) => (),
         }
         let own = self.host.known_as(iid);
-        self.host.group(iid).remove().map_err(host)?;
+        self.host.family(iid).remove().map_err(host)?;
         if let Some(uid) = self.sandbox_of(&own) {
             self.host.workspaces.volumes.drop_memory(uid).map_err(host)?;
         }

@@ -90,8 +90,11 @@ pub(super) fn serve(duty: ExecDuty) -> Result<(), SysError> {
     let mut timer = Timer::open()?;
     let mut connection = Connection::new(duty.control);
     let run_dir = duty.order.parent().unwrap_or(&duty.order);
-    let started =
-        read_order(&duty.order).and_then(|order| Ok((enter::start(&order, run_dir)?, order)));
+    let started = read_order(&duty.order).and_then(|order| {
+        // The tenant pays for us, and for the runsc that we start.
+        order.helpers.join_v1()?;
+        Ok((enter::start(&order, run_dir)?, order))
+    });
     let mut session = match started {
         Ok((started, order)) => Session::new(connection, started, order),
         Err(error) => {

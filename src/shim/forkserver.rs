@@ -12,8 +12,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use crate::error::chain;
+use crate::shim::launch::HELPERS;
 use crate::sys::spawn::{self, Fork};
-use crate::sys::{SysError, process, socket};
+use crate::sys::{SysError, cgroup, process, socket};
 
 /// Longest path of a run directory.
 const PATH_BYTES_MAX: usize = 4096;
@@ -60,10 +61,13 @@ pub(super) fn serve() -> Result<Option<Assignment>, SysError> {
         }
         let mut fds = fds.into_iter();
         let (Some(control), lock) = (fds.next(), fds.next()) else { continue };
-        match spawn::fork_into(None) {
+        let path = PathBuf::from(std::ffi::OsStr::from_bytes(&buffer[..count]));
+        let run_dir = if lock.is_some() { Some(path.as_path()) } else { path.parent() };
+        let helpers = run_dir.and_then(helpers_of);
+        match spawn::fork_into(helpers.as_ref().map(AsFd::as_fd)) {
             Ok(Fork::Parent { .. }) => (),
             Ok(Fork::Child) => {
-                let path = PathBuf::from(std::ffi::OsStr::from_bytes(&buffer[..count]));
+                drop(helpers);
                 process::reap_unseen(false)?;
                 let control = control.into();
                 return Ok(Some(match lock {
@@ -77,6 +81,12 @@ pub(super) fn serve() -> Result<Option<Assignment>, SysError> {
             Err(error) => super::complain(&chain(&error)),
         }
     }
+}
+
+/// The group to be born in, so that what helps an instance is charged to it. `None` where there is no version 2, and
+/// for an instance of an earlier release.
+fn helpers_of(run_dir: &Path) -> Option<OwnedFd> {
+    cgroup::open(&run_dir.join(HELPERS)).ok()
 }
 
 /// Standard input is our end of a socket. It moves away, so that nothing mistakes it for input.

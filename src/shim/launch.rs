@@ -13,6 +13,8 @@ use crate::sys::cgroup::Group;
 pub const FILE: &str = "launch.json";
 /// The lock held for as long as the shim lives.
 pub const LOCK: &str = "lock";
+/// In a run directory: a link to the group, in version 2, in which what helps the instance is born.
+pub const HELPERS: &str = "helpers";
 /// Where the shim listens.
 pub const SOCKET: &str = "sock";
 
@@ -33,7 +35,11 @@ pub struct Launch {
     pub work_dir: PathBuf,
     /// Host uid and gid to become; `None` stays as it is.
     pub user: Option<(u32, u32)>,
+    /// The workload's.
     pub group: Group,
+    /// The shim's own.
+    #[serde(default, skip_serializing_if = "Group::is_nowhere")]
+    pub helpers: Group,
     pub open_files_max: Option<u64>,
     /// Columns and rows of a terminal, or pipes.
     pub tty: Option<(u16, u16)>,

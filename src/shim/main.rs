@@ -95,11 +95,13 @@ impl Shim {
             .map_err(|source| SysError::io("chdir", &run_dir, source))?;
         let Some(lock) = lock::inherit(lock, Path::new(LOCK))? else { return Ok(None) };
         let launch = read_launch()?;
-        let epoch = launch.epoch;
+        let (epoch, helpers) = (launch.epoch, launch.helpers.clone());
         let mut follower = Connection::new(control);
         follower.subscribed = true;
         // The workload first: what follows here goes on beside its start.
         let workload = Workload::start(launch)?;
+        // What the workload has us do is its to pay.
+        helpers.join_v1()?;
         let timer = Timer::open()?;
         let listener = socket::listen(Path::new(SOCKET))?;
         let connections = vec![follower];

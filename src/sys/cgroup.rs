@@ -3,7 +3,7 @@
 //! A [`Group`] is one name in every hierarchy that serves us. Where version 2 is mounted it is used
 //! for birth (a process can be cloned into it), killing, and knowing whether anything is left;
 //! limits are set wherever the controller for them is attached, v2 first. A group is plain paths,
-//! so that the shim can be told of it in a file.
+//! so that the shim can be told of it in a file. Each instance has a [`Family`] of them.
 //!
 //! ```text
 //!   hybrid:  unified/sodiumd-1a2b/IID            birth, kill, populated, cpu.stat
@@ -11,6 +11,7 @@
 //!   v2:      sodiumd-1a2b/IID                    everything, where `place` says
 //! ```
 
+mod family;
 mod place;
 mod v1;
 mod v2;
@@ -26,6 +27,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
+pub use self::family::Family;
 use crate::sys::SysError;
 
 /// The resource a controller governs.
@@ -264,7 +266,7 @@ impl Root {
     }
 
     /// The group of this name, made or not: where it is, or where it would be made.
-    pub fn group(&self, name: &str) -> Group {
+    fn group(&self, name: &str) -> Group {
         let mut former = self.former.iter().map(|root| root.group_here(name));
         former.find(Group::exists).unwrap_or_else(|| self.group_here(name))
     }
@@ -307,25 +309,6 @@ impl Root {
 }
 
 impl Group {
-    /// Makes the group, whole or not at all. One that exists already is an error, and stays as it is.
-    pub fn create(&self) -> Result<(), SysError> {
-        let mut made: Vec<&Path> = Vec::new();
-        for dir in self.dirs() {
-            match fs::create_dir(dir) {
-                Ok(()) => made.push(dir),
-                // Several controllers may be in one hierarchy, by one path or by links.
-                Err(error)
-                    if error.kind() == io::ErrorKind::AlreadyExists
-                        && made.iter().any(|ours| is_same(ours, dir)) => {}
-                Err(source) => {
-                    made.iter().for_each(|ours| drop(fs::remove_dir(ours)));
-                    return Err(SysError::io("mkdir", dir, source));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Sets the limits and reads them back. A limit whose controller is nowhere is not in the
     /// answer; one that the kernel refuses is an error.
     pub fn apply(&self, limits: &Limits) -> Result<Vec<Applied>, SysError> {
@@ -336,24 +319,26 @@ impl Group {
         let cpuset = Some(Controller::Cpuset).filter(|_| first || limits.cpus.is_some());
         let io = limits.io.map(|_| Controller::Blkio);
         for controller in always.into_iter().chain(cpuset).chain(io) {
-            let dir =
-                self.unified.as_ref().filter(|_| self.unified_controllers.contains(&controller));
-            if let Some(dir) = dir {
-                applied.push(v2::apply(dir, controller, limits)?);
-            } else if let Some(dir) = self.v1.get(&controller) {
-                applied.push(v1::apply(dir, controller, limits)?);
+            match self.place_of(controller) {
+                Some((dir, true)) => applied.push(v2::apply(dir, controller, limits)?),
+                Some((dir, false)) => applied.push(v1::apply(dir, controller, limits)?),
+                None => (),
             }
         }
         Ok(applied)
     }
 
+    /// Where this controller governs it, and whether by version 2.
+    fn place_of(&self, controller: Controller) -> Option<(&Path, bool)> {
+        let second = self.unified.as_deref();
+        let second = second.filter(|_| self.unified_controllers.contains(&controller));
+        let first = || self.v1.get(&controller).map(|dir| (dir.as_path(), false));
+        second.map(|dir| (dir, true)).or_else(first)
+    }
+
     /// The v2 directory, to clone into.
     pub fn open_unified(&self) -> Result<Option<OwnedFd>, SysError> {
-        let Some(dir) = &self.unified else { return Ok(None) };
-        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
-        nix::fcntl::open(dir, flags, Mode::empty())
-            .map(Some)
-            .map_err(|errno| SysError::nix(format!("open {}", dir.display()), errno))
+        self.unified.as_deref().map(open).transpose()
     }
 
     /// Moves the calling process, which has one thread, into the v1 groups.
@@ -449,18 +434,6 @@ impl Group {
         usage
     }
 
-    /// Removes it. Ok when it was not there; an error while something is still inside.
-    pub fn remove(&self) -> Result<(), SysError> {
-        for dir in self.dirs() {
-            match fs::remove_dir(dir) {
-                Ok(()) => (),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => (),
-                Err(source) => return Err(SysError::io("rmdir", dir, source)),
-            }
-        }
-        Ok(())
-    }
-
     /// Whether there is no hierarchy that it could be in: an ordinary user may be given none.
     pub fn is_nowhere(&self) -> bool {
         self.dirs().next().is_none()
@@ -474,6 +447,32 @@ impl Group {
     fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.unified.iter().chain(self.v1.values()).map(PathBuf::as_path)
     }
+}
+
+/// A directory of version 2, to clone into.
+pub fn open(dir: &Path) -> Result<OwnedFd, SysError> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
+    nix::fcntl::open(dir, flags, Mode::empty())
+        .map_err(|errno| SysError::nix(format!("open {}", dir.display()), errno))
+}
+
+/// Makes the directories, all or none. One that exists already is an error, and stays as it is.
+fn make<'d>(dirs: impl Iterator<Item = &'d Path>) -> Result<(), SysError> {
+    let mut made: Vec<&Path> = Vec::new();
+    for dir in dirs {
+        match fs::create_dir(dir) {
+            Ok(()) => made.push(dir),
+            // Several controllers may be in one hierarchy, by one path or by links.
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists
+                    && made.iter().any(|ours| is_same(ours, dir)) => {}
+            Err(source) => {
+                made.iter().for_each(|ours| drop(fs::remove_dir(ours)));
+                return Err(SysError::io("mkdir", dir, source));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {

@@ -100,10 +100,11 @@ fn entries(dir: &Path) -> Vec<String> {
 }
 
 fn cgroup_name(desk: &Desk) -> String {
-    let group = cgroups_of(desk.run.path()).group("any");
+    let group = cgroups_of(desk.run.path()).family("any").workload;
     let dir =
         group.unified.as_ref().or_else(|| group.v1.values().next()).expect("this host has cgroups");
-    dir.parent().unwrap().file_name().unwrap().to_string_lossy().into_owned()
+    let above = dir.ancestors().find(|dir| dir.ends_with("any")).and_then(Path::parent);
+    above.and_then(Path::file_name).unwrap().to_string_lossy().into_owned()
 }
 
 fn pids() -> impl Iterator<Item = u32> {

@@ -10,6 +10,7 @@
 
 mod desk;
 mod limits;
+mod neighbour;
 mod raw;
 mod report;
 mod timing;
@@ -50,6 +51,9 @@ async fn main() {
     }
     if wanted("limits") {
         bars.extend(limits::bars().await);
+    }
+    if wanted("neighbour") {
+        bars.extend(neighbour::bars().await);
     }
     if wanted("console") {
         bars.extend(console().await);

@@ -22,6 +22,7 @@ mod filter;
 mod freeze;
 mod gvisor;
 mod limits;
+mod pays;
 mod policy;
 mod power;
 mod store;

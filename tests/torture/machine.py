@@ -75,12 +75,17 @@ def cgroup_leaves(group):
     return sorted(path for path in group.iterdir() if path.is_dir()) if group and group.is_dir() else []
 
 
+def workload(leaf):
+    """What the tenant runs, without what helps it."""
+    return leaf / "workload"
+
+
 def processes_of(leaf):
-    return [int(pid) for path in leaf.rglob("cgroup.procs") for pid in read(path).split()]
+    return [int(pid) for pid in read(workload(leaf) / "cgroup.procs").split()]
 
 
 def is_populated(leaf):
-    return b"populated 1" in read(leaf / "cgroup.events")
+    return b"populated 1" in read(workload(leaf) / "cgroup.events")
 
 
 def holders_of(directory):
@@ -188,7 +193,7 @@ class Daemon:
 
     def find_group(self, pid):
         """Learns where the cgroups are, from a process that is in one."""
-        found = re.search(rb"^0::(/.*)/[^/]+$", read(f"/proc/{pid}/cgroup"), re.MULTILINE)
+        found = re.search(rb"^0::(/.*)/[^/]+/workload$", read(f"/proc/{pid}/cgroup"), re.MULTILINE)
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line]
         if found and mounts:
             self.group = Path(mounts[0] + found[1].decode())

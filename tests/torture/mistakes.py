@@ -6,19 +6,20 @@ import subprocess
 import time
 
 from judge import Violation
-from machine import Target, digits, processes_of, workspace
+from machine import Target, digits, processes_of, workload, workspace
 
 
 def second_instance(daemon, judge):
     leaf = daemon.group / (digits(judge.known_uids["process-api"]) + "-999")
-    leaf.mkdir()
+    workload(leaf).mkdir(parents=True)
     try:
         with subprocess.Popen(["sleep", "100"]) as rival:
-            (leaf / "cgroup.procs").write_text(str(rival.pid))
+            (workload(leaf) / "cgroup.procs").write_text(str(rival.pid))
             time.sleep(0.5)
             rival.kill()
         judge.look()
     finally:
+        workload(leaf).rmdir()
         leaf.rmdir()
         judge.found = None
 

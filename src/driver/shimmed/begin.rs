@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -16,7 +17,8 @@ use crate::driver::shown::{HOME, MADE};
 use crate::driver::workspace::{Place, Wanted};
 use crate::driver::{DriverError, Order, process};
 use crate::model::{Iid, LimitStatus, Limits, Network, SandboxName, Spec};
-use crate::shim::launch::{Confinement, FILE, LOCK, Launch, Program};
+use crate::shim::launch::{Confinement, FILE, HELPERS, LOCK, Launch, Program};
+use crate::sys::cgroup::Family;
 use crate::sys::lock::{self, Lock};
 use crate::sys::{SysError, clock};
 
@@ -40,6 +42,7 @@ impl Shimmed {
         let work_dir = home.unwrap_or_else(|| "/".into());
         // gVisor's own processes are the ones to be started; its guest's user is in the bundle.
         let user = (crate::sys::is_root() && !gvisor).then_some((order.host_uid, order.host_uid));
+        let family = host.family(order.iid);
         // A runtime is a process outside, and is told nothing of a tenant's there.
         let env = if plain {
             self.environment(order, place).into_iter().collect()
@@ -59,7 +62,8 @@ impl Shimmed {
             env,
             work_dir,
             user,
-            group: host.group(order.iid),
+            group: family.workload,
+            helpers: family.helpers,
             open_files_max,
             tty: spec.tty.then_some((80, 24)),
             confinement,
@@ -187,13 +191,14 @@ impl Shimmed {
         &self,
         order: &Order<'_>,
         launch: &Launch,
+        family: &Family,
         has_tmp: bool,
     ) -> Result<Lock, DriverError> {
         let made = self.make_run_dir(order, launch, has_tmp);
         made.map_err(|source| {
             let error = not_made("make run directory", order.iid, source);
             if matches!(error, DriverError::Exists { .. }) {
-                let _ = launch.group.remove();
+                let _ = family.remove();
             }
             error
         })
@@ -214,6 +219,9 @@ impl Shimmed {
         fs::create_dir(&unfinished).map_err(failed)?;
         for (name, text) in files {
             fs::write(unfinished.join(name), text).map_err(failed)?;
+        }
+        if let Some(helpers) = &launch.helpers.unified {
+            symlink(helpers, unfinished.join(HELPERS)).map_err(failed)?;
         }
         // Nobody looks there yet, so nobody can be in the way.
         let taken = lock::try_take(&unfinished.join(LOCK))?;
@@ -247,15 +255,15 @@ impl Shimmed {
             runsc::occupy(tmp).map_err(host("prepare /tmp"))?;
         }
         let launch = self.launch(order, Some(&place), image.as_deref())?;
-        let group = self.host.group(order.iid);
+        let family = self.host.family(order.iid);
         let io = order.spec.limits.io > 0;
         let files = Some(place.files.as_path()).filter(|_| io);
         let wanted = self.wanted(&order.spec.limits, order.host_uid, files);
-        group.create().map_err(|source| not_made("make cgroup", order.iid, source))?;
-        let applied = group.apply(&wanted).map_err(host("set limits"))?;
+        family.create().map_err(|source| not_made("make cgroup", order.iid, source))?;
+        let applied = family.apply(&wanted).map_err(host("set limits"))?;
         let limits = self.statuses(&order.spec.limits, &applied, &place.kept);
         ledger::check_strict(order.spec, &limits)?;
-        Ok((limits, self.own_run_dir(order, &launch, place.tmp.is_some())?))
+        Ok((limits, self.own_run_dir(order, &launch, &family, place.tmp.is_some())?))
     }
 
     /// The sandbox's own files, with those that are to be in there.

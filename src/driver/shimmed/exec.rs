@@ -101,7 +101,8 @@ impl Shimmed {
             }
         };
         let (args, env) = (order.command.to_vec(), env.into_iter().collect());
-        Ok(Written { args, env, work_dir, tty: order.tty, way })
+        let helpers = self.host.family(iid).helpers;
+        Ok(Written { args, env, work_dir, tty: order.tty, helpers, way })
     }
 
     /// Whether a plain process has a room: one that an earlier release started has none.

@@ -105,13 +105,13 @@ impl Shimmed {
     fn prepare_ahead(&self, order: &Order<'_>) -> Result<(), DriverError> {
         let host = |stage| move |source| DriverError::Host { stage, source };
         let launch = self.launch(order, None, None)?;
-        let group = self.host.group(order.iid);
-        group.create().map_err(|source| not_made("make cgroup", order.iid, source))?;
-        group
+        let family = self.host.family(order.iid);
+        family.create().map_err(|source| not_made("make cgroup", order.iid, source))?;
+        family
             .apply(&self.wanted(&order.spec.limits, order.host_uid, None))
             .map_err(host("set limits"))?;
         let has_tmp = self.has_volumes(&order.spec.limits);
-        let lock = self.own_run_dir(order, &launch, has_tmp)?;
+        let lock = self.own_run_dir(order, &launch, &family, has_tmp)?;
         // Nobody follows it before it is somebody's.
         self.order_shim(order.iid, lock).map(drop)
     }
@@ -185,15 +185,15 @@ impl Shimmed {
         if place.tmp.is_some() != ready.has_tmp {
             return Err(DriverError::Refused("its /tmp is another one".to_owned()));
         }
-        let group = self.host.group(&ready.iid);
+        let family = self.host.family(&ready.iid);
         let limits = &order.spec.limits;
-        let applied = group
+        let applied = family
             .apply(&self.wanted(limits, order.host_uid, Some(&place.files)))
             .map_err(host("set limits"))?;
         let statuses = self.statuses(limits, &applied, &place.kept);
         ledger::check_strict(order.spec, &statuses)?;
         let mut launch = self.launch(order, Some(&place), None)?;
-        launch.group = group.clone();
+        (launch.group, launch.helpers) = (family.workload.clone(), family.helpers);
         let some = |value: u64| (value > 0).then_some(value);
         let view = self.view(&place.files, place.tmp.as_deref());
         let env = environment(order.name, order.spec, &view).into_iter().collect();
@@ -225,7 +225,7 @@ impl Shimmed {
         let linked = symlink(ready.iid.as_str(), &link);
         linked
             .map_err(|source| not_made("claim", order.iid, SysError::io("link", &link, source)))?;
-        group.freeze(false).map_err(host("thaw"))?;
+        family.workload.freeze(false).map_err(host("thaw"))?;
         self.ask(&ready.iid, "claim", &Request::Claim)?;
         self.host.ordered().insert(order.iid.clone(), clock::boot_ms());
         let link = crate::driver::Driver::connect(self, order.iid);

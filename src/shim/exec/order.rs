@@ -16,6 +16,9 @@ pub struct ExecOrder {
     pub work_dir: PathBuf,
     /// Columns and rows of a terminal, or pipes.
     pub tty: Option<(u16, u16)>,
+    /// Where whoever runs it is itself.
+    #[serde(default)]
+    pub helpers: Group,
     pub way: Way,
 }
 

@@ -144,14 +144,14 @@ fn groups_are_found_where_an_earlier_daemon_made_them() {
         root.remember(&note).unwrap();
         root
     };
-    started_in(&old).group("a").create().unwrap();
+    started_in(&old).family("a").create().unwrap();
     for _ in 0..2 {
         let root = started_in(&new);
         assert_eq!(root.names(), ["a"]);
         assert_eq!(root.group("a").unified, Some(old.join("a")));
         assert_eq!(root.group("b").unified, Some(new.join("b")));
     }
-    started_in(&new).group("a").remove().unwrap();
+    started_in(&new).family("a").remove().unwrap();
     // Nothing is left there, and so nothing there is looked at any more.
     assert_eq!(started_in(&new).former, []);
     assert!(!old.exists());
@@ -171,30 +171,55 @@ fn a_group_that_is_there_is_somebody_elses_and_stays_as_it_is() {
         v1: [(Controller::Cpu, one.clone()), (Controller::Cpuacct, dir.path().join("link"))].into(),
         ..Root::default()
     };
-    let group = root.group("a");
-    group.create().unwrap();
-    group.create().unwrap_err();
-    assert!(one.join("a").is_dir() && two.join("a").is_dir());
+    let family = root.family("a");
+    family.create().unwrap();
+    family.create().unwrap_err();
+    assert!(one.join("a/workload").is_dir() && two.join("a/helpers").is_dir());
     // Half of it is there: the other half is not made.
-    fs::remove_dir(two.join("a")).unwrap();
-    group.create().unwrap_err();
+    fs::remove_dir_all(two.join("a")).unwrap();
+    family.create().unwrap_err();
     assert!(one.join("a").is_dir() && !two.join("a").exists());
 }
 
-/// On the real kernel: limits are read back, a group is killed whole, and nothing is left.
 #[test]
-fn a_real_group_limits_kills_and_goes_away() {
-    let root = Root::detect(&format!("sodiumd-test-{}", std::process::id()));
-    assert!(!root.is_empty(), "this test needs root and cgroups");
-    let group = root.group("g");
-    group.create().unwrap();
-    let one_cpu = Some(Cpus { count: 1, turn: 3 });
-    let applied = group.apply(&Limits { cpus: one_cpu, ..LIMITS }).unwrap();
-    let read_back: Vec<_> = applied.iter().map(|one| one.read_back).collect();
-    assert_eq!(read_back, [Some(64 << 20), Some(50), Some(20), Some(1)]);
-    assert!(!group.is_populated());
+fn what_an_earlier_release_made_is_one_group() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Root { unified: Some(dir.path().to_owned()), ..Root::default() };
+    let made = dir.path().join("a");
+    assert_eq!(root.family("a").workload.unified, Some(made.join("workload")));
+    fs::create_dir(&made).unwrap();
+    let family = root.family("a");
+    assert_eq!(family.workload.unified, Some(made.clone()));
+    assert!(family.helpers.is_nowhere());
+    family.remove().unwrap();
+    assert!(!made.exists());
+}
 
-    // A shell that moves itself in, so that its child is born inside.
+#[test]
+fn helpers_are_counted_beside_the_workload_where_anything_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = |name: &str| {
+        let path = dir.path().join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    };
+    let (cpu, memory, io) = (top("cpu,cpuset"), top("memory"), top("blkio"));
+    let v1 = [
+        (Controller::Memory, memory),
+        (Controller::Cpu, cpu.clone()),
+        // In one hierarchy with another controller: whoever is in the one is in the other.
+        (Controller::Cpuset, cpu.clone()),
+        (Controller::Blkio, io.clone()),
+    ];
+    let family = Root { v1: v1.into(), ..Root::default() }.family("a");
+    assert_eq!(family.workload.v1[&Controller::Cpuset], cpu.join("a/workload"));
+    assert_eq!(family.workload.v1[&Controller::Blkio], io.join("a"));
+    assert_eq!(family.helpers.v1[&Controller::Cpu], cpu.join("a/helpers"));
+    assert!(!family.helpers.v1.contains_key(&Controller::Blkio));
+}
+
+/// A shell that moves itself in, so that its child is born inside.
+fn enter(group: &Group) -> std::process::Child {
     let enter: String =
         group.dirs().map(|dir| format!("echo $$ > {}/cgroup.procs; ", dir.display())).collect();
     let mut child = Command::new("sh")
@@ -205,16 +230,38 @@ fn a_real_group_limits_kills_and_goes_away() {
     let mut line = String::new();
     let stdout = child.stdout.take().unwrap();
     io::BufRead::read_line(&mut io::BufReader::new(stdout), &mut line).unwrap();
+    child
+}
+
+/// On the real kernel: limits are read back, a group is killed whole, and nothing is left.
+#[test]
+fn a_real_group_limits_kills_and_goes_away() {
+    let root = Root::detect(&format!("sodiumd-test-{}", std::process::id()));
+    assert!(!root.is_empty(), "this test needs root and cgroups");
+    let family = root.family("g");
+    family.create().unwrap();
+    let one_cpu = Some(Cpus { count: 1, turn: 3 });
+    // Up and down again, the parent always with more.
+    for percent in [50, 150, 50] {
+        let cpu_percent = Some(percent);
+        let applied = family.apply(&Limits { cpus: one_cpu, cpu_percent, ..LIMITS }).unwrap();
+        let read_back: Vec<_> = applied.iter().map(|one| one.read_back).collect();
+        assert_eq!(read_back, [Some(64 << 20), Some(percent), Some(20), Some(1)]);
+    }
+    let group = &family.workload;
+    assert!(!group.is_populated());
+    let mut child = enter(group);
     assert!(group.is_populated());
-    assert!(group.remove().is_err());
+    assert!(family.remove().is_err());
     group.kill().unwrap();
     child.wait().unwrap();
     while group.is_populated() {
         std::thread::yield_now();
     }
-    while group.remove().is_err() {
-        std::thread::yield_now();
-    }
-    assert!(!group.exists());
+    // A helper is waited for, but not for ever.
+    let mut helper = enter(&family.helpers);
+    family.remove().unwrap();
+    helper.wait().unwrap();
+    assert!(!group.exists() && !root.group("g").exists());
     root.remove();
 }

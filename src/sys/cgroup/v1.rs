@@ -6,11 +6,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::{Applied, Controller, Limits, Usage, keyed, number, read, read_brief, write};
-use crate::sys::SysError;
+use crate::sys::{SysError, process};
 
 /// The length of a cpu period, in microseconds.
 const PERIOD_USEC: u64 = 100_000;
@@ -70,8 +68,12 @@ fn cpu(dir: &Path, percent: Option<u64>) -> Result<Option<u64>, SysError> {
     let quota = percent
         .map_or_else(|| "-1".to_owned(), |percent| (percent * PERIOD_USEC / 100).to_string());
     write(dir, "cpu.cfs_quota_us", &quota)?;
+    Ok(cpu_percent(dir))
+}
+
+pub(super) fn cpu_percent(dir: &Path) -> Option<u64> {
     let quota: i64 = read(dir, "cpu.cfs_quota_us").trim().parse().unwrap_or(-1);
-    Ok(u64::try_from(quota).ok().map(|quota| quota * 100 / PERIOD_USEC))
+    u64::try_from(quota).ok().map(|quota| quota * 100 / PERIOD_USEC)
 }
 
 fn pids_max(dir: &Path, pids: Option<u64>) -> Result<Option<u64>, SysError> {
@@ -151,14 +153,17 @@ pub(super) fn pids(dir: &Path) -> Vec<i32> {
 /// again and repeats.
 pub(super) fn kill_all(dir: &Path) {
     for _ in 0..64 {
-        let found = pids(dir);
-        if found.is_empty() {
+        let found: Vec<(i32, OwnedFd)> = pids(dir)
+            .into_iter()
+            .filter_map(|pid| Some((pid, process::open_pidfd(pid.unsigned_abs()).ok()?)))
+            .collect();
+        // Opened first, looked at then: what is killed is what is still there, and no other with its number.
+        let there = pids(dir);
+        if there.is_empty() {
             return;
         }
-        for pid in found {
-            // The pid was in our group a moment ago. One that ended since then is still reserved
-            // by its parent, our shim, or the group would not have listed it.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        for (_, pidfd) in found.iter().filter(|(pid, _)| there.contains(pid)) {
+            let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
         }
     }
 }

@@ -17,6 +17,13 @@ pub(super) fn governed(dir: &Path) -> Vec<Controller> {
     Controller::ALL.into_iter().filter(arrived).collect()
 }
 
+/// Lets these govern the groups that will be in `dir`, too, in which no process may be itself.
+pub(super) fn hand_down(dir: &Path, controllers: &[Controller]) -> Result<(), SysError> {
+    let names = controllers.iter().filter_map(|controller| controller.v2_name());
+    let all: Vec<String> = names.map(|name| format!("+{name}")).collect();
+    if all.is_empty() { Ok(()) } else { write(dir, "cgroup.subtree_control", &all.join(" ")) }
+}
+
 pub(super) fn apply(
     dir: &Path,
     controller: Controller,
@@ -51,9 +58,13 @@ fn memory(dir: &Path, bytes: Option<u64>) -> Result<Option<u64>, SysError> {
 fn cpu(dir: &Path, percent: Option<u64>) -> Result<Option<u64>, SysError> {
     let quota = or_max(percent.map(|percent| percent * PERIOD_USEC / 100));
     write(dir, "cpu.max", &format!("{quota} {PERIOD_USEC}"))?;
+    Ok(cpu_percent(dir))
+}
+
+pub(super) fn cpu_percent(dir: &Path) -> Option<u64> {
     let now = read(dir, "cpu.max");
     let quota = now.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
-    Ok(quota.map(|quota| quota * 100 / PERIOD_USEC))
+    quota.map(|quota| quota * 100 / PERIOD_USEC)
 }
 
 fn cpuset(dir: &Path, limits: &Limits) -> Result<Option<u64>, SysError> {

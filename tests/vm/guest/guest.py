@@ -54,6 +54,13 @@ def group_of(pid):
     return GROUPS / read(f"/proc/{pid}/cgroup").strip().removeprefix("0::/")
 
 
+def family_of(pid):
+    """The group of the instance that the process is the workload of."""
+    group = group_of(pid)
+    assert group.name == "workload", group
+    return group.parent
+
+
 def alive(pid):
     return read(f"/proc/{pid}/stat").rpartition(")")[2][1:2] not in ("", "Z", "X")
 

@@ -1,6 +1,9 @@
 """Limits where version 2 has all controllers: read back from the kernel, and met."""
 
-from guest import GROUPS, Daemon, alive, eventually, group_of, read, rule
+import threading
+from pathlib import Path
+
+from guest import GROUPS, Daemon, alive, eventually, family_of, group_of, read, rule
 
 MACHINES = ["plain"]
 
@@ -42,7 +45,7 @@ def limits_are_enforced_and_read_back_under_each_isolation():
         for isolation, own in [("bubblewrap", 2), ("process", 1)]:
             daemon.declare(isolation, ["sleep", "1000"], isolation, LIMITS, strict=True)
             group = keeps(daemon, isolation, own)
-            assert group.parent.parent == GROUPS, group
+            assert family_of(daemon.pid(isolation)).parent.parent == GROUPS, group
         status = daemon.sandbox("bubblewrap")["status"]
         assert any(one["type"] == "LimitsEnforced" and one["status"] == "True" for one in status["conditions"]), status
 
@@ -89,6 +92,25 @@ def a_daemon_that_is_killed_leaves_its_sandboxes_to_the_next():
         status, said = daemon.ask("POST", "/v1/sandboxes/web/exec", {"command": ["sh", "-c", "cat /proc/self/cgroup"]})
         # In the sandbox's own cgroup, which is the root of what it sees.
         assert status == 200 and said["stdout"] == "0::/\n", said
+
+
+@rule
+def what_helps_a_sandbox_is_charged_to_it():
+    with Daemon(isolation_floor="process").start() as daemon:
+        for isolation in ISOLATIONS:
+            daemon.declare(isolation, ["sleep", "1000"], isolation, LIMITS)
+            family = family_of(daemon.pid(isolation))
+            helpers = family / "helpers"
+            assert read(family / "cpu.max").strip() == "60000 100000"
+            assert read(helpers / "memory.max").strip() == str(256 << 20) and read(helpers / "pids.max").strip() == "1024"
+            shim, = read(helpers / "cgroup.procs").split()
+            assert b"sodium-shim" in Path(f"/proc/{shim}/cmdline").read_bytes()
+            ask = ("POST", f"/v1/sandboxes/{isolation}/exec", {"command": ["sleep", "3"]})
+            running = threading.Thread(target=daemon.ask, args=ask)
+            running.start()
+            eventually("the exec's helper is there", lambda: len(read(helpers / "cgroup.procs").split()) == 2)
+            running.join()
+            eventually("and goes", lambda: read(helpers / "cgroup.procs").split() == [shim])
 
 
 @rule

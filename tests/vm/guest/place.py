@@ -3,7 +3,7 @@
 import os
 import subprocess
 
-from guest import GROUPS, Daemon, alive, eventually, group_of, read, rule
+from guest import GROUPS, Daemon, alive, eventually, family_of, group_of, read, rule
 
 MACHINES = ["plain"]
 
@@ -42,7 +42,7 @@ def a_daemon_with_a_group_of_its_own_stays_in_it():
         assert group_of(daemon.child.pid) == mine / "daemon", group_of(daemon.child.pid)
         daemon.declare("web", ["sleep", "1000"], strict=True)
         pid = daemon.pid("web")
-        assert group_of(pid).parent.parent == mine, group_of(pid)
+        assert family_of(pid).parent.parent == mine, group_of(pid)
         handed_down = read(group_of(pid) / "cgroup.controllers").split()
         assert sorted(handed_down) == ["cpu", "cpuset", "io", "memory", "pids"], handed_down
         # As systemd starts one with DelegateSubgroup=daemon.
@@ -50,7 +50,7 @@ def a_daemon_with_a_group_of_its_own_stays_in_it():
         daemon.start(group=mine / "daemon")
         assert daemon.pid("web") == pid and enforced(daemon, "web")
         daemon.declare("web-2", ["sleep", "1000"])
-        assert group_of(daemon.pid("web-2")).parent == group_of(pid).parent
+        assert family_of(daemon.pid("web-2")).parent == family_of(pid).parent
     remove(mine)
 
 
@@ -61,7 +61,7 @@ def a_group_that_is_shared_with_others_is_left_as_it_is():
     (shared / "cgroup.procs").write_text(str(other.pid))
     with Daemon().start(group=shared) as daemon:
         daemon.declare("web", ["sleep", "1000"], strict=True)
-        assert group_of(daemon.pid("web")).parent.parent == GROUPS
+        assert family_of(daemon.pid("web")).parent.parent == GROUPS
         assert group_of(other.pid) == shared == group_of(daemon.child.pid)
     other.kill()
     other.wait()
@@ -79,7 +79,7 @@ def what_was_started_from_elsewhere_is_found_limited_and_ended():
         daemon.start()
         assert daemon.pid("old") == old and alive(old) and enforced(daemon, "old")
         daemon.declare("new", ["sleep", "1000"])
-        assert group_of(daemon.pid("new")).parent.parent == GROUPS
+        assert family_of(daemon.pid("new")).parent.parent == GROUPS
         daemon.declare("old", ["sleep", "1000"], limits={"memory_mb": 100})
         group = group_of(old)
         eventually("the new limit", lambda: read(group / "memory.max").strip() == str(100 << 20))

@@ -2,7 +2,7 @@
 
 import os
 
-from guest import USER, Daemon, alive, group_of, read, rule, run
+from guest import USER, Daemon, alive, family_of, group_of, read, rule, run
 from place import make, remove
 
 MACHINES = ["plain"]
@@ -85,7 +85,7 @@ def in_a_group_that_was_given_to_the_user_limits_are_kept():
         daemon.declare("web", ["sleep", "1000"], limits=LIMITS, strict=True)
         pid = daemon.pid("web")
         group = group_of(pid)
-        assert group.parent.parent == given, group
+        assert family_of(pid).parent.parent == given, group
         ledger = daemon.ledger("web")
         for limit, value in LIMITS.items():
             assert (ledger[limit]["verdict"], ledger[limit]["read_back"]) == ("enforced", value), ledger[limit]
