@@ -13,7 +13,7 @@ use crate::driver::workspace::Place;
 use crate::driver::{DriverError, Order};
 use crate::model::Network;
 use crate::shim::init;
-use crate::shim::launch::{OPTIONS_FD, STAGE, STATUS_FD, Stage};
+use crate::shim::launch::{OPTIONS_FD, STAGE, STATUS_FD, Stage, UNSHARE_NETWORK};
 use crate::sys::path;
 use crate::sys::seccomp;
 
@@ -104,7 +104,7 @@ impl Bubblewrap {
         add(&["--unshare-cgroup"]);
         let shares_network = order.spec.network == Network::Host;
         if !shares_network {
-            add(&["--unshare-net"]);
+            add(&[UNSHARE_NETWORK]);
         }
         add(&["--disable-userns", "--uid", &id, "--gid", &id, "--cap-drop", "ALL"]);
         add(&["--die-with-parent", "--hostname", order.name.as_str()]);

@@ -14,10 +14,11 @@ use self::room::Opened;
 use crate::error::chain;
 use crate::shim::init;
 use crate::shim::launch::{
-    Confinement, Launch, OPTIONS_FD, ORDER_FD, Program, STAGE, STATUS_FD, Stage,
+    Confinement, Launch, OPTIONS_FD, ORDER_FD, Program, STAGE, STATUS_FD, Stage, UNSHARE_NETWORK,
 };
 use crate::shim::stdio::{self, Ours, Theirs};
 use crate::sys::landlock::{self, Scope};
+use crate::sys::namespace::Network;
 use crate::sys::spawn::{self, Fork, Limit};
 use crate::sys::{self, SysError, mount, poll, seccomp};
 
@@ -55,15 +56,19 @@ struct WrapperEnds {
     order: OwnedFd,
 }
 
-/// Starts what `launch` orders. Returns in the shim only.
-pub(super) fn start(launch: &Launch) -> Result<Child, SysError> {
-    let (child, ends) = connect(launch)?;
+/// Starts what `launch` orders, in the network that was made for it, if it is to have one of its own and we may make
+/// one. Returns in the shim only.
+pub(super) fn start(launch: &Launch, made: Option<Network>) -> Result<Child, SysError> {
+    let network =
+        if launch.wants_network() { made.map_or_else(Network::make, Ok).map(Some)? } else { None };
+    let network = network.as_ref();
+    let (child, ends) = connect(launch, network.is_some())?;
     let unified = launch.group.open_unified()?;
     let unified = unified.as_ref().map(AsFd::as_fd);
     let parent = std::process::id();
     let room = match &launch.confinement {
         Confinement::Itself { room: Some(room), .. } => {
-            Some(room::open(room, launch, &ends.failure, unified)?)
+            Some(room::open(room, launch, network, &ends.failure, unified)?)
         }
         Confinement::Bubblewrap { .. }
         | Confinement::Gvisor { .. }
@@ -77,7 +82,7 @@ pub(super) fn start(launch: &Launch) -> Result<Child, SysError> {
     match forked {
         Fork::Parent { pid } => Ok(Child { pid, room: room.map(|room| room.ready), ..child }),
         Fork::Child => {
-            let failed = become_workload(launch, &ends, room.as_ref(), parent);
+            let failed = become_workload(launch, &ends, room.as_ref(), network, parent);
             give_up(ends.failure, failed)
         }
     }
@@ -101,10 +106,12 @@ pub(super) fn read_failure(pipe: OwnedFd) -> Option<(String, String)> {
     Some((stage.to_owned(), message.to_owned()))
 }
 
-fn connect(launch: &Launch) -> Result<(Child, Ends), SysError> {
+fn connect(launch: &Launch, has_network: bool) -> Result<(Child, Ends), SysError> {
     let (failure_end, failure) = poll::pipe()?;
     let (status_end, wrapper) = match &launch.confinement {
         Confinement::Bubblewrap { options, inside, .. } => {
+            // It begins in its network already.
+            let options = options.iter().filter(|one| !has_network || *one != UNSHARE_NETWORK);
             let (read, write) = wrap(options, inside, &failure)?;
             (Some(read), Some(write))
         }
@@ -128,14 +135,14 @@ fn connect(launch: &Launch) -> Result<(Child, Ends), SysError> {
 
 /// Our end of bubblewrap's report, and what it is handed. Our init is sent the other end of `failure` as well: the
 /// pipe is closed by the last exec there is, which is that of the workload's program.
-fn wrap(
-    options: &[String],
+fn wrap<'o>(
+    options: impl Iterator<Item = &'o String>,
     inside: &Program,
     failure: &OwnedFd,
 ) -> Result<(OwnedFd, WrapperEnds), SysError> {
     let (status_end, status) = poll::pipe()?;
     poll::set_nonblocking(status_end.as_fd())?;
-    let options: String = options.iter().flat_map(|option| [option.as_str(), "\0"]).collect();
+    let options: String = options.flat_map(|option| [option.as_str(), "\0"]).collect();
     let options = sys::memory_file(options.as_bytes())?;
     let order = init::hand_over(inside, failure)?;
     let ends = WrapperEnds {
@@ -150,7 +157,13 @@ fn wrap(
 pub(super) type Failed = (&'static str, SysError);
 
 /// Runs in the child. Returns only to say which step failed.
-fn become_workload(launch: &Launch, ends: &Ends, room: Option<&Opened>, parent: u32) -> Failed {
+fn become_workload(
+    launch: &Launch,
+    ends: &Ends,
+    room: Option<&Opened>,
+    network: Option<&Network>,
+    parent: u32,
+) -> Failed {
     let steps = || -> Result<(), Failed> {
         launch.group.join_v1().map_err(|error| ("cgroup", error))?;
         spawn::reset_signals().map_err(|error| ("signals", error))?;
@@ -163,9 +176,11 @@ fn become_workload(launch: &Launch, ends: &Ends, room: Option<&Opened>, parent: 
         if let Confinement::Bubblewrap { stage: Some(stage), .. } = &launch.confinement {
             set_stage(stage).map_err(|error| ("mounts", error))?;
         }
-        if let Some(room) = room {
-            room.enter(&ends.failure).map_err(|error| ("namespaces", error))?;
+        match room {
+            Some(room) => room.enter(network, &ends.failure),
+            None => network.map_or(Ok(()), Network::enter),
         }
+        .map_err(|error| ("namespaces", error))?;
         std::env::set_current_dir(&launch.work_dir)
             .map_err(|source| ("workspace", SysError::io("chdir", &launch.work_dir, source)))?;
         if let Some((uid, gid)) = launch.user {

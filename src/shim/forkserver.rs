@@ -13,11 +13,15 @@ use std::path::{Path, PathBuf};
 
 use crate::error::chain;
 use crate::shim::launch::HELPERS;
+use crate::sys::namespace::Network;
 use crate::sys::spawn::{self, Fork};
-use crate::sys::{SysError, cgroup, process, socket};
+use crate::sys::{self, SysError, cgroup, poll, process, socket};
 
 /// Longest path of a run directory.
 const PATH_BYTES_MAX: usize = 4096;
+
+/// Nothing was ordered for so long: then there is time to make what the next one needs.
+const IDLE_MS: u16 = 20;
 
 /// What the daemon hands over in one message, a path and one or two descriptors.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub(super) struct InstanceDuty {
     pub control: UnixStream,
     /// Held from before the shim's birth, so that no one could think it free in between.
     pub lock: OwnedFd,
+    /// Made while there was nothing else to do.
+    pub network: Option<Network>,
 }
 
 /// To run one program inside what runs, for as long as somebody is at the other end.
@@ -54,7 +60,14 @@ pub(super) fn serve() -> Result<Option<Assignment>, SysError> {
     spawn::cloexec_from(3)?;
     process::reap_unseen(true)?;
     let mut buffer = [0; PATH_BYTES_MAX];
+    let mut network = None;
     loop {
+        // A start that is on its way has the cpus to itself.
+        let mut wants = network.is_none() && sys::is_root();
+        wants = wants && !poll::is_readable_within(orders.as_fd(), IDLE_MS)?;
+        if wants {
+            network = Network::make().ok();
+        }
         let (count, fds) = socket::receive_with_fds(orders.as_fd(), &mut buffer)?;
         if count == 0 {
             return Ok(None);
@@ -65,6 +78,7 @@ pub(super) fn serve() -> Result<Option<Assignment>, SysError> {
         let run_dir = if lock.is_some() { Some(path.as_path()) } else { path.parent() };
         let helpers = run_dir.and_then(helpers_of);
         match spawn::fork_into(helpers.as_ref().map(AsFd::as_fd)) {
+            Ok(Fork::Parent { .. }) if lock.is_some() => network = None,
             Ok(Fork::Parent { .. }) => (),
             Ok(Fork::Child) => {
                 drop(helpers);
@@ -72,7 +86,7 @@ pub(super) fn serve() -> Result<Option<Assignment>, SysError> {
                 let control = control.into();
                 return Ok(Some(match lock {
                     Some(lock) => {
-                        Assignment::Instance(InstanceDuty { run_dir: path, control, lock })
+                        Assignment::Instance(InstanceDuty { run_dir: path, control, lock, network })
                     }
                     None => Assignment::Exec(ExecDuty { order: path, control }),
                 }));

@@ -18,6 +18,9 @@ pub const HELPERS: &str = "helpers";
 /// Where the shim listens.
 pub const SOCKET: &str = "sock";
 
+/// bubblewrap's option for a network of its own, which the shim leaves out if it has put it into one.
+pub const UNSHARE_NETWORK: &str = "--unshare-net";
+
 /// Everything about one start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
@@ -61,6 +64,20 @@ pub struct Launch {
 }
 
 impl Launch {
+    /// Whether the shim is to put it into a network of its own: gVisor makes one for itself, and bubblewrap does for
+    /// whoever may make none.
+    pub fn wants_network(&self) -> bool {
+        match &self.confinement {
+            Confinement::Bubblewrap { inside, stage, .. } => {
+                stage.is_some() && !inside.shares_network
+            }
+            Confinement::Itself { room, .. } => {
+                room.as_ref().is_some_and(|room| !room.shares_network)
+            }
+            Confinement::Gvisor { .. } => false,
+        }
+    }
+
     /// The terminal that the shim is to open; gVisor opens the one inside it itself.
     pub fn own_terminal(&self) -> Option<(u16, u16)> {
         self.tty.filter(|_| !matches!(self.confinement, Confinement::Gvisor { .. }))

@@ -86,7 +86,7 @@ enum Source {
 impl Shim {
     /// Starts the workload of the run directory. `None`: the lock is not that directory's.
     fn begin(duty: InstanceDuty) -> Result<Option<Self>, SysError> {
-        let InstanceDuty { run_dir, control, lock } = duty;
+        let InstanceDuty { run_dir, control, lock, network } = duty;
         spawn::new_session()?;
         process::become_subreaper()?;
         let signals = Signals::open()?;
@@ -99,7 +99,7 @@ impl Shim {
         let mut follower = Connection::new(control);
         follower.subscribed = true;
         // The workload first: what follows here goes on beside its start.
-        let workload = Workload::start(launch)?;
+        let workload = Workload::start(launch, network)?;
         // What the workload has us do is its to pay.
         helpers.join_v1()?;
         let timer = Timer::open()?;

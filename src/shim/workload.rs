@@ -26,6 +26,7 @@ use crate::shim::runtime::{self, Runtime};
 use crate::shim::spool::{Stream, Writer};
 use crate::shim::stdin::Stdin;
 use crate::sys::cgroup::Usage;
+use crate::sys::namespace::Network;
 use crate::sys::process::{self, Ended};
 use crate::sys::{SysError, clock, poll, spawn};
 use claimed::open_spool;
@@ -163,7 +164,7 @@ impl Ending {
 impl Workload {
     /// Starts it. A failure to start is an exit like any other, told and stored; an error means
     /// that there is not even a console to tell it on.
-    pub(super) fn start(launch: Launch) -> Result<Self, SysError> {
+    pub(super) fn start(launch: Launch, network: Option<Network>) -> Result<Self, SysError> {
         let now = clock::boot_ms();
         let launched_at_ms = clock::wall_ms();
         let ending = Ending::of(launch.timeout_ms, now);
@@ -173,7 +174,7 @@ impl Workload {
             Confinement::Bubblewrap { .. } | Confinement::Itself { .. } => None,
         };
         let memory = if launch.warm { Memory::default() } else { Memory::watch(&launch.group) };
-        let started = child::start(&launch);
+        let started = child::start(&launch, network);
         // Beside the child's own way to its program. Without a console it dies with us.
         let spool = if launch.warm { None } else { Some(open_spool(&launch)?) };
         let is_tty = launch.tty.is_some();

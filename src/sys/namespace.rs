@@ -19,6 +19,8 @@ const NS_GET_PARENT: libc::c_ulong = 0xB702;
 
 /// `struct __user_cap_header_struct` of version 3, and two words of each set.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
+/// EX_OSERR.
+const EXIT_LOST: i32 = 71;
 /// Beyond the highest capability that any kernel has.
 const CAPABILITY_COUNT: libc::c_ulong = 64;
 
@@ -92,10 +94,38 @@ impl Found {
         forked
     }
 
-    /// Enters the others; the network only if it is not the host's.
-    pub fn enter(&self, network: bool) -> Result<(), SysError> {
+    /// Enters the others.
+    pub fn enter(&self) -> Result<(), SysError> {
         let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        set_namespace(self.0.as_raw_fd(), if network { kinds | libc::CLONE_NEWNET } else { kinds })
+        set_namespace(self.0.as_raw_fd(), kinds)
+    }
+}
+
+/// A network with nothing but a loopback in it, in which nobody is. To make one takes longer than all else that a
+/// start asks of the kernel, so it may be made before it is known for whom.
+#[derive(Debug)]
+pub struct Network(OwnedFd);
+
+impl Network {
+    /// Leaves the calling process, which has one thread, where it was; or ends it.
+    pub fn make() -> Result<Self, SysError> {
+        let path = std::path::Path::new("/proc/self/ns/net");
+        let open = || File::open(path).map_err(|source| SysError::io("open", path, source));
+        let own = open()?;
+        // SAFETY: unshare takes one integer.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
+            return Err(SysError::last("unshare(CLONE_NEWNET)"));
+        }
+        let made = raise_loopback().and_then(|()| open());
+        if set_namespace(own.as_raw_fd(), libc::CLONE_NEWNET).is_err() {
+            // What is done next would be done in the wrong place.
+            crate::sys::spawn::exit_now(EXIT_LOST);
+        }
+        made.map(|file| Self(file.into()))
+    }
+
+    pub fn enter(&self) -> Result<(), SysError> {
+        set_namespace(self.0.as_raw_fd(), libc::CLONE_NEWNET)
     }
 }
 
@@ -118,7 +148,7 @@ pub fn hide() -> Result<(), SysError> {
 }
 
 /// Has the loopback of a network of our own work.
-pub fn raise_loopback() -> Result<(), SysError> {
+fn raise_loopback() -> Result<(), SysError> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None)

@@ -65,6 +65,13 @@ pub fn is_broken(pipe: BorrowedFd<'_>) -> Result<bool, SysError> {
     Ok(fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)))
 }
 
+/// Whether there is something to read before long, or nothing more will come.
+pub fn is_readable_within(fd: BorrowedFd<'_>, ms: u16) -> Result<bool, SysError> {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    let count = nix::poll::poll(&mut fds, PollTimeout::from(ms));
+    count.map(|count| count > 0).map_err(|errno| SysError::nix("poll", errno))
+}
+
 /// SIGCHLD and the signals that would end us, as something to read.
 #[derive(Debug)]
 pub struct Signals(SignalFd);

@@ -34,20 +34,10 @@ pub fn fork_into(cgroup: Option<BorrowedFd<'_>>) -> Result<Fork, SysError> {
     clone(&args)
 }
 
-/// Namespaces that a child begins in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fresh {
-    pub network: bool,
-}
-
 /// Forks the first process of a new pid namespace, with mounts, IPC and a host name of its own as well, inside the
 /// cgroup if one is given.
-pub fn fork_first(cgroup: Option<BorrowedFd<'_>>, fresh: Fresh) -> Result<Fork, SysError> {
-    let mut flags =
-        libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    if fresh.network {
-        flags |= libc::CLONE_NEWNET;
-    }
+pub fn fork_first(cgroup: Option<BorrowedFd<'_>>) -> Result<Fork, SysError> {
+    let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     let mut args = CloneArgs {
         flags: u64::from(flags.unsigned_abs()),
         exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),

@@ -14,8 +14,8 @@ use std::path::Path;
 
 use crate::shim::child::{Failed, give_up};
 use crate::shim::launch::{Launch, Room, STAGE};
-use crate::sys::namespace::{self, Found};
-use crate::sys::spawn::{self, Fork, Fresh};
+use crate::sys::namespace::{self, Found, Network};
+use crate::sys::spawn::{self, Fork};
 use crate::sys::{SysError, mount, poll};
 
 /// Links that programs expect among the devices.
@@ -31,7 +31,6 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 #[derive(Debug)]
 pub(super) struct Opened {
     found: Found,
-    own_network: bool,
     /// Holds a byte once everything is mounted; broken, if that failed. The first process ends with whoever holds it.
     pub(super) ready: OwnedFd,
 }
@@ -40,16 +39,16 @@ pub(super) struct Opened {
 pub(super) fn open(
     room: &Room,
     launch: &Launch,
+    network: Option<&Network>,
     report: &OwnedFd,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Opened, SysError> {
     let (ready, tell) = poll::pipe()?;
-    let own_network = !room.shares_network;
-    match spawn::fork_first(cgroup, Fresh { network: own_network })? {
-        Fork::Parent { pid } => Ok(Opened { found: Found::of(pid)?, own_network, ready }),
+    match spawn::fork_first(cgroup)? {
+        Fork::Parent { pid } => Ok(Opened { found: Found::of(pid)?, ready }),
         Fork::Child => {
             drop(ready);
-            match prepare(room, launch, tell) {
+            match prepare(room, launch, network, tell) {
                 Ok(()) => spawn::idle_forever(),
                 Err(failed) => match report.try_clone() {
                     Ok(report) => give_up(report, failed),
@@ -61,13 +60,16 @@ pub(super) fn open(
 }
 
 /// In the first process.
-fn prepare(room: &Room, launch: &Launch, tell: OwnedFd) -> Result<(), Failed> {
+fn prepare(
+    room: &Room,
+    launch: &Launch,
+    network: Option<&Network>,
+    tell: OwnedFd,
+) -> Result<(), Failed> {
     launch.group.join_v1().map_err(|error| ("cgroup", error))?;
     spawn::reset_signals().map_err(|error| ("signals", error))?;
+    network.map_or(Ok(()), Network::enter).map_err(|error| ("network", error))?;
     furnish(room).map_err(|error| ("mounts", error))?;
-    if !room.shares_network {
-        namespace::raise_loopback().map_err(|error| ("network", error))?;
-    }
     namespace::set_hostname(&room.hostname).map_err(|error| ("hostname", error))?;
     let mut tell = File::from(tell);
     tell.write_all(b"1")
@@ -122,13 +124,18 @@ impl Opened {
     }
 
     /// Leaves the host, with nothing of it in hand but `report`. In the child that was born in here.
-    pub(super) fn enter(&self, report: &OwnedFd) -> Result<(), SysError> {
+    pub(super) fn enter(
+        &self,
+        network: Option<&Network>,
+        report: &OwnedFd,
+    ) -> Result<(), SysError> {
         let failed = |source| SysError { call: "wait for mounts".to_owned(), source };
         let mut ready = File::from(self.ready.try_clone().map_err(failed)?);
         // Broken: the first process has said why.
         ready.read_exact(&mut [0]).map_err(failed)?;
         drop(ready);
-        self.found.enter(self.own_network)?;
+        network.map_or(Ok(()), Network::enter)?;
+        self.found.enter()?;
         spawn::close_all_but(&[report.as_fd()])
     }
 }
