@@ -48,6 +48,7 @@ enum Rule {
     Absent,
     // Allowed but for some arguments.
     Clone,
+    Fcntl,
     Ioctl,
     Personality,
     Prctl,
@@ -58,6 +59,10 @@ enum Rule {
 /// Flags of clone(2) that ask for a new namespace of any kind, CLONE_NEWTIME included; and CLONE_PARENT, which makes
 /// children of whoever is outside.
 const REFUSED_FLAGS: u32 = 0x7E02_8080;
+
+/// Commands of fcntl(2) that no workload may give: F_SETLEASE and F_SETDELEG, by which others, the daemon with a copy to
+/// make among them, would have to wait for it.
+const COMMANDS: &[u32] = &[1024, 1040];
 
 /// Requests of ioctl(2) that no workload may make.
 const REQUESTS: &[u32] = &[
@@ -188,6 +193,7 @@ fn answer(rule: Rule) -> Vec<sock_filter> {
         Rule::Clone => {
             vec![load(ARG0), jump(BPF_JSET, REFUSED_FLAGS, 0, 1), ret(EPERM), ret(ALLOW)]
         }
+        Rule::Fcntl => by_value(ARG1, COMMANDS, EPERM, ALLOW),
         Rule::Ioctl => by_value(ARG1, REQUESTS, EPERM, ALLOW),
         Rule::Personality => by_value(ARG0, PERSONALITIES, ALLOW, EPERM),
         Rule::Prctl => by_value(ARG0, OPERATIONS, EPERM, ALLOW),

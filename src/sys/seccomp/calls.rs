@@ -36,7 +36,7 @@ const TABLE: &[Group] = &[
             SYS_chdir SYS_fchdir SYS_mkdirat SYS_mknodat SYS_unlinkat SYS_linkat SYS_symlinkat SYS_renameat
             SYS_renameat2 SYS_fchmod SYS_fchmodat SYS_fchown SYS_fchownat SYS_umask SYS_utimensat SYS_truncate
             SYS_ftruncate SYS_fallocate SYS_fadvise64 SYS_readahead SYS_sync SYS_syncfs SYS_fsync SYS_fdatasync
-            SYS_sync_file_range SYS_flock SYS_fcntl SYS_dup SYS_dup3 SYS_pipe2 SYS_sendfile SYS_splice SYS_tee
+            SYS_sync_file_range SYS_flock SYS_dup SYS_dup3 SYS_pipe2 SYS_sendfile SYS_splice SYS_tee
             SYS_vmsplice SYS_copy_file_range SYS_memfd_create SYS_inotify_init1 SYS_inotify_add_watch
             SYS_inotify_rm_watch SYS_setxattr SYS_lsetxattr SYS_fsetxattr SYS_getxattr SYS_lgetxattr SYS_fgetxattr
             SYS_listxattr SYS_llistxattr SYS_flistxattr SYS_removexattr SYS_lremovexattr SYS_fremovexattr
@@ -118,6 +118,7 @@ const TABLE: &[Group] = &[
     },
     // Allowed for some of what they are given.
     Group { rule: Rule::Clone, calls: calls! { SYS_clone } },
+    Group { rule: Rule::Fcntl, calls: calls! { SYS_fcntl } },
     Group { rule: Rule::Ioctl, calls: calls! { SYS_ioctl } },
     Group { rule: Rule::Personality, calls: calls! { SYS_personality } },
     Group { rule: Rule::Prctl, calls: calls! { SYS_prctl } },

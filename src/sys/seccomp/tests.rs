@@ -66,9 +66,14 @@ fn every_number_is_answered_as_the_table_has_it() {
             .collect();
         assert!(rules.len() <= 1, "{nr} is listed twice");
         let want = match rules.first() {
-            Some(Rule::Allow | Rule::Clone | Rule::Ioctl | Rule::Personality | Rule::Prctl) => {
-                ALLOW
-            }
+            Some(
+                Rule::Allow
+                | Rule::Clone
+                | Rule::Fcntl
+                | Rule::Ioctl
+                | Rule::Personality
+                | Rule::Prctl,
+            ) => ALLOW,
             Some(Rule::Refuse) => EPERM,
             Some(Rule::Absent) | None => ENOSYS,
             // With zeros for arguments it is of no family.
@@ -132,6 +137,11 @@ fn ways_out_are_refused() {
     // ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC, MMAP_PAGE_ZERO.
     for persona in [0x4_0000, 0x40_0000, 0x10_0000] {
         check(libc::SYS_personality, [persona, 0, 0], EPERM);
+    }
+    for (command, want) in
+        [(libc::F_SETLEASE, EPERM), (libc::F_GETLEASE, ALLOW), (libc::F_SETFD, ALLOW)]
+    {
+        check(libc::SYS_fcntl, [3, u64::from(command.unsigned_abs()), 1], want);
     }
 }
 
