@@ -33,6 +33,7 @@ pub(super) enum Removed {
 /// Puts `document`, which declares `name` and ends with a line break, in the place of the one that does, or
 /// at the end.
 pub(super) fn put(text: &str, name: &SandboxName, document: &str) -> Result<Put, Violation> {
+    check_lines(text, name)?;
     let nodes = yaml::parse(text)?;
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
     let found = part_of(&nodes, &lines, name)?;
@@ -59,6 +60,7 @@ pub(super) fn put(text: &str, name: &SandboxName, document: &str) -> Result<Put,
 
 /// Takes out the document that declares `name`.
 pub(super) fn remove(text: &str, name: &SandboxName) -> Result<Removed, Violation> {
+    check_lines(text, name)?;
     let nodes = yaml::parse(text)?;
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
     let Some(part) = part_of(&nodes, &lines, name)? else { return Ok(Removed::Absent) };
@@ -72,6 +74,13 @@ pub(super) fn remove(text: &str, name: &SandboxName) -> Result<Removed, Violatio
         return Err(not_told_apart(name));
     }
     Ok(Removed::Text(edited))
+}
+
+/// YAML ends a line after a carriage return alone, and nothing else here does.
+fn check_lines(text: &str, name: &SandboxName) -> Result<(), Violation> {
+    let mut returns = text.match_indices('\r');
+    let is_alone = returns.any(|(at, _)| !text[at + 1..].starts_with('\n'));
+    if is_alone { Err(not_told_apart(name)) } else { Ok(()) }
 }
 
 fn not_told_apart(name: &SandboxName) -> Violation {

@@ -48,6 +48,13 @@ fn one_document_is_replaced_and_the_others_stay_with_their_comments() {
 }
 
 #[test]
+fn a_text_whose_lines_others_would_count_otherwise_stays_as_it_is() {
+    let text = format!("# db\r---\r{}---\n{}", document("db", "x"), document("web", "old"));
+    put(&text, &named("web"), &document("web", "new")).unwrap_err();
+    remove(&text, &named("web")).unwrap_err();
+}
+
+#[test]
 fn a_document_on_the_line_of_its_mark_is_replaced_with_it() {
     let json = serde_json::json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
         "metadata": {"name": "web"}, "spec": {"command": ["old"]}});
