@@ -62,6 +62,25 @@ fn what_was_answered_is_there_for_the_next_daemon() {
     assert_eq!((store.epoch(), next.epoch()), (1, 2));
 }
 
+/// A Git writer who turned one large spec over and over had a thousand of them kept.
+#[test]
+fn changes_are_forgotten_by_their_size_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&database_path(dir.path())).unwrap();
+    let mut large = declare("web", "a", Owner::Api);
+    large.spec.env.insert("A".to_owned(), "x".repeat(1 << 20));
+    put(&store, large).unwrap();
+    let sandbox = store.snapshot().sandboxes["web"].clone();
+    let mut ring = change::Ring::new(0);
+    for rv in 1..=100 {
+        let sandbox = std::sync::Arc::clone(&sandbox);
+        ring.extend(vec![change::Change { rv, kind: change::ChangeKind::Modified, sandbox }]);
+    }
+    assert!(ring.bytes() <= change::CHANGES_BYTES_MAX);
+    assert_eq!(ring.since(99).unwrap().len(), 1);
+    assert!(ring.since(50).is_none(), "whoever is so far behind is to start over with a list");
+}
+
 #[test]
 fn what_an_edit_leaves_behind_is_bounded_in_bytes() {
     let dir = tempfile::tempdir().unwrap();
