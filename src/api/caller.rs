@@ -33,6 +33,8 @@ pub enum Peer {
     /// A process of this machine, over the local socket.
     Local {
         uid: u32,
+        /// It runs in a sandbox: where the daemon is not root, that may be as the daemon's own user.
+        is_inside: bool,
     },
 }
 
@@ -49,7 +51,7 @@ impl Peer {
     pub(super) fn is_owner(self) -> bool {
         match self {
             Self::Tcp(_) => false,
-            Self::Local { uid } => uid == 0 || uid == sys::own_ids().0,
+            Self::Local { uid, is_inside } => !is_inside && (uid == 0 || uid == sys::own_ids().0),
         }
     }
 }
@@ -163,13 +165,15 @@ impl Api {
         };
         if trusted {
             // Without a connection, it is a part of this very process that asks.
-            let peer = peer.unwrap_or_else(|| Peer::Local { uid: sys::own_ids().0 });
+            let peer =
+                peer.unwrap_or_else(|| Peer::Local { uid: sys::own_ids().0, is_inside: false });
             return match peer {
-                Peer::Local { uid } if peer.is_owner() => {
+                Peer::Local { uid, .. } if peer.is_owner() => {
                     let who = Who::Local { uid };
                     Ok(Caller { who, from, grant: Grant::for_good(), seat })
                 }
-                Peer::Local { uid } => Err(ApiError::Forbidden(uid)),
+                Peer::Local { is_inside: true, .. } => Err(ApiError::Inside),
+                Peer::Local { uid, .. } => Err(ApiError::Forbidden(uid)),
                 Peer::Tcp(_) => Err(ApiError::Unauthorized),
             };
         }

@@ -33,6 +33,8 @@ pub enum ApiError {
         "the local socket serves root and the daemon's own user, not uid {0}; use the API with its token"
     )]
     Forbidden(u32),
+    #[error("the local socket serves nobody in a sandbox")]
+    Inside,
     /// Not JSON, not UTF-8, not a header that can be understood.
     #[error("{0}")]
     BadRequest(String),
@@ -102,7 +104,7 @@ impl ApiError {
         match self {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
-            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
+            Self::Forbidden(_) | Self::Inside => (StatusCode::FORBIDDEN, "forbidden"),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             Self::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "too_slow"),

@@ -24,7 +24,7 @@ use crate::api::Shared;
 use crate::api::caller::{GONE_WITHIN, Peer};
 use crate::api::seat::Seat;
 use crate::model::Bounds;
-use crate::sys::socket;
+use crate::sys::{self, confined, socket};
 
 /// A request's line and headers, in bytes and in number. Beyond: 431.
 const HEAD_BYTES_MAX: usize = 32 << 10;
@@ -61,7 +61,15 @@ impl Doorway for TcpListener {
 impl Doorway for UnixListener {
     fn peer(io: &Self::Io, _: &Self::Addr) -> Peer {
         // One whom the kernel does not name is nobody's.
-        Peer::Local { uid: io.peer_cred().map_or(u32::MAX, |found| found.uid()) }
+        let Ok(found) = io.peer_cred() else {
+            return Peer::Local { uid: u32::MAX, is_inside: false };
+        };
+        // As root, whoever is in a sandbox is somebody else.
+        let is_inside = !sys::is_root() && found.uid() != 0 && {
+            let pid = found.pid().and_then(|pid| u32::try_from(pid).ok());
+            pid.is_none_or(confined::is_inside)
+        };
+        Peer::Local { uid: found.uid(), is_inside }
     }
 
     fn settle(_: &Self::Io, _: &Bounds) {}

@@ -17,7 +17,7 @@ use crate::shim::workload::Workload;
 use crate::shim::{complain, exec, init, probe};
 use crate::sys::lock::{self, Lock};
 use crate::sys::poll::{self, Interest, Ready, Signals, Timer};
-use crate::sys::{SysError, clock, process, pty, socket, spawn};
+use crate::sys::{SysError, clock, confined, process, pty, socket, spawn};
 
 /// The shim could not even begin: EX_OSERR.
 const EXIT_BROKEN: u8 = 71;
@@ -218,8 +218,12 @@ impl Shim {
     fn accept(&mut self) {
         // A peer that hung up again, or descriptors running out: the next one may fare better.
         let Ok((stream, _)) = self.listener.accept() else { return };
-        let welcome = socket::peer(&stream)
-            .is_ok_and(|peer| peer.uid == 0 || peer.uid == crate::sys::own_ids().0);
+        // Where we are not root, those inside are the same user as we are.
+        let (own, _) = crate::sys::own_ids();
+        let is_ours = |peer: socket::Peer| {
+            peer.uid == 0 || peer.uid == own && (own == 0 || !confined::is_inside(peer.pid))
+        };
+        let welcome = socket::peer(&stream).is_ok_and(is_ours);
         if welcome && self.connections.len() < CONNECTIONS_MAX {
             self.connections.push(Connection::new(stream));
         }

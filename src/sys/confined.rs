@@ -125,6 +125,14 @@ impl Privileges {
     }
 }
 
+/// Whether a process is in a sandbox, as far as its privileges tell: it is under a filter that we are not under, and can
+/// gain none. Nobody sheds either, nor does whoever they leave a descriptor to. One that has ended is taken for such.
+pub fn is_inside(pid: u32) -> bool {
+    let (theirs, ours) = (Privileges::of(pid), Privileges::of(std::process::id()));
+    let both = theirs.zip(ours);
+    both.is_none_or(|(theirs, ours)| theirs.no_new_privs && theirs.is_filtered_beyond(&ours))
+}
+
 fn four(text: &str) -> Option<[u32; 4]> {
     let mut numbers = [0; 4];
     let mut words = text.split_ascii_whitespace();

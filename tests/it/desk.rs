@@ -22,6 +22,9 @@ use crate::disk::Disk;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const TOKEN: &str = "a-token-for-tests";
 
+/// An ordinary user.
+const USER: &str = "4711";
+
 /// Host uids of each daemon under test.
 const UID_COUNT: u32 = 1024;
 
@@ -40,6 +43,8 @@ pub struct Desk {
     pub daemon: Option<Child>,
     /// A program that starts the daemon, with its arguments; none: we do.
     pub within: Vec<&'static str>,
+    /// The daemon's, with its shim beside it.
+    program: PathBuf,
     pub port: u16,
     state: PathBuf,
     http: reqwest::Client,
@@ -94,7 +99,22 @@ impl Desk {
         let state = dir.path().join(config["state_path"].as_str().unwrap_or("state"));
         // A daemon that is killed and started again may be at the same address.
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
-        Self { disk: None, dir, daemon: None, within: Vec::new(), port: 0, state, http }
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_sodiumd"));
+        Self { disk: None, dir, daemon: None, within: Vec::new(), program, port: 0, state, http }
+    }
+
+    /// A running daemon of an ordinary user, with everything where that user may go.
+    pub async fn rootless() -> Self {
+        let mut desk = Self::prepared(json!({"images_path": "./images"}));
+        for program in ["sodiumd", "sodium-shim"] {
+            fs::copy(desk.program.with_file_name(program), desk.path(program)).unwrap();
+        }
+        desk.program = desk.path("sodiumd");
+        let given = Command::new("chown").args(["-R", USER]).arg(desk.dir.path()).status();
+        assert!(given.unwrap().success());
+        desk.within = vec!["setpriv", "--reuid", USER, "--regid", USER, "--clear-groups"];
+        desk.start().await;
+        desk
     }
 
     /// A small disk of its own, mounted at this name.
@@ -135,7 +155,8 @@ impl Desk {
 
     pub fn spawn(&self) -> Child {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let mut words = self.within.iter().copied().chain([env!("CARGO_BIN_EXE_sodiumd"), "run"]);
+        let program = self.program.to_str().unwrap();
+        let mut words = self.within.iter().copied().chain([program, "run"]);
         Command::new(words.next().unwrap())
             .args(words)
             .arg("--config")
@@ -265,8 +286,13 @@ impl Desk {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sodiumd"));
-        command.arg("--config").arg(self.path("config.json")).args(args);
+        let program = self.program.to_str().unwrap();
+        // As the daemon's own user.
+        let user = ["setpriv", "--reuid", USER, "--regid", USER, "--clear-groups"];
+        let user = user.iter().filter(|_| self.within.first() == Some(&"setpriv"));
+        let mut words = user.copied().chain([program]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).arg("--config").arg(self.path("config.json")).args(args);
         command
     }
 }

@@ -75,6 +75,32 @@ async fn the_local_socket_is_its_owners_whatever_the_umask_and_the_mode_is() {
     assert!(answer.contains("forbidden") && answer.contains("uid 4711"), "{answer}");
 }
 
+/// Where the daemon is not root, a plain process is the same user, and nothing but the daemon itself stands before its
+/// socket.
+#[tokio::test]
+async fn the_local_socket_serves_nobody_in_a_sandbox_whoever_they_are() {
+    let desk = Desk::rootless().await;
+    let script = "import os, socket, sys, time\n\
+        def ask():\n\
+        \x20   s.sendall(b'GET /v1/sandboxes HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n')\n\
+        \x20   print('answer', s.makefile().readline().strip(), flush=True)\n\
+        s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); ask()\n\
+        s = socket.socket(socket.AF_UNIX)\n\
+        if os.fork() == 0: s.connect(sys.argv[1]); os._exit(0)\n\
+        os.wait(); ask(); print('asked', flush=True); time.sleep(1000)";
+    let socket = desk.path("run/sodiumd.sock");
+    let command = json!(["/usr/bin/python3", "-c", script, socket]);
+    desk.write_spec("a.yaml", "a", &json!({"isolation": "process", "command": command}));
+    let logs = desk.wait_logs("a", "asked").await;
+    assert_eq!(logs.matches("answer HTTP/1.1 403").count(), 2, "{logs}");
+    // A program of exec's descends from no shim.
+    let script = script.replace("; time.sleep(1000)", "");
+    let socket = socket.to_str().unwrap();
+    let (_, out, err) = desk.cli(&["exec", "a", "--", "/usr/bin/python3", "-c", &script, socket]);
+    assert_eq!(out.matches("answer HTTP/1.1 403").count(), 2, "{out}{err}");
+    assert_eq!(desk.cli(&["get"]).0, 0);
+}
+
 #[tokio::test]
 async fn websockets_count_as_connections_until_they_end() {
     for key in ["connections_max", "connections_per_peer_max"] {
