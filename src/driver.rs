@@ -243,6 +243,9 @@ pub enum DriverError {
     /// to be removed.
     #[error("something named {iid} is on this host already")]
     Exists { iid: String },
+    /// There is nothing running to do it to.
+    #[error("{iid} is not running")]
+    Absent { iid: String },
     /// What is there is not what it should be, so that nothing was done.
     #[error("{0}")]
     Refused(String),
@@ -260,7 +263,7 @@ impl DriverError {
             Self::Shim { .. } => true,
             // Needs somebody to install it.
             Self::Missing { .. } => false,
-            Self::Refused(_) => false,
+            Self::Refused(_) | Self::Absent { .. } => false,
             // The next start has another name.
             Self::Exists { .. } => true,
         }

@@ -121,6 +121,7 @@ impl ApiError {
             Self::Input(InputError::Closed) => (StatusCode::CONFLICT, "stdin_closed"),
             Self::Input(InputError::Full { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "stdin_full"),
             Self::Exec(ExecError::NotRunning) => (StatusCode::CONFLICT, "not_running"),
+            Self::Exec(ExecError::Refused(_)) => (StatusCode::CONFLICT, "refused"),
             Self::Exec(ExecError::Keeping) => (StatusCode::CONFLICT, "keeping"),
             Self::Exec(ExecError::Paused) => (StatusCode::CONFLICT, "paused"),
             Self::Exec(ExecError::TooMany(_)) => (StatusCode::TOO_MANY_REQUESTS, "too_many"),

@@ -47,7 +47,7 @@ use ledger::Counting;
 use warm::Ready;
 
 /// What the workload's PATH is, inside and, for plain processes, outside.
-const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
+pub(super) const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
 /// The file in which it is remembered how gVisor works here.
 const PLATFORM: &str = "gvisor-platform";
 /// How long a released shim may take to be gone.
@@ -302,11 +302,10 @@ impl Driver for Shimmed {
             return self.stop_foreign(iid, how);
         }
         let reason = how.reason.to_owned();
-        let request = if how.force {
+        // What gVisor has stand still would not see a signal, and goes on by a runsc that works alone.
+        let request = if how.force || self.go_on(iid).is_err() {
             Request::Kill { reason }
         } else {
-            // What gVisor has stand still would not see the signal.
-            self.go_on(iid)?;
             let signal = convert::signal_number(how.signal);
             Request::Stop { signal, grace_ms: how.grace_ms, reason }
         };

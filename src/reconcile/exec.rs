@@ -45,6 +45,9 @@ pub enum ExecError {
     Keeping,
     #[error("{0} programs are being run already; wait for one to end")]
     TooMany(usize),
+    /// What it runs by is not there, or cannot do this.
+    #[error("{0}")]
+    Refused(String),
     #[error(transparent)]
     Driver(#[from] DriverError),
     #[error("talk to the program's process")]
@@ -203,8 +206,14 @@ pub(super) async fn start(
             )
             .map_err(|error| {
                 // No shim, or one whose workload has not begun or has ended.
-                let absent = matches!(error, DriverError::Shim { .. } | DriverError::Refused(_));
-                if absent { ExecError::NotRunning } else { ExecError::Driver(error) }
+                match error {
+                    DriverError::Shim { .. } | DriverError::Absent { .. } => ExecError::NotRunning,
+                    DriverError::Refused(why) => ExecError::Refused(why),
+                    error @ (DriverError::Missing { .. }
+                    | DriverError::Spawn { .. }
+                    | DriverError::Host { .. }
+                    | DriverError::Exists { .. }) => ExecError::Driver(error),
+                }
             })
     })
     .await?;

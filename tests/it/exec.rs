@@ -204,7 +204,7 @@ async fn nothing_reaches_a_neighbour() {
     let port = host.local_addr().unwrap().port().to_string();
     for program in versions() {
         let desk = Desk::with(json!({"gvisor": {"program": program}})).await;
-        let kinds = ["gvisor", "bubblewrap"];
+        let kinds = ["gvisor", "bubblewrap", "process"];
         for kind in kinds {
             for (name, command) in
                 [("home", vec!["python3", "n.py"]), ("next", vec!["sleep", "1000"])]

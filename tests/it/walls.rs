@@ -15,7 +15,9 @@ use crate::desk::{Answer, Desk};
 const MARKER: &str = "m4rk3r0fat3nant";
 const ISOLATIONS: [&str; 3] = ["process", "bubblewrap", "gvisor"];
 /// What loaders and interpreters obey.
-const LOADED: [&str; 10] = [
+const LOADED: [&str; 12] = [
+    "LD_PRELOAD",
+    "NODE_OPTIONS",
     "LD_LIBRARY_PATH",
     "LD_AUDIT",
     "GLIBC_TUNABLES",
@@ -87,7 +89,16 @@ fn told(own: &Path) -> BTreeSet<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_of_a_tenants_is_told_to_a_process_outside() {
-    let desk = desk().await;
+    nothing_is_told(&desk().await, &ISOLATIONS).await;
+}
+
+/// Of the other isolations, one is not to be had, and one has no inside.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_tenants_is_told_to_a_process_of_an_ordinary_user() {
+    nothing_is_told(&Desk::rootless().await, &["bubblewrap"]).await;
+}
+
+async fn nothing_is_told(desk: &Desk, isolations: &[&str]) {
     let done = Arc::new(AtomicBool::new(false));
     let looking = std::thread::spawn({
         let done = Arc::clone(&done);
@@ -102,7 +113,7 @@ async fn nothing_of_a_tenants_is_told_to_a_process_outside() {
     let loaded = LOADED.map(|name| (name.to_owned(), json!(format!("/{MARKER}"))));
     let env: serde_json::Map<String, Value> =
         loaded.into_iter().chain([(MARKER.to_owned(), json!(MARKER))]).collect();
-    for isolation in ISOLATIONS {
+    for isolation in isolations {
         let name = format!("{MARKER}-{isolation}");
         let script = format!("mkdir {MARKER}; cd {MARKER}; exec 9>{MARKER}; read line; sleep 1000");
         let spec = json!({
@@ -110,7 +121,12 @@ async fn nothing_of_a_tenants_is_told_to_a_process_outside() {
             "files": {format!("{MARKER}.txt"): MARKER}, "limits": {"timeout_seconds": 0},
             "stop": {"grace": "0s"},
         });
-        declare(&desk, &name, spec).await;
+        let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
+            "metadata": {"name": name, "labels": {MARKER: MARKER}}, "spec": spec});
+        let path = format!("/v1/sandboxes/{name}");
+        let answer = desk.ask("PUT", &path, &document.to_string()).await;
+        assert!(answer.status < 300, "{:?}", answer.json);
+        desk.wait_phase(&name, "Running").await;
         let work_dir = format!("/home/container/{MARKER}");
         desk.wait_for(&name, "at work", |_| {
             let inside = ["exec", "--work-dir", &work_dir, &name, "--", "true"];
@@ -121,7 +137,11 @@ async fn nothing_of_a_tenants_is_told_to_a_process_outside() {
         let script = format!("echo {MARKER}; sleep 0.2");
         let (code, out, err) = desk.cli(&[&inside[..], &[&script]].concat());
         assert_eq!((code, out.trim()), (0, MARKER), "{err}");
-        if isolation == "gvisor" {
+        let order = json!({"command": ["sleep", "0.2", MARKER], "env": {MARKER: MARKER}});
+        desk.post(&format!("{path}/exec"), order).await;
+        let input = desk.post(&format!("{path}/input"), json!({"input": MARKER})).await;
+        assert!(input.status < 300, "{:?}", input.json);
+        if *isolation == "gvisor" {
             let kept = desk.post(&format!("/v1/sandboxes/{name}/checkpoint"), json!({})).await;
             assert!(kept.status < 300, "{:?}", kept.json);
         }
@@ -134,7 +154,7 @@ async fn nothing_of_a_tenants_is_told_to_a_process_outside() {
         .join()
         .unwrap()
         .into_iter()
-        .filter(|place| !place.contains(env!("CARGO_BIN_EXE_sodiumd")))
+        .filter(|place| !place.contains("/sodiumd --config "))
         .collect();
     assert!(found.is_empty(), "{found:#?}");
 }
@@ -192,38 +212,96 @@ async fn no_directory_to_work_in_leads_out_of_a_sandbox() {
 }
 
 /// What a runtime has started is its own: without the program, the sandbox is watched and ended as before, and
-/// nothing is run in it by anybody else.
+/// nothing is run in it by anybody else. Whether the daemon finds out at its start or later.
 #[tokio::test]
 async fn no_runtime_takes_the_place_of_another() {
     for isolation in ["gvisor", "bubblewrap"] {
-        let mut desk = desk().await;
-        let spec = json!({
-            "isolation": isolation, "command": ["sleep", "1000"], "stop": {"grace": "0s"},
-            "limits": {"timeout_seconds": 0, "disk_mb": 0},
-        });
-        let before = declare(&desk, "web", spec).await;
+        for at_restart in [true, false] {
+            without_a_runtime(isolation, at_restart).await;
+        }
+    }
+}
+
+async fn without_a_runtime(isolation: &str, at_restart: bool) {
+    let mut desk = Desk::prepared(json!({"gvisor": {"program": runsc()}}));
+    desk.within = vec!["unshare", "--mount", "--propagation", "private"];
+    desk.start().await;
+    // A second one, for what only a sandbox that runs can be asked.
+    let spec = json!({
+        "isolation": isolation, "command": ["sleep", "1000"], "stop": {"grace": "0s"},
+        "limits": {"timeout_seconds": 0, "disk_mb": 0},
+    });
+    let before = declare(&desk, "web", spec.clone()).await;
+    declare(&desk, "next", spec).await;
+    let gone = format!("mount --bind /dev/null {}", program(isolation));
+    if at_restart {
         desk.kill();
-        let gone = format!("mount --bind /dev/null {}", program(isolation));
         let script = format!("{gone} && exec \"$@\"");
         let script: &'static str = Box::leak(script.into_boxed_str());
         desk.within = vec!["unshare", "--mount", "sh", "-c", script, "sh"];
         desk.start().await;
-        let adopted = desk.wait_phase("web", "Running").await;
-        assert_eq!(before["status"]["instance"]["id"], adopted["status"]["instance"]["id"]);
-        let (code, out, err) = desk.cli(&["exec", "web", "--", "cat", "/proc/1/cmdline"]);
-        if isolation == "gvisor" {
-            assert!(code != 0 && out.is_empty(), "{out} {err}");
-        } else {
-            // Its namespaces are entered by the kernel's own calls: it is still bubblewrap's inside.
-            assert!(code == 0 && out.starts_with("bwrap"), "{out} {err}");
-        }
-        let other = json!({"isolation": isolation, "command": ["sleep", "1"]});
-        put(&desk, "other", &other).await;
-        desk.wait_for("other", "refused", |one| one.to_string().contains("is not installed")).await;
-        let stopped = desk.post("/v1/sandboxes/web/stop?wait=30s", Value::Null).await;
-        assert!(stopped.status < 300, "{:?}", stopped.json);
-        desk.wait_phase("web", "Stopped").await;
+    } else {
+        let daemon = desk.daemon.as_ref().unwrap().id().to_string();
+        let enter = ["--target", &daemon, "--mount", "sh", "-c", &gone];
+        assert!(std::process::Command::new("nsenter").args(enter).status().unwrap().success());
     }
+    let adopted = desk.wait_phase("web", "Running").await;
+    assert_eq!(before["status"]["instance"]["id"], adopted["status"]["instance"]["id"]);
+    let why = if at_restart { "is not installed" } else { "" };
+    let (code, out, err) = desk.cli(&["exec", "web", "--", "cat", "/proc/1/cmdline"]);
+    if isolation == "gvisor" {
+        assert!(code != 0 && out.is_empty() && err.contains(why), "{out} {err}");
+        let kept = desk.post("/v1/sandboxes/web/checkpoint?wait=20s", Value::Null).await;
+        assert!(kept.status >= 400, "{:?}", kept.json);
+    } else {
+        // Its namespaces are entered by the kernel's own calls: it is still bubblewrap's inside.
+        assert!(code == 0 && out.starts_with("bwrap"), "{out} {err}");
+    }
+    // What the kernel does, it does still.
+    let sent = desk.post("/v1/sandboxes/web/input", json!({"input": "x"})).await;
+    assert!(sent.status < 300, "{:?}", sent.json);
+    desk.post("/v1/sandboxes/web/pause?wait=5s", Value::Null).await;
+    desk.post("/v1/sandboxes/web/resume?wait=5s", Value::Null).await;
+    desk.wait_phase("web", "Running").await;
+    put(&desk, "other", &json!({"isolation": isolation, "command": ["sleep", "1"]})).await;
+    desk.wait_for("other", "refused", |one| {
+        one["status"]["phase"] == "Failed" && one.to_string().contains(why)
+    })
+    .await;
+    let stopped = desk.post("/v1/sandboxes/web/stop?wait=30s", Value::Null).await;
+    assert!(stopped.status < 300, "{:?}", stopped.json);
+    desk.wait_phase("web", "Stopped").await;
+    // Ended, and not begun by anybody else.
+    desk.post("/v1/sandboxes/next/restart", Value::Null).await;
+    desk.wait_for("next", "ended", |one| one["status"]["phase"] != "Running").await;
+    for name in ["web", "next", "other"] {
+        let deleted = desk.ask("DELETE", &format!("/v1/sandboxes/{name}?wait=30s"), "").await;
+        assert!(deleted.status < 300, "{name}: {:?}", deleted.json);
+    }
+}
+
+/// In the host's network nothing but Landlock keeps a tenant from sockets that have no path.
+#[tokio::test]
+async fn nobody_in_the_hosts_network_reaches_its_sockets_without_a_path() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    let name = format!("sodium-walls-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let listener = UnixListener::bind_addr(&address).unwrap();
+    let desk = Desk::with(json!({"network": {"enabled": true}})).await;
+    let script = "import socket, sys, time\n\
+        print('answer', socket.socket(socket.AF_UNIX).connect_ex('\\0' + sys.argv[1]), flush=True)\n\
+        if len(sys.argv) < 3: time.sleep(1000)";
+    for isolation in ["process", "bubblewrap"] {
+        let command = ["python3", "-c", script, &name];
+        let spec = json!({"isolation": isolation, "network": "host", "command": command});
+        declare(&desk, isolation, spec).await;
+        let refused = format!("answer {}\n", nix::libc::EPERM);
+        assert_eq!(desk.wait_logs(isolation, "answer").await, refused, "{isolation}");
+        let inside = ["exec", isolation, "--", "python3", "-c", script, &name, "once"];
+        assert_eq!(desk.cli(&inside).1, refused, "{isolation}, by exec");
+    }
+    drop(listener);
 }
 
 fn program(isolation: &str) -> String {

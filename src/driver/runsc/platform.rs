@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{CONFIG, Guest, Runsc, STATE};
+use crate::driver::shimmed::SEARCH_PATH;
 use crate::model::{IdRange, Limits, Network, Platform};
 use crate::sys::path;
 
@@ -92,6 +93,8 @@ impl Runsc {
         args.extend(["run".to_owned(), format!("--bundle={}", dir.display()), id]);
         let mut child = Command::new(&self.program)
             .args(&args[1..])
+            .env_clear()
+            .env("PATH", SEARCH_PATH)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

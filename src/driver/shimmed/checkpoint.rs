@@ -121,7 +121,12 @@ impl Shimmed {
             return Ok(());
         }
         File::create(&mark).map_err(|source| host(SysError::io("create", &mark, source)))?;
-        self.runsc(iid, &["pause"])
+        self.runsc(iid, &["pause"]).inspect_err(|error| {
+            // Where no runsc ran, nobody stopped anything.
+            if matches!(error, DriverError::Spawn { .. }) {
+                let _ = fs::remove_file(&mark);
+            }
+        })
     }
 
     /// Lets a guest go on that gVisor has stopped; every other one goes on already.
@@ -159,6 +164,8 @@ impl Shimmed {
             .arg(format!("--root={}", self.host.run_dir(iid).join(runsc::STATE).display()))
             .args(words)
             .arg(self.host.known_as(iid).as_str())
+            .env_clear()
+            .env("PATH", super::SEARCH_PATH)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).map_err(failed)?)

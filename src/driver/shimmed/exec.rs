@@ -30,7 +30,7 @@ impl Shimmed {
         let shim = |source| DriverError::Shim { stage: "exec", source };
         let (_, state) = self.client(iid).map_err(shim)?;
         let pid = state.pid.filter(|_| state.phase == Phase::Running);
-        let pid = pid.ok_or_else(|| DriverError::Refused(format!("{iid} is not running")))?;
+        let pid = pid.ok_or_else(|| DriverError::Absent { iid: iid.to_string() })?;
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let stem = self.host.run_dir(iid).join(format!("exec-{}-{n}", std::process::id()));
         let written = self.written(iid, order, pid, &stem)?;
