@@ -345,7 +345,7 @@ fn remains(host: &Arc<Host>) -> Remains {
         if !crate::sys::is_root() {
             return BTreeSet::new();
         }
-        let mut found = crate::sys::ids::in_use(ids);
+        let mut found = host.ids_in_use(ids);
         found.extend(host.workspaces.owners(ids));
         found
     })

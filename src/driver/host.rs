@@ -6,9 +6,10 @@
 //!   STATE/console/UID/                        the spool
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +26,7 @@ use crate::driver::{DriverError, Space};
 use crate::model::{IdRange, Iid, Isolation, Record};
 use crate::shim::launch::{Confinement, FILE, Launch, SOCKET};
 use crate::sys::cgroup;
-use crate::sys::{SysError, clock};
+use crate::sys::{self, SysError, clock};
 
 /// The name of a record in the run directory of an instance.
 const RECORD: &str = "record.json";
@@ -120,6 +121,15 @@ impl Host {
     /// Where a sandbox's console is.
     pub fn console(&self, uid: Uuid) -> PathBuf {
         console_path(&self.paths.state, uid)
+    }
+
+    /// Users of these of whom anything runs or lies in memory, or of whose guest's root.
+    pub fn ids_in_use(&self, users: &Range<u32>) -> BTreeSet<u32> {
+        let mut found = sys::ids::in_use(users);
+        let Some(last) = users.end.checked_sub(1) else { return found };
+        let roots = self.ids.root_of(users.start)..self.ids.root_of(last).saturating_add(1);
+        found.extend(sys::ids::in_use(&roots).into_iter().filter_map(|id| self.ids.user_of(id)));
+        found
     }
 
     /// Instances of which anything is on this host.

@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -75,8 +74,8 @@ struct Gvisor {
     platform: OnceLock<Result<Platform, String>>,
     /// Guests that were started ahead.
     ready: Mutex<Vec<Ready>>,
-    /// How many ids such guests were given.
-    next_id: AtomicU32,
+    /// The id that such a guest is given next; `None`: it is to be read what it was.
+    next_id: Mutex<Option<u32>>,
 }
 
 /// A driver whose instances each have a shim.
@@ -100,7 +99,7 @@ impl Shimmed {
             runsc,
             platform: OnceLock::new(),
             ready: Mutex::default(),
-            next_id: AtomicU32::default(),
+            next_id: Mutex::default(),
         };
         Self { host, bundle: Bundle::Gvisor(gvisor) }
     }

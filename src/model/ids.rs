@@ -83,6 +83,12 @@ impl IdRange {
         user + if ours { self.part() } else { ROOT_OFFSET_BEFORE }
     }
 
+    /// Whose root this is: the other way round.
+    pub fn user_of(&self, root: u32) -> Option<u32> {
+        let user = root.checked_sub(self.part())?;
+        Some(user).filter(|user| self.root_of(*user) == root)
+    }
+
     /// The whole of it.
     pub fn all(&self) -> Range<u64> {
         let first = u64::from(self.first);

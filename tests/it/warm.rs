@@ -48,6 +48,14 @@ fn dirs(desk: &Desk) -> Vec<String> {
     dirs.map(|dir| dir.file_name().into_string().unwrap()).collect()
 }
 
+/// Who the users of a guest are on the host.
+fn host_ids(desk: &Desk, name: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(desk.path("run/i").join(name).join("config.json")).unwrap();
+    let bundle: Value = serde_json::from_str(&text).unwrap();
+    let mappings = bundle["linux"]["uidMappings"].as_array().unwrap().clone();
+    mappings.iter().map(|one| one["hostID"].to_string()).collect()
+}
+
 #[tokio::test]
 async fn one_that_was_started_ahead_is_as_one_that_was_not() {
     let mut desk = desk().await;
@@ -85,6 +93,12 @@ async fn one_that_was_started_ahead_is_as_one_that_was_not() {
     let after = dirs(&desk);
     assert!(after.contains(&iid) && after.len() == 4, "{before:?} {after:?}");
     assert_eq!(desk.sandbox("web").await["status"]["instance"]["iid"], json!(iid));
+    let mut ids: Vec<String> = after.iter().flat_map(|name| host_ids(&desk, name)).collect();
+    let all = ids.len();
+    ids.sort();
+    ids.dedup();
+    // The guests of three directories; the fourth is a link to one of these.
+    assert!(all == 8 && ids.len() == 6, "two guests are the same user of the host: {ids:?}");
     // Its memory can be kept, and goes on in one that was not started ahead.
     let count = || -> u64 {
         std::fs::read_to_string(files.join("count")).unwrap().trim().parse().unwrap_or(0)

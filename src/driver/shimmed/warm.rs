@@ -9,7 +9,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,8 +24,10 @@ use crate::model::{Iid, Isolation, Limits, Network, SandboxName, Spec};
 use crate::shim::claim::{self, Attached, Claim};
 use crate::shim::init::InitOrder;
 use crate::shim::protocol::{Phase, Request};
-use crate::sys::{self, SysError, clock, path};
+use crate::sys::{SysError, clock, path};
 
+/// Which host uid the next one is given; in the run directory, as long as which any of them runs.
+const NEXT_ID: &str = "next-waiting-uid";
 /// How long one may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
@@ -90,16 +92,22 @@ impl Shimmed {
         Ok(())
     }
 
-    /// An id that no such guest has, of this daemon or of one before it.
-    fn free_id(&self, next: &AtomicU32) -> Result<u32, DriverError> {
+    /// An id that no such guest has, of this daemon or of one before it: all others come first.
+    fn free_id(&self, next: &Mutex<Option<u32>>) -> Result<u32, DriverError> {
         let ids = self.host.ids.waiting();
-        let in_use = sys::ids::in_use(&ids);
-        let count = ids.end - ids.start;
-        let in_turn = || ids.start + next.fetch_add(1, Ordering::Relaxed) % count;
-        let free = (0..count).map(|_| in_turn()).find(|id| !in_use.contains(id));
-        free.ok_or_else(|| {
+        let in_use = self.host.ids_in_use(&ids);
+        let noted = self.host.paths.run.join(NEXT_ID);
+        let mut next = next.lock().expect("nobody panics while drawing a number");
+        let first = next.or_else(|| fs::read_to_string(&noted).ok()?.trim().parse().ok());
+        let first = first.filter(|id| ids.contains(id)).unwrap_or(ids.start);
+        let free = (first..ids.end).chain(ids.start..first).find(|id| !in_use.contains(id));
+        let free = free.ok_or_else(|| {
             DriverError::Refused("all host uids for waiting guests are in use".to_owned())
-        })
+        })?;
+        *next = Some(free + 1);
+        let written = path::write_durably(&noted, (free + 1).to_string().as_bytes());
+        written.map_err(|source| DriverError::Host { stage: "note host uid", source })?;
+        Ok(free)
     }
 
     fn prepare_ahead(&self, order: &Order<'_>) -> Result<(), DriverError> {
