@@ -217,8 +217,8 @@ fn confine(confinement: &Confinement) -> Result<(), Failed> {
             let narrowed = cpus.map_or(Ok(()), spawn::narrow_to_cpus);
             narrowed.map_err(|error| ("cpus", error))
         }
-        Confinement::Itself { read_only, writable, room } => {
-            let scope = scope_of(room.as_ref().map(|room| room.shares_network));
+        Confinement::Itself { read_only, writable, without_tcp, room } => {
+            let scope = scope_of(room.as_ref().map(|room| room.shares_network), *without_tcp);
             confine_itself(read_only, writable, scope)
         }
     }
@@ -238,11 +238,11 @@ fn set_stage(stage: &Stage) -> Result<(), SysError> {
 
 /// What Landlock takes over from the namespaces that are not there. Beside a namespace it would only be in the way of
 /// programs that are run in one sandbox to signal each other.
-pub(super) fn scope_of(room_shares_network: Option<bool>) -> Scope {
+pub(super) fn scope_of(room_shares_network: Option<bool>, without_tcp: bool) -> Scope {
     Scope {
         abstract_sockets: room_shares_network.unwrap_or(true),
         signals: room_shares_network.is_none(),
-        tcp: false,
+        tcp: without_tcp,
     }
 }
 

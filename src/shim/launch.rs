@@ -123,6 +123,9 @@ pub enum Confinement {
     Itself {
         read_only: Vec<PathBuf>,
         writable: Vec<PathBuf>,
+        /// Nothing but Landlock keeps it from TCP.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        without_tcp: bool,
         /// `None`: it shares the host's namespaces, because whoever runs the daemon may make none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         room: Option<Room>,

@@ -133,6 +133,7 @@ impl Shimmed {
                 let confinement = Confinement::Itself {
                     read_only: process::read_only(&view.init),
                     writable: process::writable(view.writable()),
+                    without_tcp: !crate::sys::is_root() && order.spec.network == Network::None,
                     room: crate::sys::is_root().then(|| process::room(order, place, &made)),
                 };
                 let program = process::program(order, SEARCH_PATH, &view.init);

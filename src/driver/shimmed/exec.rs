@@ -79,6 +79,7 @@ impl Shimmed {
                 confined,
                 read_only: process::read_only(&view.init),
                 writable: process::writable(view.writable()),
+                without_tcp: !in_room && order.spec.network == Network::None,
                 room: in_room
                     .then_some(OfRoom { pid, shares_network: order.spec.network == Network::Host }),
             },

@@ -25,6 +25,9 @@ const NAMESPACES: [(Wall, Namespace); 7] = [
 const OF_PROCESSES: [Wall; 4] =
     [Wall::MountNamespace, Wall::PidNamespace, Wall::IpcNamespace, Wall::NetworkNamespace];
 
+/// Landlock's ABI from which on it keeps abstract sockets away.
+const SCOPES_SINCE: i64 = 6;
+
 /// Whom gVisor of 2022 has its kernel run as, in all its sandboxes.
 const NOBODY: u32 = 65_534;
 
@@ -121,6 +124,21 @@ impl Promise {
         }
     }
 
+    /// Whether it is in a network with others, whose abstract sockets nothing but Landlock keeps away.
+    fn shares_sockets(&self) -> bool {
+        let has_own = self.isolation != Isolation::Process || self.is_root;
+        self.behind.network == Network::Host || !has_own
+    }
+
+    /// Of bubblewrap's nothing else is Landlock's.
+    fn wants_landlock(&self) -> bool {
+        match self.isolation {
+            Isolation::Process => true,
+            Isolation::Bubblewrap => self.shares_sockets(),
+            Isolation::Gvisor => false,
+        }
+    }
+
     /// Who makes namespaces.
     fn maker(&self) -> &'static str {
         match self.isolation {
@@ -134,8 +152,7 @@ impl Promise {
 /// What became of each. Pure.
 fn statuses(promise: &Promise, seen: &Seen) -> Vec<WallStatus> {
     let kernel = (promise.isolation == Isolation::Gvisor).then(|| kernel(promise, seen));
-    let landlock =
-        (promise.isolation == Isolation::Process).then(|| landlock_status(seen.landlock_abi));
+    let landlock = promise.wants_landlock().then(|| landlock_status(promise, seen.landlock_abi));
     let namespaces = NAMESPACES.iter().map(|(wall, _)| namespace(*wall, promise, seen));
     let privileges =
         [user(promise, seen), capabilities(promise, seen), no_new_privs(seen), filter(seen)];
@@ -145,8 +162,10 @@ fn statuses(promise: &Promise, seen: &Seen) -> Vec<WallStatus> {
 
 /// Those that are known to be missing before any start. Pure.
 fn missing(promise: &Promise, landlock_abi: i64) -> Vec<WallStatus> {
+    let landlock = promise.wants_landlock().then(|| landlock_status(promise, landlock_abi));
+    let landlock = landlock.filter(WallStatus::is_open);
     if promise.isolation != Isolation::Process {
-        return Vec::new();
+        return landlock.into_iter().collect();
     }
     let absent = |wall, why: &str| promised(wall, "own", None, Err(why.to_owned()));
     let namespaces = OF_PROCESSES.into_iter().filter(|wall| promise.of(*wall).is_ok());
@@ -154,7 +173,6 @@ fn missing(promise: &Promise, landlock_abi: i64) -> Vec<WallStatus> {
         .map(|wall| absent(wall, NO_NAMESPACE))
         .chain([absent(Wall::User, NOT_ROOT)])
         .filter(|_| !promise.is_root);
-    let landlock = Some(landlock_status(landlock_abi)).filter(WallStatus::is_open);
     of_root.chain(landlock).collect()
 }
 
@@ -301,10 +319,17 @@ fn filter(seen: &Seen) -> WallStatus {
 }
 
 /// Known from what a start does: it fails where the kernel has Landlock and does not apply it.
-fn landlock_status(abi: i64) -> WallStatus {
-    if abi <= 0 {
-        let why =
-            "this kernel has no Landlock; hint: CONFIG_SECURITY_LANDLOCK, and lsm= with landlock";
+fn landlock_status(promise: &Promise, abi: i64) -> WallStatus {
+    let why = match (abi, promise.shares_sockets()) {
+        (..=0, _) => {
+            "this kernel has no Landlock; hint: CONFIG_SECURITY_LANDLOCK, and lsm= with landlock"
+        }
+        (..SCOPES_SINCE, true) => {
+            "this kernel's Landlock does not keep the host's abstract sockets away; hint: Linux 6.12"
+        }
+        _ => "",
+    };
+    if !why.is_empty() {
         return promised(Wall::Landlock, "set", None, Err(why.to_owned()));
     }
     let mut status = promised(Wall::Landlock, "set", None, Ok(format!("Landlock, ABI {abi}")));
@@ -520,6 +545,13 @@ mod tests {
         rootless.behind.network = Network::Host;
         assert_eq!(walls(&rootless, 7), [mount, pid, ipc, Wall::User]);
         check(&process, &Seen { landlock_abi: 0, ..seen(OWN) }, &[Wall::Landlock]);
+        // In the host's network nothing but Landlock stands before others' abstract sockets.
+        let mut open = promise(Isolation::Bubblewrap);
+        open.behind.network = Network::Host;
+        assert_eq!((walls(&open, 5), walls(&open, 6)), (vec![Wall::Landlock], vec![]));
+        let mut open = process;
+        open.behind.network = Network::Host;
+        assert_eq!((walls(&open, 5), walls(&open, 6)), (vec![Wall::Landlock], vec![]));
         // There, namespaces alone keep bubblewrap's sandboxes apart, and nothing else was promised.
         let rootless = Promise { is_root: false, ..promise(Isolation::Bubblewrap) };
         check(&rootless, &seen(OWN), &[]);

@@ -65,8 +65,9 @@ fn become_program(
             let inside = Inside { pid: *pid, own_users: true, confined, run_dir };
             inside.enter(order, stdio, report).and_then(|()| confine(*shares_network))
         }
-        Way::Beside { confined, read_only, writable, room } => {
-            let scope = child::scope_of(room.as_ref().map(|room| room.shares_network));
+        Way::Beside { confined, read_only, writable, without_tcp, room } => {
+            let scope =
+                child::scope_of(room.as_ref().map(|room| room.shares_network), *without_tcp);
             let placed = match room {
                 Some(room) => {
                     let inside = Inside { pid: room.pid, own_users: false, confined, run_dir };

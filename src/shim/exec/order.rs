@@ -33,6 +33,8 @@ pub enum Way {
         confined: Confined,
         read_only: Vec<PathBuf>,
         writable: Vec<PathBuf>,
+        #[serde(default)]
+        without_tcp: bool,
         room: Option<OfRoom>,
     },
     /// runsc starts the program and stays until that ends, but does not take it along when it is killed
