@@ -6,7 +6,7 @@
 mod room;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -39,7 +39,7 @@ pub(super) struct Child {
 }
 
 /// Longest report of a failure.
-const FAILURE_BYTES_MAX: u64 = 2048;
+const FAILURE_BYTES_MAX: usize = 2048;
 
 /// The child's ends.
 struct Ends {
@@ -97,11 +97,12 @@ pub(super) fn give_up(report: OwnedFd, (stage, error): Failed) -> ! {
 }
 
 /// What a child reported about its failure: the stage and the reason. It becomes part of a status, of a frame and of
-/// a file, and may quote as much of a tenant's as a word may have.
+/// a file, and may quote as much of a tenant's as a word may have. It is written at once, so it is read at once: whoever
+/// wrote it may be a tenant already, and stand still before it ends.
 pub(super) fn read_failure(pipe: OwnedFd) -> Option<(String, String)> {
-    let mut text = Vec::new();
-    File::from(pipe).take(FAILURE_BYTES_MAX).read_to_end(&mut text).ok()?;
-    let text = String::from_utf8_lossy(&text);
+    let mut text = [0; FAILURE_BYTES_MAX];
+    let count = poll::read_some(pipe.as_fd(), &mut text).ok()??;
+    let text = String::from_utf8_lossy(&text[..count]);
     let (stage, message) = text.split_once('\n')?;
     Some((stage.to_owned(), message.to_owned()))
 }

@@ -90,6 +90,8 @@ pub(super) fn serve(duty: ExecDuty) -> Result<(), SysError> {
     let mut timer = Timer::open()?;
     let mut connection = Connection::new(duty.control);
     let run_dir = duty.order.parent().unwrap_or(&duty.order);
+    // As the kernel names where its shim works.
+    let run_dir = &fs::canonicalize(run_dir).unwrap_or_else(|_| run_dir.to_owned());
     let started = read_order(&duty.order).and_then(|order| {
         // The tenant pays for us, and for the runsc that we start.
         order.helpers.join_v1()?;

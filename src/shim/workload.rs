@@ -47,6 +47,8 @@ const PROBE_MS_MIN: u64 = 2;
 const PROBE_MS_MAX: u64 = 64;
 /// That the time is nearly over is said so long before, if there is that much.
 const WARN_BEFORE_MS: u64 = 60_000;
+/// A line of its status is shorter than this.
+const STATUS_BYTES_MAX: usize = 4096;
 /// bubblewrap's init is the first process of its pid namespace, and forks the workload first of all.
 const WORKLOAD_INNER_PID: u32 = 2;
 
@@ -315,7 +317,7 @@ impl Workload {
         let Some(fd) = &self.status else { return false };
         let mut chunk = [0; 512];
         match poll::read_some(fd.as_fd(), &mut chunk) {
-            Ok(Some(count @ 1..)) => {
+            Ok(Some(count @ 1..)) if self.wrapper.text.len() < STATUS_BYTES_MAX => {
                 self.wrapper.text.push_str(&String::from_utf8_lossy(&chunk[..count]));
             }
             Ok(None) => return false,
