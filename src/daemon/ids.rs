@@ -38,6 +38,12 @@ pub(super) fn take(range: IdRange) -> anyhow::Result<Option<Lock>> {
             claim.ids.end - 1
         );
     }
+    if range.is_shared_with_containers() {
+        bail!(
+            "\"uids\" in config.json has ids that systemd-nspawn gives to containers without asking; leave \
+             \"uids\" out of config.json: the usual range is out of the way"
+        );
+    }
     match sys::ids::take(&range.all()) {
         Ok(Taken::Ours(lock)) => Ok(Some(lock)),
         Ok(Taken::Others { pid, range }) => bail!(

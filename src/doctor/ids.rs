@@ -23,7 +23,20 @@ pub(super) fn range(config: &Config) -> Finding {
             }
         }
     }
-    judge(config.ids, &claims)
+    let found = judge(config.ids, &claims);
+    // The daemon of this very configuration may run.
+    let own = sys::lock::holder(&config.run_path.join("lock"));
+    match sys::ids::holder(&config.ids.all()) {
+        Some((pid, range)) if found.severity == Severity::Fine && pid != own => {
+            let theirs = format!("{range} is given out by another sodiumd, pid {pid}");
+            let means = (
+                "the daemon of this configuration does not start",
+                "give one of the two its own \"uids\" in config.json",
+            );
+            Finding::bad(NAME, Severity::Broken, theirs, means)
+        }
+        Some(_) | None => found,
+    }
 }
 
 fn judge(range: IdRange, claims: &[Claim]) -> Finding {
@@ -43,10 +56,10 @@ fn judge(range: IdRange, claims: &[Claim]) -> Finding {
     }
     if range.is_shared_with_containers() {
         let means = (
-            "systemd-nspawn gives ids of it to containers without asking",
+            "systemd-nspawn gives ids of it to containers without asking; the daemon does not start",
             "leave uids out of config.json: the usual range is out of the way",
         );
-        return Finding::bad(NAME, Severity::Degraded, found, means);
+        return Finding::bad(NAME, Severity::Broken, found, means);
     }
     if !range.is_reserved(claims) {
         let line = range.reservation();

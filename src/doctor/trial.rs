@@ -44,9 +44,12 @@ struct Ground {
 
 impl Ground {
     fn new(config: &Config) -> Result<Self, DriverError> {
-        let dir = config.run_path.with_file_name(format!("sodiumd-doctor-{}", std::process::id()));
+        let dir =
+            config.run_path.with_file_name(format!("sodiumd-doctor-{}", Uuid::new_v4().simple()));
         let failed = |stage| move |source| DriverError::Host { stage, source };
-        fs::create_dir_all(&dir).map_err(|source| {
+        // New, and under a name that nobody has foreseen.
+        let above = dir.parent().map_or(Ok(()), fs::create_dir_all);
+        above.and_then(|()| fs::create_dir(&dir)).map_err(|source| {
             failed("make a directory beside run_path")(sys::SysError::io("mkdir", &dir, source))
         })?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
@@ -320,8 +323,11 @@ fn fill(path: &Path) -> (u64, Option<io::Error>) {
 fn disk(config: &Config) -> Finding {
     let there = config.sandboxes_path.ancestors().find(|path| path.is_dir());
     let there = there.unwrap_or_else(|| Path::new("/"));
-    let dir = there.join(format!(".sodiumd-doctor-{}", std::process::id()));
-    let tried = fill_volume(&dir, config);
+    let dir = there.join(format!(".sodiumd-doctor-{}", Uuid::new_v4().simple()));
+    let tried = match fs::create_dir(&dir) {
+        Ok(()) => fill_volume(&dir, config),
+        Err(error) => Err(format!("make {}: {error}", dir.display())),
+    };
     volume::unmount_all(&dir);
     let _ = fs::remove_dir_all(&dir);
     let means = (

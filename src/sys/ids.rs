@@ -93,6 +93,18 @@ fn take_in(dir: &Path, ids: &Range<u64>) -> Result<Taken, SysError> {
     Ok(Taken::Ours(ours))
 }
 
+/// Who holds a range that overlaps with this one: its process, and the range.
+pub fn holder(ids: &Range<u64>) -> Option<(String, String)> {
+    let entries = fs::read_dir(LOCKS).into_iter().flatten().flatten();
+    entries.into_iter().find_map(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let theirs = range_of(&name)?;
+        let overlaps = theirs.start < ids.end && ids.start < theirs.end;
+        let held = overlaps && lock::is_held(&entry.path()).unwrap_or(false);
+        held.then(|| (lock::holder(&entry.path()), name))
+    })
+}
+
 fn range_of(name: &str) -> Option<Range<u64>> {
     let (first, count) = name.split_once('-')?;
     let first: u64 = first.parse().ok()?;
