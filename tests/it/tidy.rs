@@ -75,6 +75,42 @@ const BY_DESCRIPTOR: &[(&str, &str)] = &[
     ("src/store/backup.rs", "the owner of the directory that a copy goes to or comes from"),
 ];
 
+/// Where paths are followed that lead through directories of the daemon's own alone, mode 0700. What else comes to use
+/// paths has to be looked at first.
+const BY_OWN_PATHS: &[&str] = &[
+    "src/driver/forks.rs",
+    "src/driver/host.rs",
+    "src/driver/runsc.rs",
+    "src/driver/runsc/platform.rs",
+    "src/driver/shimmed.rs",
+    "src/driver/shimmed/begin.rs",
+    "src/driver/shimmed/checkpoint.rs",
+    "src/driver/shimmed/convert.rs",
+    "src/driver/shimmed/foreign.rs",
+    "src/driver/shimmed/warm.rs",
+    "src/driver/shown.rs",
+    "src/driver/tree.rs",
+    "src/driver/volume.rs",
+    "src/driver/volume/aside.rs",
+    "src/driver/volume/btrfs.rs",
+    "src/driver/volume/image.rs",
+    "src/driver/workspace.rs",
+    "src/driver/workspace/retained.rs",
+    "src/shim/child.rs",
+    "src/shim/child/room.rs",
+    "src/shim/claim.rs",
+    "src/shim/exec.rs",
+    "src/shim/exit.rs",
+    "src/shim/forkserver.rs",
+    "src/shim/init.rs",
+    "src/shim/main.rs",
+    "src/shim/probe.rs",
+    "src/shim/runtime.rs",
+    "src/shim/spool.rs",
+    "src/shim/spool/read.rs",
+    "src/shim/spool/write.rs",
+];
+
 /// Ways to use a file by its path; `fs::` is looked for as well.
 const BY_PATH: &[&str] = &["std::fs", "File::open", "File::create", "File::options", "OpenOptions"];
 
@@ -139,20 +175,54 @@ fn files_that_others_may_swap_are_used_by_descriptor() {
                 continue;
             }
             looked_at += 1;
-            for (index, line) in production(&text).lines().enumerate() {
-                let code = line.trim_start();
-                let by_path =
-                    BY_PATH.iter().any(|word| code.contains(word)) || has_path(code, "fs");
-                assert!(
-                    code.starts_with("//") || !by_path,
-                    "{}:{}: {who} may swap it; use sys::beneath",
-                    file.display(),
-                    index + 1
-                );
+            if let Some(line) = line_by_path(&text) {
+                panic!("{}:{line}: {who} may swap it; use sys::beneath", file.display());
             }
         }
         assert!(looked_at > 0, "{place} is not there any more");
     }
+}
+
+#[test]
+fn what_follows_paths_is_known() {
+    for (file, text) in sources() {
+        let is_watched = file.starts_with("src/driver") || file.starts_with("src/shim");
+        let is_known = BY_OWN_PATHS.iter().any(|known| file.ends_with(known));
+        if is_watched && !is_known && !file.ends_with("tests.rs") {
+            let line = line_by_path(&text);
+            assert!(line.is_none(), "{}:{line:?}: who may swap it?", file.display());
+        }
+    }
+}
+
+/// The first line that uses a file by its path.
+fn line_by_path(text: &str) -> Option<usize> {
+    let is_by_path = |line: &str| {
+        let code = line.trim_start();
+        let by_path = BY_PATH.iter().any(|word| code.contains(word)) || has_path(code, "fs");
+        by_path && !code.starts_with("//")
+    };
+    production(text).lines().position(is_by_path).map(|index| index + 1)
+}
+
+/// What docs/security.md says is attacked by a test is.
+#[test]
+fn every_attack_that_is_named_is_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/security.md")).unwrap();
+    let mut count = 0;
+    for word in page.split('`').skip(1).step_by(2) {
+        let Some((file, name)) = word.split_once("::").filter(|(_, name)| !name.contains(':'))
+        else {
+            continue;
+        };
+        let Ok(text) = std::fs::read_to_string(root.join(format!("tests/it/{file}.rs"))) else {
+            continue;
+        };
+        count += 1;
+        assert!(name == "*" || text.contains(&format!("fn {name}(")), "{word} is no test");
+    }
+    assert!(count > 30, "{count} tests are named");
 }
 
 /// Whether the code has `name::`, and not as the end of a longer name.
