@@ -161,7 +161,7 @@ async fn listen(
             obey(api, (sandbox, caller), text.as_str(), &mut has_spoken).await
         };
         if let Err(error) = done {
-            let notice = json!({"type": "error", "message": error.message()});
+            let notice = json!({"type": "error", "message": error.told()});
             // A client that reads none of its errors needs no more of them.
             let _ = notices.try_send(notice);
         }
@@ -176,16 +176,17 @@ async fn obey(
 ) -> Result<(), ApiError> {
     match read_frame(text)? {
         ClientFrame::Input(line) => {
-            api.handle.input(sandbox, line.into_bytes()).await?;
+            let sent = api.handle.input(sandbox, line.into_bytes()).await;
             // One event for all of a session.
-            if !std::mem::replace(has_spoken, true) {
+            if seed::was_taken(&sent) && !std::mem::replace(has_spoken, true) {
                 let what = "input was sent over a console".to_owned();
                 api.audit.note(&sandbox.name, Act::Input, caller, what);
             }
-            Ok(())
+            Ok(sent?)
         }
         ClientFrame::Start(command) => {
-            let current = find(api, sandbox.name.as_str())?;
+            // Whoever has its name by now is none of theirs.
+            let current = find(api, &sandbox.uid.to_string())?;
             seed::run(api, caller, &current, command).await
         }
         ClientFrame::Stop => seed::end(api, caller, sandbox, Verb::Stop).await,

@@ -95,6 +95,16 @@ impl ApiError {
         bounded(self.to_string(), MESSAGE_BYTES_MAX)
     }
 
+    /// For a client: what is none of its business is in the log instead, once.
+    pub(super) fn told(&self) -> String {
+        let (status, code) = self.kind();
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            error!(code, error = chain(self), "request failed");
+            return "internal error; the daemon's log says more".to_owned();
+        }
+        self.message()
+    }
+
     /// For programs.
     pub(super) fn code(&self) -> &'static str {
         self.kind().1
@@ -188,13 +198,7 @@ impl IntoResponse for ApiError {
         let (status, code) = self.kind();
         // Consumed here, so logged here, once; a client never sees our insides. A full disk is the
         // exception: whoever reads that can do something about it.
-        let message = if status == StatusCode::INTERNAL_SERVER_ERROR {
-            error!(code, error = chain(&self), "request failed");
-            "internal error; the daemon's log says more".to_owned()
-        } else {
-            self.message()
-        };
-        let mut value = json!({"error": message, "code": code});
+        let mut value = json!({"error": self.told(), "code": code});
         if let Self::Invalid(violations) = &self {
             value["violations"] = json!(violations);
         }

@@ -171,7 +171,7 @@ pub(super) async fn attach(
             match begin(&api, (sandbox, &caller), &mut socket).await {
                 Ok(session) => converse(session, &mut socket).await,
                 Err(error) => {
-                    let (message, code) = (error.to_string(), error.code());
+                    let (message, code) = (error.told(), error.code());
                     Some(json!({"type": "error", "message": message, "code": code}))
                 }
             }

@@ -13,6 +13,7 @@ use crate::api::sandboxes::{Pairs, find, flag, shown};
 use crate::api::{ApiError, Shared, checkpoint, request, wait};
 use crate::model::{Span, Violation};
 use crate::reconcile::link::Command;
+use crate::store::Core;
 use crate::store::edit::{self, Verb};
 
 pub(super) async fn verb(
@@ -45,10 +46,10 @@ pub(super) async fn verb(
         },
         Verb::Start | Verb::Stop | Verb::Kill | Verb::Restart | Verb::Pause | Verb::Resume => (),
     }
-    let (name, now) = (sandbox.name.clone(), api.now());
+    let (name, uid, now) = (sandbox.name.clone(), sandbox.uid, api.now());
     api.handle.touch(&sandbox);
-    let wish =
-        api.write_for(&caller, move |core| edit::power(core, name.as_str(), verb, now)).await??;
+    let ask = move |core: &mut Core| edit::power_of(core, (name.as_str(), uid), verb, now);
+    let wish = api.write_for(&caller, ask).await??;
     if let Some(within) = wait::parse(pairs.get("wait").map(String::as_str))? {
         match verb {
             Verb::Checkpoint => checkpoint::kept(&api, &wish, within).await?,

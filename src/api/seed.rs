@@ -22,6 +22,8 @@ use crate::model::{
     Isolation, Limits, RestartPolicy, Sandbox, SandboxName, Spec, State as Wanted, Violation,
     admission, arguments,
 };
+use crate::reconcile::link::InputError;
+use crate::store::Core;
 use crate::store::edit::{self, Delete, Precondition, Put, Refusal, Verb};
 
 type Answer = Result<Json<Value>, ApiError>;
@@ -220,9 +222,11 @@ pub(super) async fn run(
         change_file(api, caller, sandbox, spec).await?;
     }
     let (name, now, owner) = (sandbox.name.clone(), api.now(), declare::owner(api, &sandbox.name));
+    let uid = sandbox.uid;
     let wish = api
         .write_for(caller, move |core| {
-            let Some(current) = core.get(name.as_str()) else { return Ok(Err(Refusal::NotFound)) };
+            let current = core.get(name.as_str()).filter(|found| found.uid == uid);
+            let Some(current) = current else { return Ok(Err(Refusal::NotFound)) };
             if up(&current) {
                 return Ok(Err(Refusal::Running { name }));
             }
@@ -286,9 +290,9 @@ pub(super) async fn end(
     sandbox: &Sandbox,
     verb: Verb,
 ) -> Result<(), ApiError> {
-    let (name, now) = (sandbox.name.clone(), api.now());
-    let wish =
-        api.write_for(caller, move |core| edit::power(core, name.as_str(), verb, now)).await??;
+    let (name, uid, now) = (sandbox.name.clone(), sandbox.uid, api.now());
+    let ask = move |core: &mut Core| edit::power_of(core, (name.as_str(), uid), verb, now);
+    let wish = api.write_for(caller, ask).await??;
     wait::stopped(api, &wish, wait::stop_within(&wish)).await
 }
 
@@ -314,6 +318,15 @@ pub(super) async fn input(
     send_input(&api, &caller, &sandbox, body).await
 }
 
+/// Whether the program has any of it, or will.
+pub(super) fn was_taken(sent: &Result<(), InputError>) -> bool {
+    match sent {
+        Ok(()) => true,
+        Err(InputError::Full { taken, .. }) => *taken > 0,
+        Err(InputError::NotRunning | InputError::Closed) => false,
+    }
+}
+
 pub(super) async fn send_input(
     api: &Shared,
     caller: &Caller,
@@ -325,8 +338,11 @@ pub(super) async fn send_input(
     request::read(&node, &["input"], |faults, _, path, value| input = faults.text(path, value))?;
     let missing = || ApiError::Invalid(vec![Violation::new("input", "is missing")]);
     let line = format!("{}\n", input.ok_or_else(missing)?);
-    api.handle.input(sandbox, line.into_bytes()).await?;
-    let what = "input was sent by a request".to_owned();
-    api.audit.note(&sandbox.name, Act::Input, caller, what);
+    let sent = api.handle.input(sandbox, line.into_bytes()).await;
+    if was_taken(&sent) {
+        let what = "input was sent by a request".to_owned();
+        api.audit.note(&sandbox.name, Act::Input, caller, what);
+    }
+    sent?;
     Ok(success())
 }

@@ -109,8 +109,9 @@ impl Handle {
     pub fn command(&self, sandbox: &Sandbox, command: Command) -> Result<(), InputError> {
         let commands = self.world.consoles.commands(sandbox.uid);
         let (_, commands) = commands.ok_or(InputError::NotRunning)?;
-        self.touch(sandbox);
-        commands.try_send(command).map_err(|_| InputError::Full { taken: 0, sent: 0 })
+        let sent = commands.try_send(command);
+        // Whoever asks faster than it is done does not have it looked at more often.
+        sent.map(|()| self.touch(sandbox)).map_err(|_| InputError::Full { taken: 0, sent: 0 })
     }
 
     /// Runs a program inside what runs.

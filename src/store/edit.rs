@@ -244,7 +244,21 @@ impl Verb {
     ];
 }
 
-/// Carries a power verb into the durable wish. Works whoever owns the sandbox.
+/// Carries a power verb into the durable wish. Works whoever owns the sandbox; but not on another one that was given its
+/// name meanwhile.
+pub fn power_of(
+    core: &mut Core,
+    (name, uid): (&str, Uuid),
+    verb: Verb,
+    now: Time,
+) -> Outcome<Arc<Sandbox>> {
+    match core.get(name) {
+        Some(found) if found.uid == uid => power(core, name, verb, now),
+        Some(_) | None => Ok(Err(Refusal::NotFound)),
+    }
+}
+
+/// The same, on whatever has the name.
 pub fn power(core: &mut Core, name: &str, verb: Verb, now: Time) -> Outcome<Arc<Sandbox>> {
     let Some(old) = core.get(name) else { return Ok(Err(Refusal::NotFound)) };
     if old.deletion.is_some() {

@@ -62,6 +62,21 @@ fn what_was_answered_is_there_for_the_next_daemon() {
     assert_eq!((store.epoch(), next.epoch()), (1, 2));
 }
 
+/// A console that was opened with a ticket for one sandbox had power over the next one of its name.
+#[test]
+fn power_over_a_sandbox_ends_with_it_though_its_name_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&database_path(dir.path())).unwrap();
+    put(&store, declare("web", "a", Owner::Api)).unwrap();
+    let now = store.snapshot().sandboxes["web"].uid;
+    let stop = |uid| {
+        let ask = move |core: &mut Core| edit::power_of(core, ("web", uid), Verb::Stop, Time(6));
+        store.write_blocking(ask).unwrap()
+    };
+    assert!(matches!(stop(uuid::Uuid::now_v7()), Err(Refusal::NotFound)));
+    stop(now).unwrap();
+}
+
 /// A Git writer who turned one large spec over and over had a thousand of them kept.
 #[test]
 fn changes_are_forgotten_by_their_size_too() {
