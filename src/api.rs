@@ -45,6 +45,7 @@ mod wire;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -108,6 +109,8 @@ pub struct Load {
     /// Requests with neither.
     strangers_by_peer: Rate<IpAddr>,
     strangers: Rate<()>,
+    /// When a write was last tried for whoever asks, and whether it was taken.
+    readiness: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
 /// What is open for as long as its client likes, by kind.

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
+use axum::http::Method;
+use axum::http::header::UPGRADE;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::sync::watch;
@@ -180,11 +182,11 @@ impl Api {
         let stranger = || (Who::Stranger, Grant::for_good());
         let by_token = self.auth.identify(request.headers(), request.uri());
         let by_ticket = || {
-            // Anywhere else it lets nobody in, and would be worth the place of a token as often as it is shown.
-            let path = request.uri().path();
-            let redeems = path.starts_with("/console/") || path.ends_with("/exec");
-            let text = auth::query(request.uri(), "ticket").filter(|_| redeems)?;
-            let grant = self.tickets.grant(&text, self.now())?;
+            // Where it is not used up by this, it would be worth the place of a token as often as it is shown.
+            let id = redeemed_at(request)?;
+            let text = auth::query(request.uri(), "ticket")?;
+            let sandbox = self.store.snapshot().find(id)?.uid;
+            let grant = self.tickets.grant(&text, sandbox, self.now())?;
             Some((Who::Ticket { id: auth::ticket_id(&text) }, grant))
         };
         let (who, grant) = by_token.or_else(by_ticket).unwrap_or_else(stranger);
@@ -209,6 +211,14 @@ impl Api {
         };
         asked.map_err(ApiError::TooFast)
     }
+}
+
+/// The sandbox that a ticket would be used for, by its name or number.
+fn redeemed_at(request: &Request) -> Option<&str> {
+    let opens = request.method() == Method::GET && request.headers().contains_key(UPGRADE);
+    let path = Some(request.uri().path()).filter(|_| opens)?;
+    let of_exec = || path.strip_prefix("/v1/sandboxes/")?.strip_suffix("/exec");
+    path.strip_prefix("/console/").or_else(of_exec)
 }
 
 /// Finds out who asks, and serves them as often as their kind may ask. Those with nothing to show have a budget of
@@ -247,14 +257,17 @@ mod tests {
             let uri = Uri::from_static(token);
             auth.identify(&HeaderMap::new(), &uri).map(|(_, grant)| grant)
         };
-        let (mut granted, local) = (with("/?token=one").unwrap(), Grant::for_good());
+        let (mut granted, local) = (with("/console/a?token=one").unwrap(), Grant::for_good());
         assert!(!auth.change("one".to_owned()) && !granted.is_revoked());
         assert!(auth.change("two".to_owned()));
         granted.revoked().await;
         // Whoever asks again is told again.
         granted.clone().revoked().await;
         assert!(granted.is_revoked() && !local.is_revoked());
-        assert!(with("/?token=one").is_none() && !with("/?token=two").unwrap().is_revoked());
+        assert!(
+            with("/console/a?token=one").is_none()
+                && !with("/console/a?token=two").unwrap().is_revoked()
+        );
         // The same text is another token once it was replaced.
         assert!(auth.change("one".to_owned()) && granted.is_revoked());
     }

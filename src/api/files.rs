@@ -1,5 +1,7 @@
 //! The directory of specs, the images, and readiness.
 
+use std::time::{Duration, Instant};
+
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
@@ -31,13 +33,26 @@ pub(super) async fn images(State(api): State<Shared>) -> Json<Value> {
     Json(json!({"items": images}))
 }
 
-/// Ready means that a write would be accepted.
+/// What one has found out is good for everybody who asks so soon after.
+const READINESS_KEPT: Duration = Duration::from_millis(250);
+
+/// Ready means that a write would be accepted. Anybody may ask, so it is tried for all of them together.
 pub(super) async fn ready(State(api): State<Shared>) -> (StatusCode, &'static str) {
-    // After a failure an empty transaction proves nothing.
-    let failed = api.store.fault().is_some();
-    let probe = api.store.write(move |core| if failed { core.probe() } else { Ok(()) });
-    match probe.await {
-        Ok(()) => (StatusCode::OK, "ok\n"),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the store does not accept writes\n"),
+    let mut known = api.load.readiness.lock().await;
+    let fresh = known.filter(|(at, _)| at.elapsed() < READINESS_KEPT);
+    let is_ready = match fresh {
+        Some((_, is_ready)) => is_ready,
+        None => {
+            // After a failure an empty transaction proves nothing.
+            let failed = api.store.fault().is_some();
+            let probe = api.store.write(move |core| if failed { core.probe() } else { Ok(()) });
+            let is_ready = probe.await.is_ok();
+            *known = Some((Instant::now(), is_ready));
+            is_ready
+        }
+    };
+    match is_ready {
+        true => (StatusCode::OK, "ok\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "the store does not accept writes\n"),
     }
 }
