@@ -52,6 +52,7 @@ impl Doorway for TcpListener {
     fn settle(io: &Self::Io, bounds: &Bounds) {
         // Neither is needed for being served.
         let _ = io.set_nodelay(true);
+        let _ = socket::keep_alive(io);
         if bounds.stalled_after.0 > 0 {
             let _ = socket::give_up_after(io, bounds.stalled_after.duration());
         }
@@ -67,7 +68,7 @@ impl Doorway for UnixListener {
         // As root, whoever is in a sandbox is somebody else.
         let is_inside = !sys::is_root() && found.uid() != 0 && {
             let pid = found.pid().and_then(|pid| u32::try_from(pid).ok());
-            pid.is_none_or(confined::is_inside)
+            pid.is_none_or(|pid| confined::is_inside(pid, io))
         };
         Peer::Local { uid: found.uid(), is_inside }
     }

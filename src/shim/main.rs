@@ -221,7 +221,8 @@ impl Shim {
         // Where we are not root, those inside are the same user as we are.
         let (own, _) = crate::sys::own_ids();
         let is_ours = |peer: socket::Peer| {
-            peer.uid == 0 || peer.uid == own && (own == 0 || !confined::is_inside(peer.pid))
+            peer.uid == 0
+                || peer.uid == own && (own == 0 || !confined::is_inside(peer.pid, &stream))
         };
         let welcome = socket::peer(&stream).is_ok_and(is_ours);
         if welcome && self.connections.len() < CONNECTIONS_MAX {

@@ -4,12 +4,13 @@
 //! tells nobody who is under it.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 
-use crate::sys::read_small;
+use crate::sys::{poll, read_small, socket};
 
 /// `Seccomp:` of a process under a filter.
 const SECCOMP_FILTER: u32 = 2;
@@ -126,10 +127,15 @@ impl Privileges {
 }
 
 /// Whether a process is in a sandbox, as far as its privileges tell: it is under a filter that we are not under, and can
-/// gain none. Nobody sheds either, nor does whoever they leave a descriptor to. One that has ended is taken for such.
-pub fn is_inside(pid: u32) -> bool {
+/// gain none. Nobody sheds either, nor does whoever they leave a descriptor to. One that has ended is taken for such, and
+/// whoever has its number by now is not asked, where the kernel can tell (Linux 6.5).
+pub fn is_inside(pid: u32, socket: &impl AsFd) -> bool {
     let (theirs, ours) = (Privileges::of(pid), Privileges::of(std::process::id()));
-    let both = theirs.zip(ours);
+    // Looked at last: until then nobody else had its number.
+    let has_ended = socket::peer_process(socket).and_then(|process| {
+        process.map_or(Ok(false), |fd| poll::is_readable_within(fd.as_fd(), 0))
+    });
+    let both = theirs.zip(ours).filter(|_| matches!(has_ended, Ok(false)));
     both.is_none_or(|(theirs, ours)| theirs.no_new_privs && theirs.is_filtered_beyond(&ours))
 }
 

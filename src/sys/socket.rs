@@ -48,6 +48,54 @@ pub fn give_up_after(socket: &impl AsFd, time: Duration) -> Result<(), SysError>
     if ret == 0 { Ok(()) } else { Err(SysError::last("setsockopt(TCP_USER_TIMEOUT)")) }
 }
 
+/// Finds out within a minute that a peer has vanished, though nobody says anything.
+pub fn keep_alive(socket: &impl AsFd) -> Result<(), SysError> {
+    let options = [
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 30),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 10),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 3),
+    ];
+    for (level, option, value) in options {
+        let value: libc::c_int = value;
+        let length = libc::socklen_t::try_from(size_of_val(&value)).expect("four bytes");
+        // SAFETY: each option takes an int of the length passed, which outlives the call; the descriptor is open for
+        // its duration.
+        let ret = unsafe {
+            let fd = socket.as_fd().as_raw_fd();
+            libc::setsockopt(fd, level, option, (&raw const value).cast(), length)
+        };
+        if ret < 0 {
+            return Err(SysError::last("setsockopt(keepalive)"));
+        }
+    }
+    Ok(())
+}
+
+/// The process that connected, as long as it is there. `Ok(None)`: this kernel does not say; an error: it has ended.
+pub fn peer_process(socket: &impl AsFd) -> Result<Option<OwnedFd>, SysError> {
+    const SO_PEERPIDFD: libc::c_int = 77;
+    let mut fd: libc::c_int = -1;
+    let mut length = libc::socklen_t::try_from(size_of_val(&fd)).expect("four bytes");
+    // SAFETY: the option gives an int, for which there is room; both outlive the call.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut fd).cast(),
+            &raw mut length,
+        )
+    };
+    if ret < 0 {
+        let error = SysError::last("getsockopt(SO_PEERPIDFD)");
+        let is_unknown = error.source.raw_os_error() == Some(libc::ENOPROTOOPT);
+        return if is_unknown { Ok(None) } else { Err(error) };
+    }
+    // SAFETY: the call succeeded, so `fd` is a descriptor made just now, which nothing else owns.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
 /// Two ends over which messages stay apart, each with its own descriptors.
 pub fn packets() -> Result<(OwnedFd, OwnedFd), SysError> {
     let flags = SockFlag::SOCK_CLOEXEC;
