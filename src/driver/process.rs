@@ -47,10 +47,10 @@ pub fn read_only(init: &Path) -> Vec<PathBuf> {
     READ_ONLY.iter().map(PathBuf::from).chain([init.to_owned()]).collect()
 }
 
-/// Trees the workload may write to.
-pub fn writable<'t>(trees: impl Iterator<Item = &'t Path>) -> Vec<PathBuf> {
-    let devices = DEVICES.iter().map(PathBuf::from);
-    devices.chain(trees.map(Path::to_owned)).collect()
+/// Trees the workload may write to. Where it has no room, terminals are everybody's of the same user.
+pub fn writable<'t>(trees: impl Iterator<Item = &'t Path>, in_room: bool) -> Vec<PathBuf> {
+    let devices = DEVICES.iter().filter(|path| in_room || !OWN_IN_ROOM.contains(path));
+    devices.map(PathBuf::from).chain(trees.map(Path::to_owned)).collect()
 }
 
 /// Where a sandbox finds its trees: in a room of its own where the daemon is root and can make one, else where they

@@ -99,8 +99,14 @@ pub fn terminals_at(root: &Path) -> Result<(), SysError> {
     let at = below_root(root, Path::new("/dev/pts"));
     make_point(&at, true)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    mount(Some("devpts"), &at, Some("devpts"), flags, Some("newinstance,ptmxmode=0666,mode=0620"))
-        .map_err(|errno| SysError::nix(format!("mount devpts at {}", at.display()), errno))
+    mount(
+        Some("devpts"),
+        &at,
+        Some("devpts"),
+        flags,
+        Some("newinstance,ptmxmode=0666,mode=0620,max=64"),
+    )
+    .map_err(|errno| SysError::nix(format!("mount devpts at {}", at.display()), errno))
 }
 
 /// Makes `root`, a mount, the root of this mount namespace, read-only, and lets go of the old one.

@@ -52,6 +52,7 @@ enum Rule {
     Ioctl,
     Personality,
     Prctl,
+    SetSockOpt,
     Socket,
     SocketPair,
 }
@@ -61,8 +62,13 @@ enum Rule {
 const REFUSED_FLAGS: u32 = 0x7E02_8080;
 
 /// Commands of fcntl(2) that no workload may give: F_SETLEASE and F_SETDELEG, by which others, the daemon with a copy to
-/// make among them, would have to wait for it.
-const COMMANDS: &[u32] = &[1024, 1040];
+/// make among them, would have to wait for it; and F_NOTIFY, which tells who opens what in the host's programs.
+const COMMANDS: &[u32] = &[1024, 1026, 1040];
+
+/// Options of sockets (SOL_SOCKET) that no workload may set: SO_ATTACH_FILTER, SO_ATTACH_BPF and the two of
+/// SO_REUSEPORT. What the kernel compiles for them is taken from a room that the whole host shares, and where that is
+/// used up nobody's system-call filter can be loaded any more.
+const FILTER_OPTIONS: &[u32] = &[26, 50, 51, 52];
 
 /// Requests of ioctl(2) that no workload may make.
 const REQUESTS: &[u32] = &[
@@ -92,8 +98,9 @@ const REQUESTS: &[u32] = &[
 /// address 0, memory that is all executable, addresses that are not random.
 const PERSONALITIES: &[u32] = &[0, 0x0008, 0x0002_0000, 0x0002_0008, 0xFFFF_FFFF];
 
-/// Operations of prctl(2) that no workload may do: PR_SET_MM, which lays out anew what the kernel knows of a process's memory.
-const OPERATIONS: &[u32] = &[35];
+/// Operations of prctl(2) that no workload may do: PR_SET_MM, which lays out anew what the kernel knows of a process's
+/// memory; PR_SCHED_CORE, which keeps everybody else from the other half of a cpu.
+const OPERATIONS: &[u32] = &[35, 62];
 
 /// What is left of a socket's type without its flags.
 const TYPE_MASK: u32 = 0xF;
@@ -197,9 +204,18 @@ fn answer(rule: Rule) -> Vec<sock_filter> {
         Rule::Ioctl => by_value(ARG1, REQUESTS, EPERM, ALLOW),
         Rule::Personality => by_value(ARG0, PERSONALITIES, ALLOW, EPERM),
         Rule::Prctl => by_value(ARG0, OPERATIONS, EPERM, ALLOW),
+        Rule::SetSockOpt => options_of_sockets(),
         Rule::Socket => sockets(),
         Rule::SocketPair => by_value(ARG0, &[libc::AF_UNIX.unsigned_abs()], ALLOW, EAFNOSUPPORT),
     }
+}
+
+/// Everything but the options that attach a program.
+fn options_of_sockets() -> Vec<sock_filter> {
+    let level = libc::SOL_SOCKET.unsigned_abs();
+    let mut code = vec![load(ARG1), jump(BPF_JEQ, level, 1, 0), ret(ALLOW)];
+    code.extend(by_value(ARG2, FILTER_OPTIONS, EPERM, ALLOW));
+    code
 }
 
 /// Sockets of the families and protocols a workload may open.

@@ -33,9 +33,12 @@ for request in [0x5412, 0x541C, 0x541D, 0x5423, 0x40086602, 0x401C5820, 0x500094
     expect(f"ioctl {request:#x}", errno.EPERM, lambda: fcntl.ioctl(0, request, bytes(128)))
 for persona, want in [(0x0040000, errno.EPERM), (0x0400000, errno.EPERM), (0x0100000, errno.EPERM), (0xFFFFFFFF, 0), (0, 0)]:
     expect(f"personality {persona:#x}", want, lambda: check(libc.personality(ctypes.c_ulong(persona))))
-for command, want in [(1024, errno.EPERM), (1040, errno.EPERM), (1025, 0)]:
+for command, want in [(1024, errno.EPERM), (1026, errno.EPERM), (1040, errno.EPERM), (1025, 0)]:
     expect(f"fcntl {command}", want, lambda: fcntl.fcntl(0, command, 0))
 expect("prctl PR_SET_MM", errno.EPERM, lambda: check(libc.prctl(35, 1, 0, 0, 0)))
+expect("prctl PR_SCHED_CORE", errno.EPERM, lambda: check(libc.prctl(62, 1, 0, 0, 0)))
+for option in [26, 50, 51, 52]:
+    expect(f"setsockopt {option}", errno.EPERM, lambda: socket.socket(socket.AF_UNIX).setsockopt(1, option, bytes(16)))
 for family, kind, protocol, want in [
     (1, 1, 0, 0),
     (2, 1, 0, 0),

@@ -132,7 +132,7 @@ impl Shimmed {
                 let view = self.view(&place.files, place.tmp.as_deref());
                 let confinement = Confinement::Itself {
                     read_only: process::read_only(&view.init),
-                    writable: process::writable(view.writable()),
+                    writable: process::writable(view.writable(), crate::sys::is_root()),
                     without_tcp: !crate::sys::is_root() && order.spec.network == Network::None,
                     room: crate::sys::is_root().then(|| process::room(order, place, &made)),
                 };

@@ -78,7 +78,7 @@ impl Shimmed {
             Bundle::Process => Way::Beside {
                 confined,
                 read_only: process::read_only(&view.init),
-                writable: process::writable(view.writable()),
+                writable: process::writable(view.writable(), in_room),
                 without_tcp: !in_room && order.spec.network == Network::None,
                 room: in_room
                     .then_some(OfRoom { pid, shares_network: order.spec.network == Network::Host }),

@@ -48,6 +48,8 @@ fn memory(dir: &Path, bytes: Option<u64>) -> Result<Option<u64>, SysError> {
     } else {
         set_sum()?;
     }
+    // What is on its way between sockets is counted only where this is set. Newer kernels count it anyway, or have none.
+    let _ = write(dir, "memory.kmem.tcp.limit_in_bytes", &value);
     let now = number(&read(dir, "memory.limit_in_bytes"));
     Ok((now < MEMORY_UNLIMITED_FROM).then_some(now))
 }

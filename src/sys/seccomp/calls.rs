@@ -110,7 +110,7 @@ const TABLE: &[Group] = &[
         rule: Rule::Allow,
         calls: calls! {
             SYS_bind SYS_listen SYS_accept SYS_accept4 SYS_connect SYS_getsockname SYS_getpeername SYS_sendto
-            SYS_recvfrom SYS_sendmsg SYS_recvmsg SYS_sendmmsg SYS_recvmmsg SYS_setsockopt SYS_getsockopt SYS_shutdown
+            SYS_recvfrom SYS_sendmsg SYS_recvmsg SYS_sendmmsg SYS_recvmmsg SYS_getsockopt SYS_shutdown
             SYS_shmget SYS_shmat SYS_shmctl SYS_shmdt SYS_semget SYS_semop SYS_semctl SYS_semtimedop SYS_msgget
             SYS_msgsnd SYS_msgrcv SYS_msgctl SYS_mq_open SYS_mq_unlink SYS_mq_timedsend SYS_mq_timedreceive
             SYS_mq_notify SYS_mq_getsetattr
@@ -122,6 +122,7 @@ const TABLE: &[Group] = &[
     Group { rule: Rule::Ioctl, calls: calls! { SYS_ioctl } },
     Group { rule: Rule::Personality, calls: calls! { SYS_personality } },
     Group { rule: Rule::Prctl, calls: calls! { SYS_prctl } },
+    Group { rule: Rule::SetSockOpt, calls: calls! { SYS_setsockopt } },
     Group { rule: Rule::Socket, calls: calls! { SYS_socket } },
     Group { rule: Rule::SocketPair, calls: calls! { SYS_socketpair } },
     // Namespaces, mounts and other roots: the way to capabilities over a kernel that believes in them.

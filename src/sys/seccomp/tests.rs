@@ -72,7 +72,8 @@ fn every_number_is_answered_as_the_table_has_it() {
                 | Rule::Fcntl
                 | Rule::Ioctl
                 | Rule::Personality
-                | Rule::Prctl,
+                | Rule::Prctl
+                | Rule::SetSockOpt,
             ) => ALLOW,
             Some(Rule::Refuse) => EPERM,
             Some(Rule::Absent) | None => ENOSYS,
@@ -130,7 +131,15 @@ fn ways_out_are_refused() {
     for request in REQUESTS {
         check(libc::SYS_ioctl, [0, u64::from(*request), 0], EPERM);
     }
-    check(libc::SYS_prctl, [35, 0, 0], EPERM);
+    for operation in OPERATIONS {
+        check(libc::SYS_prctl, [u64::from(*operation), 0, 0], EPERM);
+    }
+    for option in FILTER_OPTIONS {
+        check(libc::SYS_setsockopt, [3, 1, u64::from(*option)], EPERM);
+        // Of TCP's, for one, these numbers are others.
+        check(libc::SYS_setsockopt, [3, 6, u64::from(*option)], ALLOW);
+    }
+    check(libc::SYS_setsockopt, [3, 1, 2], ALLOW);
     for persona in [0, 8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF] {
         check(libc::SYS_personality, [persona, 0, 0], ALLOW);
     }
