@@ -58,7 +58,7 @@ const EXPIRE_EVERY: std::time::Duration = std::time::Duration::from_secs(600);
 pub fn rules(config: &Config) -> Rules {
     let (images, bad) = crate::image::load(&config.images_path);
     for bad in bad {
-        warn!(path = %bad.path.display(), why = bad.message, "image file left out");
+        warn!(path = ?bad.path, why = bad.message, "image file left out");
     }
     Rules {
         default_isolation: config.isolation,

@@ -8,13 +8,15 @@ use anyhow::Context;
 use crate::cli::show;
 use crate::config::Config;
 use crate::desired::parse::parse;
+use crate::desired::scan::FILE_BYTES_MAX;
+use crate::sys::beneath::{Beneath, Links};
 
 /// Prints every fault with its place and the line it is in. Exit 2 if there is one.
 pub(super) fn check(files: &[PathBuf], config: &Config) -> anyhow::Result<ExitCode> {
     let rules = crate::daemon::rules(config);
     let mut faults = 0;
     for file in files {
-        let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+        let bytes = read(file).with_context(|| format!("read {}", file.display()))?;
         match parse(&bytes, &rules) {
             Ok(documents) => {
                 let names: Vec<&str> = documents.iter().map(|one| one.name.as_str()).collect();
@@ -29,6 +31,13 @@ pub(super) fn check(files: &[PathBuf], config: &Config) -> anyhow::Result<ExitCo
         }
     }
     Ok(ExitCode::from(if faults == 0 { 0 } else { 2 }))
+}
+
+/// As the daemon reads it: whoever may write specs may leave a link to anything among them, and what is wrong in a file
+/// is printed.
+fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    let (dir, name) = Beneath::parent_of(file)?;
+    Ok(dir.read(&name, Links::Within, FILE_BYTES_MAX)?)
 }
 
 /// The fault, and the line it is in with a mark below.

@@ -187,7 +187,8 @@ impl Loop {
             return merged.look_again;
         }
         for (_, reason, message) in &merged.changes.warnings {
-            info!(reason, message, "file of specs");
+            // Quoted, whatever somebody has called their file.
+            info!(reason, what = message, "file of specs");
         }
         let names: Vec<SandboxName> = merged.changes.names().cloned().collect();
         let changes = merged.changes;

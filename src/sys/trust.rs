@@ -11,6 +11,8 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+
 use crate::sys::SysError;
 use crate::sys::beneath::{Beneath, Kind, Links, Meta, ReadError};
 
@@ -100,6 +102,13 @@ fn read_file(
         }
         Err(error) => return Err(error.into_io().into()),
     };
+    // /proc shows as root's what its processes have written, and can be mounted wherever somebody likes.
+    if fstatfs(&file).is_ok_and(|system| system.filesystem_type() == PROC_SUPER_MAGIC) {
+        let why = "is of no disk: any process may have written it".to_owned();
+        return Err(
+            Distrust { path, why, remedy: "name another one with --config".to_owned() }.into()
+        );
+    }
     if let Some(fault) = people.fault(&meta, has_acl(&file)) {
         let remedy = match fault {
             Fault::Owner(_) => format!("chown {} {}", people.caller, word(&path)),
@@ -243,6 +252,15 @@ mod tests {
         bob:x:1001:1001::/:/bin/sh\ncarl:x:1002:100::/:/bin/sh\nerin:x:1003:104::/:/bin/sh\n";
     const GROUP: &str = "root:x:0:\nusers:x:100:\nalice:x:1000:\nbob:x:1001:alice\nstaff:x:50:alice\n\
         empty:x:60:\nboth:x:70:alice,bob\nadmins:x:80:root\nghosts:x:90:nobody-knows\nsolo:x:104:\n";
+
+    #[test]
+    fn what_a_process_says_of_itself_is_nobodys_word() {
+        let Err(TrustError::Distrusted(found)) = read(Path::new("/proc/self/environ"), 1 << 20)
+        else {
+            panic!("its environment is believed");
+        };
+        assert!(found.why.contains("any process"), "{}", found.why);
+    }
 
     #[test]
     fn who_may_have_written_it_decides() {

@@ -329,3 +329,17 @@ fn a_checkout_is_believed() {
         sodiumd::config::load(&path).unwrap();
     }
 }
+
+/// What tells a Git writer where a fault is told them the lines of whatever they had linked to.
+#[tokio::test]
+async fn a_check_of_specs_reads_nothing_from_outside() {
+    let desk = Desk::prepared(json!({}));
+    std::fs::write(desk.path("secret.json"), "{\"token\": \"hunter2\"}\n").unwrap();
+    let spec = desk.path("desired/web.yaml");
+    for target in [desk.path("secret.json"), "/proc/self/environ".into(), "/dev/zero".into()] {
+        std::os::unix::fs::symlink(target, &spec).unwrap();
+        let (code, out, err) = desk.cli(&["check", spec.to_str().unwrap()]);
+        assert!(code != 0 && out.is_empty() && !err.contains("hunter2"), "{code} {out} {err}");
+        std::fs::remove_file(&spec).unwrap();
+    }
+}
