@@ -90,6 +90,6 @@ mod tests {
         let theirs = judge(old, &ids::claims(ids::SUBUID, "alice:165536:65536"));
         assert_eq!(theirs.severity, Severity::Broken);
         assert!(theirs.fix.contains("\"first\": 2100000000"), "{}", theirs.fix);
-        assert_eq!(judge(IdRange { first: 600_000, ..range }, &[]).severity, Severity::Degraded);
+        assert_eq!(judge(IdRange { first: 600_000, ..range }, &[]).severity, Severity::Broken);
     }
 }
