@@ -9,11 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use uuid::Uuid;
 
@@ -59,6 +59,19 @@ pub struct Host {
     ordered: Mutex<HashMap<Iid, u64>>,
     pub(super) forks: ForkServer,
     pub(super) measures: Measures,
+    families: Mutex<HashMap<Iid, Arc<cgroup::Family>>>,
+}
+
+/// The group that an instance's workload is in.
+#[derive(Debug)]
+pub(super) struct WorkloadGroup(Arc<cgroup::Family>);
+
+impl Deref for WorkloadGroup {
+    type Target = cgroup::Group;
+
+    fn deref(&self) -> &cgroup::Group {
+        &self.0.workload
+    }
 }
 
 impl Host {
@@ -92,6 +105,7 @@ impl Host {
             ordered,
             forks,
             measures: Measures::default(),
+            families: Mutex::default(),
         })
     }
 
@@ -222,13 +236,28 @@ impl Host {
         link.and_then(|target| Iid::parse(target.to_str()?)).unwrap_or_else(|| iid.clone())
     }
 
-    pub(super) fn family(&self, iid: &Iid) -> cgroup::Family {
-        self.cgroups.family(self.known_as(iid).as_str())
+    /// Where the groups of an instance are does not change once they are made, and those of thousands are asked for
+    /// again and again.
+    pub(super) fn family(&self, iid: &Iid) -> Arc<cgroup::Family> {
+        let known = || self.families.lock().expect("nobody panics while holding the families");
+        if let Some(family) = known().get(iid) {
+            return Arc::clone(family);
+        }
+        let family = Arc::new(self.cgroups.family(self.known_as(iid).as_str()));
+        if family.exists() {
+            known().insert(iid.clone(), Arc::clone(&family));
+        }
+        family
+    }
+
+    /// There is nothing of an instance any more.
+    pub(super) fn forget_groups(&self, iid: &Iid) {
+        self.families.lock().expect("nobody panics while holding the families").remove(iid);
     }
 
     /// The group of the workload.
-    pub(super) fn group(&self, iid: &Iid) -> cgroup::Group {
-        self.family(iid).workload
+    pub(super) fn group(&self, iid: &Iid) -> WorkloadGroup {
+        WorkloadGroup(self.family(iid))
     }
 
     pub(super) fn run_dir(&self, iid: &Iid) -> PathBuf {

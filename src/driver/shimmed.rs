@@ -404,6 +404,8 @@ impl Driver for Shimmed {
             }
         }
         self.host.measures.forget(iid);
+        self.host.forget_groups(iid);
+        self.host.forget_groups(&own);
         let mut ordered = self.host.ordered();
         ordered.remove(iid);
         ordered.remove(&own);

@@ -66,7 +66,7 @@ impl Shimmed {
         let open_files = ledger::open_files(&order.spec.limits).map(|(value, _)| value);
         let confined = Confined {
             user: crate::sys::is_root().then_some((order.host_uid, order.host_uid)),
-            group: self.host.group(iid),
+            group: self.host.group(iid).clone(),
             open_files_max: open_files,
         };
         let way = match &self.bundle {
@@ -102,7 +102,7 @@ impl Shimmed {
             }
         };
         let (args, env) = (order.command.to_vec(), env.into_iter().collect());
-        let helpers = self.host.family(iid).helpers;
+        let helpers = self.host.family(iid).helpers.clone();
         Ok(Written { args, env, work_dir, tty: order.tty, helpers, way })
     }
 

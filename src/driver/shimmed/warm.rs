@@ -201,7 +201,7 @@ impl Shimmed {
         let statuses = self.statuses(limits, &applied, &place.kept);
         ledger::check_strict(order.spec, &statuses)?;
         let mut launch = self.launch(order, Some(&place), None)?;
-        (launch.group, launch.helpers) = (family.workload.clone(), family.helpers);
+        (launch.group, launch.helpers) = (family.workload.clone(), family.helpers.clone());
         let some = |value: u64| (value > 0).then_some(value);
         let view = self.view(&place.files, place.tmp.as_deref());
         let env = environment(order.name, order.spec, &view).into_iter().collect();

@@ -75,6 +75,11 @@ impl Family {
         Self { parent, workload, helpers }
     }
 
+    /// Whether it is there, or a part of it.
+    pub fn exists(&self) -> bool {
+        self.parent.exists()
+    }
+
     /// Makes the groups, all or none. One that exists already is an error, and stays as it is.
     pub fn create(&self) -> Result<(), SysError> {
         make(self.parent.dirs())?;
