@@ -378,7 +378,7 @@ mod tests {
         assert_eq!(config.sandboxes_path, Path::new("/etc/sodiumd/sandboxes"));
         assert_eq!(config.run_path, Path::new("/etc/sodiumd/run"));
         assert_eq!((config.default_limits.memory_mb, config.default_limits.max_files), (128, 1024));
-        assert_eq!(config.default_limits.output, 64 << 20);
+        assert_eq!(config.default_limits.output, 16 << 20);
         assert_eq!(config.allowed.floor, Isolation::Bubblewrap);
     }
 

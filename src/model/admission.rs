@@ -174,7 +174,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!((spec.limits.memory_mb, spec.limits.timeout_seconds), (64, 0));
-        assert_eq!((spec.limits.max_files, spec.limits.output), (1024, 64 << 20));
+        assert_eq!((spec.limits.max_files, spec.limits.output), (1024, 16 << 20));
         assert_eq!(spec.command, ["node", "{{MAIN_FILE}}"]);
         assert_eq!(spec.resolved_command(), ["node", "index.js"]);
         assert_eq!(spec.env.len(), 2);

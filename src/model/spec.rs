@@ -163,7 +163,7 @@ impl Limits {
         max_processes: 64,
         max_files: 1024,
         // Beyond any build, and a tenth of what one shim can take.
-        output: 64 << 20,
+        output: 16 << 20,
         ..Self::NONE
     };
 
