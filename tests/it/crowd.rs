@@ -57,7 +57,7 @@ async fn two_hundred_idle_sandboxes_cost_nothing_and_leave_nothing() {
             "limits": {"memory_mb": 64, "cpu_percent": 50}});
         desk.write_spec(&format!("{name}.yaml"), name, &spec);
     }
-    let deadline = Instant::now() + 6 * PATIENCE;
+    let deadline = Instant::now() + 12 * PATIENCE;
     loop {
         let all = desk.get("/v1/sandboxes").await.json;
         let frozen = all["items"].as_array().unwrap().iter().filter(|one| is_frozen(one)).count();
@@ -87,7 +87,7 @@ async fn two_hundred_idle_sandboxes_cost_nothing_and_leave_nothing() {
     for name in &names {
         std::fs::remove_file(desk.path("desired").join(format!("{name}.yaml"))).unwrap();
     }
-    let deadline = Instant::now() + 6 * PATIENCE;
+    let deadline = Instant::now() + 12 * PATIENCE;
     loop {
         // So many at once are held until somebody confirms.
         desk.cli(&["confirm"]);
