@@ -139,11 +139,12 @@ impl Host {
 
     /// Users of these of whom anything runs or lies in memory, or of whose guest's root.
     pub fn ids_in_use(&self, users: &Range<u32>) -> BTreeSet<u32> {
-        let mut found = sys::ids::in_use(users);
-        let Some(last) = users.end.checked_sub(1) else { return found };
+        let Some(last) = users.end.checked_sub(1) else { return BTreeSet::new() };
         let roots = self.ids.root_of(users.start)..self.ids.root_of(last).saturating_add(1);
-        found.extend(sys::ids::in_use(&roots).into_iter().filter_map(|id| self.ids.user_of(id)));
+        let found = sys::ids::in_use(&[users.clone(), roots]).into_iter();
         found
+            .filter_map(|id| if users.contains(&id) { Some(id) } else { self.ids.user_of(id) })
+            .collect()
     }
 
     /// Instances of which anything is on this host.

@@ -162,7 +162,7 @@ impl Limits {
         timeout_seconds: 300,
         max_processes: 64,
         max_files: 1024,
-        // Beyond any build, and a tenth of what one shim can take.
+        // Beyond any build, and little beside what one shim can take.
         output: 16 << 20,
         ..Self::NONE
     };

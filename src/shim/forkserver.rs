@@ -63,9 +63,8 @@ pub(super) fn serve() -> Result<Option<Assignment>, SysError> {
     let mut network = None;
     loop {
         // A start that is on its way has the cpus to itself.
-        let mut wants = network.is_none() && sys::is_root();
-        wants = wants && !poll::is_readable_within(orders.as_fd(), IDLE_MS)?;
-        if wants {
+        let wants = network.is_none() && sys::is_root();
+        if wants && !poll::is_readable_within(orders.as_fd(), IDLE_MS)? {
             network = Network::make().ok();
         }
         let (count, fds) = socket::receive_with_fds(orders.as_fd(), &mut buffer)?;

@@ -23,6 +23,8 @@ const REFER_V2: u64 = 1 << 13;
 const TRUNCATE_V3: u64 = 1 << 14;
 
 const BIND_AND_CONNECT_TCP_V4: u64 = (1 << 2) - 1;
+/// The ABI from which on it keeps signals and sockets without a path away.
+pub const SCOPES_SINCE: i64 = 6;
 const ABSTRACT_SOCKETS_V6: u64 = 1 << 0;
 const SIGNALS_V6: u64 = 1 << 1;
 
@@ -51,8 +53,8 @@ impl Scope {
         let attr = RulesetAttr {
             handled_access_fs,
             handled_access_net: from(4, self.tcp, BIND_AND_CONNECT_TCP_V4),
-            scoped: from(6, self.abstract_sockets, ABSTRACT_SOCKETS_V6)
-                | from(6, self.signals, SIGNALS_V6),
+            scoped: from(SCOPES_SINCE, self.abstract_sockets, ABSTRACT_SOCKETS_V6)
+                | from(SCOPES_SINCE, self.signals, SIGNALS_V6),
         };
         let words = match abi {
             ..4 => 1,
@@ -108,7 +110,7 @@ pub fn restrict(
 /// Takes away what `scope` says, and leaves all files as they are. Without the kernel's help, nothing.
 pub fn restrict_scope(scope: Scope) -> Result<bool, SysError> {
     let abi = abi();
-    if abi < 6 {
+    if abi < SCOPES_SINCE {
         return Ok(false);
     }
     let Some(ruleset) = ruleset(abi, scope, 0)? else { return Ok(false) };

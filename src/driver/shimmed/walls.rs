@@ -25,9 +25,6 @@ const NAMESPACES: [(Wall, Namespace); 7] = [
 const OF_PROCESSES: [Wall; 4] =
     [Wall::MountNamespace, Wall::PidNamespace, Wall::IpcNamespace, Wall::NetworkNamespace];
 
-/// Landlock's ABI from which on it keeps abstract sockets away.
-const SCOPES_SINCE: i64 = 6;
-
 /// Whom gVisor of 2022 has its kernel run as, in all its sandboxes.
 const NOBODY: u32 = 65_534;
 
@@ -324,7 +321,7 @@ fn landlock_status(promise: &Promise, abi: i64) -> WallStatus {
         (..=0, _) => {
             "this kernel has no Landlock; hint: CONFIG_SECURITY_LANDLOCK, and lsm= with landlock"
         }
-        (..SCOPES_SINCE, true) => {
+        (..landlock::SCOPES_SINCE, true) => {
             "this kernel's Landlock does not keep the host's abstract sockets away; hint: Linux 6.12"
         }
         _ => "",
