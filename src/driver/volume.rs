@@ -169,7 +169,7 @@ impl Volumes {
         } else if !as_root {
             let _ = found.set(Err("only root can limit a disk".to_owned()));
         }
-        Ok(Self {
+        let volumes = Self {
             root,
             mounts,
             choice,
@@ -178,7 +178,11 @@ impl Volumes {
             promises: Mutex::default(),
             sound: Mutex::default(),
             shared: Mutex::default(),
-        })
+        };
+        if as_root {
+            volumes.end_trial()?;
+        }
+        Ok(volumes)
     }
 
     /// What new volumes are; or why the kernel keeps no limit here.

@@ -25,6 +25,8 @@ use crate::sys::{SysError, mount};
 const PACKAGE: &str = "e2fsprogs";
 /// Where file systems lie that images begin as copies of: one for each size, made once.
 const TEMPLATES: &str = ".templates";
+/// What the first is called, which is only tried.
+const TRIAL: &str = ".try";
 /// What an image is called until it is whole.
 pub(super) const UNFINISHED: &str = "new";
 /// From here on an image has a journal, which takes this much of it.
@@ -50,10 +52,19 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(25);
 
 impl Volumes {
     pub(super) fn image_works(&self) -> Result<(), SysError> {
-        let at = self.mounts.join(".try");
+        self.end_trial()?;
+        let at = self.mounts.join(TRIAL);
         self.mount_point(&at)?;
         let tried = works(&self.root, &at);
         self.remove_mount_point(&at).and(tried)
+    }
+
+    /// Takes away what a daemon that was killed while it tried has left. Repeating it is harmless.
+    pub(super) fn end_trial(&self) -> Result<(), SysError> {
+        let at = self.mounts.join(TRIAL);
+        unmount(&at)?;
+        self.remove_mount_point(&at)?;
+        tree::remove(&trial_image(&self.root))
     }
 
     /// Has an image that is there be mounted, and able to be written to.
@@ -197,10 +208,13 @@ impl Volumes {
     }
 }
 
+fn trial_image(root: &Path) -> PathBuf {
+    root.join(format!("{TRIAL}.img"))
+}
+
 /// Makes one, mounts it, writes to it, and takes it away again.
 fn works(root: &Path, at: &Path) -> Result<(), SysError> {
-    let image = root.join(".try.img");
-    tree::remove(&image)?;
+    let image = trial_image(root);
     let tried = template(root, volume::BYTES_MIN)
         .and_then(|template| disk::copy_sparse(&template, &image))
         .and_then(|()| self::mount(&image, at))

@@ -100,6 +100,23 @@ fn an_image_is_full_at_its_limit_grows_shrinks_and_goes_without_a_trace() {
 }
 
 #[test]
+fn what_a_daemon_was_trying_when_it_was_killed_goes_with_the_next() {
+    let ground = Ground::new(DiskChoice::Image);
+    let sandboxes = ground.dir.path().join("sandboxes");
+    let volumes = &ground.spaces.volumes;
+    volumes.ensure(Uuid::nil(), &Ask { bytes: BYTES_MIN, owner: OWNER }).unwrap();
+    let (image, at) = (sandboxes.join(".disk/.try.img"), sandboxes.join(".mounts/.try"));
+    fs::rename(sandboxes.join(".disk").join(format!("{}.img", Uuid::nil())), &image).unwrap();
+    image::unmount(&sandboxes.join(".mounts").join(Uuid::nil().to_string())).unwrap();
+    volumes.remove(Uuid::nil()).unwrap();
+    volumes.mount_at(&image, &at).unwrap();
+    assert!(disk::is_mount_point(&at));
+    Volumes::open(&sandboxes, true, DiskChoice::Polled, 0).unwrap();
+    assert_eq!(mount::below(&sandboxes), [] as [PathBuf; 0]);
+    assert!(!image.exists() && !at.exists());
+}
+
+#[test]
 fn an_image_keeps_inodes_too() {
     let ground = Ground::new(DiskChoice::Image);
     let place = ground.prepare(Uuid::now_v7(), Some(8 * MIB)).unwrap();
