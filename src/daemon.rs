@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,6 +45,8 @@ use crate::sys::{clock, path, service, socket, spawn};
 use port::Port;
 use reload::Reload;
 
+/// Of the state directory, which has the token in it.
+pub const STATE_MODE: u32 = 0o700;
 /// The local socket's name in the run directory.
 pub const SOCKET: &str = "sodiumd.sock";
 /// Threads for HTTP, consoles and the loop's waiting.
@@ -93,13 +95,31 @@ pub fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
 
 /// Directories and locks, before anything else is touched.
 fn prepare(config: &Config) -> anyhow::Result<[Lock; 2]> {
+    make_own(&config.state_path, STATE_MODE, "state_path")?;
     // What sandboxes are shown lies in the run directory, and gVisor walks there as nobody.
-    for (dir, mode) in [(&config.state_path, 0o700), (&config.run_path, 0o711)] {
-        let made = fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
-        made.and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(mode)))
-            .with_context(|| format!("make {}", dir.display()))?;
-    }
+    make_own(&config.run_path, 0o711, "run_path")?;
     Ok([take(&config.state_path, "state_path")?, take(&config.run_path, "run_path")?])
+}
+
+/// Makes the directory under this key of config.json. One that somebody else has made, or anybody could write to, may
+/// hold whatever they like, a database or a token, and is refused.
+pub fn make_own(dir: &Path, mode: u32, key: &str) -> anyhow::Result<()> {
+    let failed = || format!("make {}", dir.display());
+    fs::DirBuilder::new().recursive(true).mode(mode).create(dir).with_context(failed)?;
+    let (us, _) = crate::sys::own_ids();
+    let about = fs::metadata(dir).with_context(failed)?;
+    let why = if about.uid() != us {
+        format!("belongs to uid {}", about.uid())
+    } else if about.mode() & 0o002 != 0 {
+        format!("can be written to by anybody (mode {:03o})", about.mode() & 0o7777)
+    } else {
+        return fs::set_permissions(dir, fs::Permissions::from_mode(mode)).with_context(failed);
+    };
+    bail!(
+        "{dir} {why}, so that others may have put anything into it: look through it, then `chown -R {us} {dir}` and \
+         `chmod 700 {dir}`; or name another directory as \"{key}\" in config.json",
+        dir = dir.display()
+    )
 }
 
 /// Locks a directory that only one daemon may use at a time, under this key of config.json.

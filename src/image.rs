@@ -11,6 +11,9 @@ use crate::sys::beneath::{Beneath, Links};
 
 /// Larger than this is no image file: all of them are in memory.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// So many files, and so much of all, are read.
+const FILE_COUNT_MAX: usize = 1_000;
+const BYTES_MAX: usize = 64 << 20;
 
 /// A file that is no image, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,9 +35,15 @@ pub fn load(dir: &Path) -> (BTreeMap<String, Image>, Vec<BadImage>) {
     let mut names: Vec<OsString> = dir.names().unwrap_or_default();
     names.retain(is_image);
     names.sort_unstable();
-    for name in names {
+    let mut room = BYTES_MAX;
+    for (index, name) in names.into_iter().enumerate() {
         let path = dir.path(&name);
-        match read(&dir, &name) {
+        if index == FILE_COUNT_MAX {
+            let message = format!("it and what follows is more than {FILE_COUNT_MAX} files");
+            bad.push(BadImage { path, message });
+            break;
+        }
+        match read(&dir, &name, &mut room) {
             Ok(image) if images.contains_key(&image.id) => {
                 let message = format!("id {:?} is taken by another file", image.id);
                 bad.push(BadImage { path, message });
@@ -46,9 +55,13 @@ pub fn load(dir: &Path) -> (BTreeMap<String, Image>, Vec<BadImage>) {
     (images, bad)
 }
 
-fn read(dir: &Beneath, name: &OsStr) -> Result<Image, String> {
+/// Reads one, and takes its size from what may still be read.
+fn read(dir: &Beneath, name: &OsStr, room: &mut usize) -> Result<Image, String> {
     let bytes = dir.read(name, Links::Refused, FILE_BYTES_MAX);
     let bytes = bytes.map_err(|error| error.to_string())?;
+    *room = room.checked_sub(bytes.len()).ok_or_else(|| {
+        format!("with the files before it, it is more than {} MiB", BYTES_MAX >> 20)
+    })?;
     let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())?;
     // serde would take a list for the values in the order of the fields.
     if text.trim_start().starts_with('[') {
@@ -83,6 +96,26 @@ mod tests {
         let (images, bad) = load(dir.path());
         assert_eq!((images.len(), bad.len()), (1, 2));
         assert!(bad[0].message.contains("taken"), "{bad:?}");
+    }
+
+    #[test]
+    fn only_so_many_are_read_and_so_much_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |index: usize, padding: usize| {
+            let text = format!(
+                r#"{{"id": "i{index}", "name": "A", "runtime": "bash", "startup": "bash"{}}}"#,
+                " ".repeat(padding)
+            );
+            fs::write(dir.path().join(format!("{index:04}.json")), text).unwrap();
+        };
+        (0..FILE_COUNT_MAX + 5).for_each(|index| file(index, 0));
+        let (images, bad) = load(dir.path());
+        assert_eq!((images.len(), bad.len()), (FILE_COUNT_MAX, 1));
+        assert!(bad[0].message.contains("more than 1000 files"), "{bad:?}");
+        (0..70).for_each(|index| file(index, 1_000_000));
+        let (images, bad) = load(dir.path());
+        assert!(bad[0].message.contains("more than 64 MiB"), "{bad:?}");
+        assert!((70..FILE_COUNT_MAX).contains(&images.len()), "{}", images.len());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! in one event. What the store was told to change says by itself who asked: [`Api::write_for`].
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::api::caller::Caller;
 use crate::api::{Api, Shared};
 use crate::error::chain;
 use crate::model::{Level, SandboxName};
@@ -99,7 +99,13 @@ pub struct Audit {
 
 impl Audit {
     /// Notes that something was done, in a sentence without its end.
-    pub(super) fn note(&self, sandbox: &SandboxName, act: Act, caller: &Caller, last: String) {
+    pub(super) fn note(
+        &self,
+        sandbox: &SandboxName,
+        act: Act,
+        caller: &impl fmt::Display,
+        last: String,
+    ) {
         let key = Key { sandbox: sandbox.clone(), act, by: caller.to_string() };
         self.add(key, last);
     }

@@ -52,12 +52,15 @@ pub(super) async fn put(api: &Shared, caller: &Caller, put: Put) -> Result<Edite
             };
             let (writer, rules) = (Arc::clone(writer), api.rules.get());
             let (at, name, document) = (file.clone(), put.name.clone(), document(&put));
-            let write = move || writer.put(&at, &name, &document, &rules);
+            let (told, by) = (Arc::clone(api), caller.to_string());
+            // The file owns what comes of it, so nothing else says who wrote it, whether or not he waits for it.
+            let write = move || {
+                writer.put(&at, &name, &document, &rules)?;
+                told.audit.note(&name, Act::FileWritten, &by, format!("{at} was written"));
+                Ok(())
+            };
             let written = crate::reconcile::blocking(write).await;
             written.map_err(|error| refused("write", error))?;
-            // The file owns what comes of it, so nothing else says who wrote it.
-            let what = format!("{file} was written");
-            api.audit.note(&put.name, Act::FileWritten, caller, what);
             api.watch.look().await;
             let after = api.store.snapshot();
             let faulty = after.files.get(&file).is_some_and(|record| !record.faults.is_empty());
@@ -88,10 +91,15 @@ pub(super) async fn delete(
         (Declare::Files(writer), Owner::File(file)) => {
             let (writer, at) = (Arc::clone(writer), file.clone());
             let name = sandbox.name.clone();
-            let removed = crate::reconcile::blocking(move || writer.remove(&at, &name)).await;
+            let (told, by) = (Arc::clone(api), caller.to_string());
+            let remove = move || {
+                writer.remove(&at, &name)?;
+                let what = format!("its document was removed from {at}");
+                told.audit.note(&name, Act::FileRemoved, &by, what);
+                Ok(())
+            };
+            let removed = crate::reconcile::blocking(remove).await;
             removed.map_err(|error| refused("remove", error))?;
-            let what = format!("its document was removed from {file}");
-            api.audit.note(&sandbox.name, Act::FileRemoved, caller, what);
         }
         (Declare::Sqlite | Declare::Files(_), Owner::Api) => (),
     }

@@ -27,7 +27,7 @@ use crate::model::draft::{read_command, read_env, read_word};
 use crate::model::instance::signal_name;
 use crate::model::tree::{Faults, Node};
 use crate::model::{Sandbox, Violation, arguments};
-use crate::reconcile::exec::{Event, Program, Session};
+use crate::reconcile::exec::{Event, Program, Session, Share};
 
 /// What POST keeps of each output; the rest is read away and the answer says so.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -101,16 +101,24 @@ pub(super) async fn run(
     }
 }
 
-/// Starts it, and has it noted who did.
+/// Starts it, and has it noted who did, even if he does not wait for it.
 async fn start(
     api: &Shared,
     (sandbox, caller): (Arc<Sandbox>, &Caller),
     program: Program,
 ) -> Result<Session, ApiError> {
     let (name, what) = (sandbox.name.clone(), audit::program(&program.command));
-    let session = api.handle.exec(sandbox, program).await?;
-    api.audit.note(&name, Act::Exec, caller, format!("{what} was run by exec"));
-    Ok(session)
+    let (api, by, share) = (Arc::clone(api), caller.to_string(), share_of(caller));
+    let started = tokio::spawn(async move {
+        let session = api.handle.exec(sandbox, program, share).await?;
+        api.audit.note(&name, Act::Exec, &by, format!("{what} was run by exec"));
+        Ok(session)
+    });
+    started.await.expect("starting a program neither panics nor is cancelled")
+}
+
+fn share_of(caller: &Caller) -> Share {
+    if caller.is_local() { Share::Owner } else { Share::Clients }
 }
 
 async fn collect(mut session: Session, stdin: Vec<u8>) -> Result<Value, ApiError> {

@@ -24,6 +24,8 @@ pub const ABSENT_FOR: Span = Span::seconds(2);
 const PRUNE_FREELY: usize = 3;
 /// Nor does removing this share of all.
 const PRUNE_PERCENT: usize = 30;
+/// So much is remembered of what is wrong with all files together; of more, the first fault of each.
+const FAULT_BYTES_MAX: usize = 16 << 20;
 
 /// Everything a merge depends on.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +45,8 @@ pub struct Merged {
     /// Files to be read again at the next look even if nobody touches them.
     pub again: Vec<String>,
     pub look_again: bool,
+    /// Of the faults that are remembered, those of this look included; counted once somebody asks.
+    fault_bytes: Option<usize>,
 }
 
 /// Decides.
@@ -124,22 +128,34 @@ fn fault(
     input: &Merge<'_>,
     path: &str,
     digest: String,
-    faults: Vec<Violation>,
+    mut faults: Vec<Violation>,
     merged: &mut Merged,
 ) {
     let old = input.snapshot.files.get(path).map(|old| FileRecord::clone(old)).unwrap_or_default();
+    let all = || input.snapshot.files.values().map(|file| size_of(&file.faults)).sum();
+    let others = merged.fault_bytes.get_or_insert_with(all).saturating_sub(size_of(&old.faults));
+    if faults.len() > 1 && others + size_of(&faults) > FAULT_BYTES_MAX {
+        let more = format!("and {} more: `sodiumd check {path}` says which", faults.len() - 1);
+        faults.truncate(1);
+        faults.push(Violation::new("", more));
+    }
+    merged.fault_bytes = Some(others + size_of(&faults));
     let known = old.faults == faults && old.digest == digest;
     if known && old.missing.is_empty() {
         return;
     }
     if !known {
-        let message = format!("{path}: {}", list(&faults));
+        let message = event::message(format!("{path}: {}", list(&faults)));
         merged.changes.warnings.push((None, "InvalidFile", message));
     }
     // The names stay its own: their last good specs are in force. It is there, so nothing is missing.
     let missing = BTreeMap::new();
     let record = FileRecord { digest, faults, missing, held: None, confirmed: false, ..old };
     merged.changes.records.insert(path.to_owned(), Some(record));
+}
+
+fn size_of(faults: &[Violation]) -> usize {
+    faults.iter().map(|fault| fault.path.len() + fault.message.len()).sum()
 }
 
 fn list(faults: &[Violation]) -> String {

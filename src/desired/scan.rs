@@ -25,6 +25,8 @@ pub const FILE_BYTES_MAX: u64 = 1 << 20;
 const SCAN_BYTES_MAX: usize = 64 << 20;
 /// Most files of a directory. Of one that has more, nothing is known.
 const FILE_COUNT_MAX: usize = 100_000;
+/// Most bytes of all of them: what they declare is in memory.
+const BYTES_MAX: u64 = 256 << 20;
 /// Times this close to now may hide a second write within the same tick.
 const RACY_MS: u64 = 2_000;
 
@@ -102,6 +104,7 @@ impl Scanner {
         }
         scan.present.sort_unstable();
         self.seen.retain(|name, _| scan.present.binary_search(name).is_ok());
+        self.check_bytes()?;
         self.root_seen =
             Some(Stat::of(&meta, now_ms)).filter(|stat| stat.settled && !scan.is_partial);
         Ok(scan)
@@ -137,7 +140,20 @@ impl Scanner {
         for name in names.iter().filter(|name| is_spec(name)) {
             self.look(&dir, name, now_ms, &mut scan);
         }
+        self.check_bytes()?;
         Ok(scan)
+    }
+
+    /// Of more than may be kept nothing is taken, and all of it is looked at again.
+    fn check_bytes(&mut self) -> io::Result<()> {
+        let read = self.seen.values().filter(|stat| stat.size <= FILE_BYTES_MAX);
+        let bytes: u64 = read.map(|stat| stat.size).sum();
+        if bytes <= BYTES_MAX {
+            return Ok(());
+        }
+        self.forget_all();
+        let why = format!("{} MiB of files are more than {}", bytes >> 20, BYTES_MAX >> 20);
+        Err(io::Error::other(why))
     }
 
     /// Distrusts all of them.
@@ -361,6 +377,27 @@ mod tests {
             }
         }
         assert_eq!((read, rounds), (201, 4));
+    }
+
+    #[test]
+    fn of_more_than_can_be_kept_nothing_is_taken_until_there_is_less() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("one.yaml"), vec![b'x'; one_mib()]).unwrap();
+        let link = |index: usize| dir.path().join(format!("l{index}.yaml"));
+        for index in 0..300 {
+            std::os::unix::fs::symlink("one.yaml", link(index)).unwrap();
+        }
+        let mut scanner = Scanner::new(dir.path());
+        let later = 4_000_000_000_000;
+        // Each look reads so much and no more, until it is known to be too much.
+        let refused = (0..6).find_map(|_| scanner.scan(later).err()).unwrap();
+        assert!(refused.to_string().contains("MiB of files are more than 256"), "{refused}");
+        assert!(scanner.scan_some(&["one.yaml".to_owned()], later).is_err());
+        (100..300).for_each(|index| std::fs::remove_file(link(index)).unwrap());
+        let first = scanner.scan(later).unwrap();
+        let second = scanner.scan(later).unwrap();
+        assert!(first.is_partial && !second.is_partial);
+        assert_eq!(first.read.len() + second.read.len(), 101, "all of it is read anew");
     }
 
     fn one_mib() -> usize {

@@ -24,6 +24,11 @@ const CONTAINERS: Range<u64> = 524_288..1_879_048_192;
 /// Who the range is reserved for, in /etc/subuid and /etc/subgid.
 pub const OWNER: &str = "sodiumd";
 
+/// Whether a sandbox may have this id, whatever range it was given from.
+pub fn may_be_tenant(id: u32) -> bool {
+    (FIRST_MIN..END_MAX).contains(&id)
+}
+
 /// The key `uids`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

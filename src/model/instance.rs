@@ -12,8 +12,17 @@ use crate::model::time::Time;
 /// `<last 16 digits of uid>-<n>`, never reused. Names the run directory and the cgroup. The store has no two uids that
 /// end alike, and releases before this one wrote 8 digits.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String")]
 pub struct Iid(String);
+
+/// It names directories and cgroups, so whatever is read as one is one.
+impl TryFrom<String> for Iid {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text).ok_or_else(|| format!("{text:?} names no instance"))
+    }
+}
 
 impl Iid {
     pub fn new(uid: Uuid, n: u64) -> Self {
@@ -41,7 +50,8 @@ impl Iid {
         let (prefix, n) = text.split_once('-')?;
         let known = matches!(prefix.len(), 8 | 16);
         let hex = prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
-        (known && hex && n.parse::<u64>().is_ok()).then(|| Self(text.to_owned()))
+        let digits = n.bytes().all(|byte| byte.is_ascii_digit());
+        (known && hex && digits && n.parse::<u64>().is_ok()).then(|| Self(text.to_owned()))
     }
 
     /// Whether it is of the same sandbox, and was started after this one.

@@ -18,6 +18,9 @@ use crate::shim::protocol::{Frame, Request, Told, control, stdin, take_frame};
 /// Programs at once in one sandbox, and in all: each costs the host a process or two.
 const SANDBOX_COUNT_MAX: usize = 16;
 const COUNT_MAX: usize = 128;
+/// Beside those, for the host's own command line, which clients cannot keep out.
+const OWNER_SANDBOX_COUNT: usize = 4;
+const OWNER_COUNT: usize = 16;
 /// In place of a count: nobody may enter.
 const KEPT_OUT: usize = usize::MAX;
 /// Input sent in one frame.
@@ -32,6 +35,24 @@ pub struct Program {
     pub work_dir: Option<String>,
     /// Columns and rows of a terminal, or pipes.
     pub tty: Option<(u16, u16)>,
+}
+
+/// Whose places it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    Clients,
+    /// Who owns the daemon, over its local socket.
+    Owner,
+}
+
+impl Share {
+    /// How many there may be, in all and in one sandbox.
+    fn bounds(self) -> (usize, usize) {
+        match self {
+            Self::Clients => (COUNT_MAX, SANDBOX_COUNT_MAX),
+            Self::Owner => (COUNT_MAX + OWNER_COUNT, SANDBOX_COUNT_MAX + OWNER_SANDBOX_COUNT),
+        }
+    }
 }
 
 /// Why there is no session.
@@ -113,17 +134,18 @@ enum InputEnd {
 }
 
 impl Sessions {
-    fn enter(self: &Arc<Self>, uid: Uuid) -> Result<Place, ExecError> {
+    fn enter(self: &Arc<Self>, uid: Uuid, share: Share) -> Result<Place, ExecError> {
+        let (max, sandbox_max) = share.bounds();
         let mut counts = self.lock();
         if counts.get(&uid) == Some(&KEPT_OUT) {
             return Err(ExecError::Keeping);
         }
-        if counts.values().filter(|count| **count != KEPT_OUT).sum::<usize>() >= COUNT_MAX {
-            return Err(ExecError::TooMany(COUNT_MAX));
+        if counts.values().filter(|count| **count != KEPT_OUT).sum::<usize>() >= max {
+            return Err(ExecError::TooMany(max));
         }
         let count = counts.entry(uid).or_default();
-        if *count >= SANDBOX_COUNT_MAX {
-            return Err(ExecError::TooMany(SANDBOX_COUNT_MAX));
+        if *count >= sandbox_max {
+            return Err(ExecError::TooMany(sandbox_max));
         }
         *count += 1;
         Ok(Place { sessions: Arc::clone(self), uid })
@@ -180,11 +202,12 @@ pub(super) async fn start(
     world: Arc<World>,
     sandbox: Arc<Sandbox>,
     program: Program,
+    share: Share,
 ) -> Result<Session, ExecError> {
     if sandbox.power.paused {
         return Err(ExecError::Paused);
     }
-    let place = world.sessions.enter(sandbox.uid)?;
+    let place = world.sessions.enter(sandbox.uid, share)?;
     let stream = blocking(move || {
         let instance = sandbox.live().ok_or(ExecError::NotRunning)?;
         let driver = world.driver(instance.spec.isolation).ok_or(ExecError::NotRunning)?;

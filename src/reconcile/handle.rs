@@ -12,7 +12,7 @@ use crate::driver::{DriverError, Space, Usage};
 use crate::model::{InUse, Isolation, Sandbox, SandboxName, Spec, Time};
 use crate::plan::Plan;
 use crate::reconcile::blocking;
-use crate::reconcile::exec::{self, ExecError, Program, Session};
+use crate::reconcile::exec::{self, ExecError, Program, Session, Share};
 use crate::reconcile::link::{Command, Head, InputError};
 use crate::reconcile::queue::Queue;
 use crate::reconcile::world::World;
@@ -119,9 +119,10 @@ impl Handle {
         &self,
         sandbox: Arc<Sandbox>,
         program: Program,
+        share: Share,
     ) -> Result<Session, ExecError> {
         self.touch(&sandbox);
-        exec::start(Arc::clone(&self.world), sandbox, program).await
+        exec::start(Arc::clone(&self.world), sandbox, program, share).await
     }
 
     /// What the running instance has used; zeros when none runs.

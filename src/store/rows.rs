@@ -8,11 +8,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::event;
 use crate::model::{
     Deletion, Event, History, Instance, InstancePhase, Level, Owner, Power, Sandbox, SandboxName,
     Status, Time,
 };
+use crate::model::{event, ids};
 use crate::store::{FileRecord, Snapshot};
 
 /// The part of a sandbox that has no column of its own.
@@ -238,6 +238,9 @@ pub(super) fn sandbox(row: &Row<'_>) -> rusqlite::Result<Result<Sandbox, String>
     let (generation, created_at, rv) = (number(3)?, number(5)?, number(8)?);
     let host_uid = row.get(4)?;
     let build = || -> Result<Sandbox, String> {
+        if !ids::may_be_tenant(host_uid) {
+            return Err(format!("host uid {host_uid} is not a sandbox's"));
+        }
         let doc: Doc = parse(&doc)?;
         Ok(Sandbox {
             name: SandboxName::try_from(name).map_err(|error| error.to_string())?,

@@ -436,6 +436,27 @@ async fn two_daemons_of_one_host_never_give_out_the_same_host_uids() {
 }
 
 #[tokio::test]
+async fn a_directory_that_somebody_else_has_made_is_not_taken_over() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let mut desk = Desk::prepared(json!({"state_path": "./planted"}));
+    let planted = desk.path("planted");
+    fs::create_dir(&planted).unwrap();
+    for (owner, mode, why) in
+        [(1_234, 0o700, "belongs to uid 1234"), (0, 0o1777, "written to by anybody (mode 1777)")]
+    {
+        chown(&planted, Some(owner), Some(owner)).unwrap();
+        fs::set_permissions(&planted, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(desk.spawn().wait().unwrap().code(), Some(1));
+        let log = desk.log();
+        assert!(log.contains(why) && log.contains("\"state_path\" in config.json"), "{log}");
+        assert_eq!(fs::metadata(&planted).unwrap().permissions().mode() & 0o7777, mode);
+    }
+    // As the message says.
+    fs::set_permissions(&planted, fs::Permissions::from_mode(0o700)).unwrap();
+    desk.start().await;
+}
+
+#[tokio::test]
 async fn a_host_uid_of_which_anything_is_left_is_passed_over() {
     let first = 2_041_000_000_u32;
     let uids = json!({"first": first, "count": 1000});

@@ -167,3 +167,35 @@ async fn a_damaged_store_comes_back_with_everything_that_runs_and_removes_nothin
     desk.wait_for("g", "gone", |one| one["code"] == "not_found").await;
     assert_eq!(desk.get("/health").await.json["status"], "ok");
 }
+
+/// Who can write to a copy decides what is declared, but not whose rights it has or which directories it means.
+#[tokio::test]
+async fn a_copy_that_was_tampered_with_gives_nobody_the_rights_of_root() {
+    let mut desk = Desk::new().await;
+    put(&desk, "a", &sleeper("1000")).await;
+    let pid = desk.wait_phase("a", "Running").await["status"]["instance"]["pid"].clone();
+    desk.kill();
+    let database = desk.path("state/sodiumd.db");
+    let edit = |sql: &str| {
+        let script = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute(sys.argv[2]); db.commit()";
+        let mut python = Command::new("python3");
+        python.args(["-c", script]).arg(&database).arg(sql);
+        let done = python.output().unwrap();
+        assert!(done.status.success(), "{}", said(&done));
+    };
+    let iid = "UPDATE instances SET doc = replace(doc, '\"iid\":\"', '\"iid\":\"../../')";
+    for (sql, why) in [
+        ("UPDATE sandboxes SET host_uid = 0", "host uid 0 is not a sandbox's"),
+        ("UPDATE sandboxes SET host_uid = 4294967295", "host uid 4294967295 is not a sandbox's"),
+        (iid, "names no instance"),
+    ] {
+        edit(sql);
+        desk.start().await;
+        let log = desk.log();
+        assert!(log.contains(why), "{log}");
+        // What is noted beside what runs is believed instead.
+        let found = desk.wait_phase("a", "Running").await;
+        assert_eq!(found["status"]["instance"]["pid"], pid);
+        desk.kill();
+    }
+}
