@@ -3,8 +3,8 @@
 CARGO ?= cargo
 CONFIG ?= config.json
 PACKAGES := btrfs-progs bubblewrap build-essential ca-certificates e2fsprogs git nodejs procps python3 python3-pip \
-	python3-setuptools util-linux
-PROGRAMS := btrfs bwrap cc git mke2fs node pip3 ps python3 setpriv
+	python3-setuptools util-linux xfsprogs
+PROGRAMS := btrfs bwrap cc git mke2fs mkfs.xfs node pip3 ps python3 setpriv
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 # A test that needs a larger machine than this one says so; nothing is skipped.
@@ -39,13 +39,14 @@ test: tools $(RUNSC)
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets --quiet -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+	$(MAKE) --no-print-directory audit
 	$(CARGO) test --locked --quiet
 	$(MAKE) --no-print-directory test-vm
 	$(MAKE) --no-print-directory torture MINUTES=3
 
 # What docs/security.md names, each an attack; part of `make test` too.
 WALLS := walls walls_ledger door trees policy fair filter bounds pays driver_contract exec gvisor:: \
-	daemon::two_daemons daemon::a_host_uid tidy::every_attack
+	daemon::two_daemons daemon::a_host_uid daemon::a_directory_that store::a_copy_that_was_tampered tidy::every_attack
 WALLS_LIB := sys:: api::auth api::rate driver::workspace driver::shimmed::walls plan::tests::policy
 walls: tools $(RUNSC)
 	$(CARGO) test --locked --quiet --lib -- $(WALLS_LIB)
@@ -94,8 +95,8 @@ soak: tools
 	MINUTES=$(or $(MINUTES),10) SEED=$(SEED) ISOLATION=$(ISOLATION) $(CARGO) bench --locked --quiet --bench soak
 
 audit:
-	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny --locked --quiet
-	$(CARGO) deny check bans licenses sources
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny@0.20.2 --locked --quiet
+	$(CARGO) deny --log-level error check bans licenses sources
 
 # Installs only what is not there, so that a second run needs no network.
 tools:

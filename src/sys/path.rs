@@ -264,6 +264,43 @@ mod tests {
     }
 
     #[test]
+    fn names_that_are_exchanged_meanwhile_have_nothing_laid_outside() {
+        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
+        for one in [inside.join("dir"), outside.join("deep")] {
+            std::fs::create_dir_all(one).unwrap();
+        }
+        std::fs::write(outside.join("x"), "kept").unwrap();
+        std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        let (one, other) = (inside.join("dir"), inside.join("link"));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                    let exchange = RenameFlags::RENAME_EXCHANGE;
+                    let _ = renameat2(AT_FDCWD, &one, AT_FDCWD, &other, exchange);
+                }
+            });
+            let tree = Tree::open(&inside, None).unwrap();
+            for round in 0..300 {
+                for name in ["dir/x", "dir/deep/x"] {
+                    let _ = tree.ensure_file(name, round.to_string().as_bytes());
+                    let _ = tree.exists(name);
+                }
+                if round % 10 == 0 {
+                    // What was in its way was moved aside.
+                    let _ = std::os::unix::fs::symlink(&outside, &other);
+                }
+            }
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(std::fs::read(outside.join("x")).unwrap(), b"kept");
+        assert_eq!(std::fs::read_dir(outside.join("deep")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 2);
+    }
+
+    #[test]
     fn what_lies_where_a_file_was_once_begun_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let outside = tempfile::NamedTempFile::new().unwrap();

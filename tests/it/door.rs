@@ -224,6 +224,25 @@ fn a_name_that_is_swapped_with_a_link_is_neither_written_through_nor_read_throug
 }
 
 #[test]
+fn an_image_that_is_swapped_with_a_link_is_not_read_through_it() {
+    let scene = Scene::new();
+    let image = |id: &str| {
+        format!(r#"{{"id": "{id}", "name": "A", "runtime": "bash", "startup": "bash"}}"#)
+    };
+    fs::write(scene.dir.path().join("outside.json"), image("outside")).unwrap();
+    fs::write(scene.shared("a.json"), image("inside")).unwrap();
+    symlink("../outside.json", scene.shared("x")).unwrap();
+    let (mut inside, mut refused) = (0, 0);
+    while_swapped(&scene.shared("a.json"), &scene.shared("x"), || {
+        let (images, bad) = sodiumd::image::load(&scene.shared(""));
+        assert!(!images.contains_key("outside"), "it was read through a link");
+        inside += images.len();
+        refused += bad.len();
+    });
+    assert!(inside > 0 && refused > 0, "{inside} {refused}");
+}
+
+#[test]
 fn a_directory_that_is_swapped_with_a_link_out_is_not_walked_through() {
     let scene = Scene::new();
     // A name in a directory of specs leads through it, as Kubernetes' do.

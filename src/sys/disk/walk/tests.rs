@@ -318,9 +318,11 @@ fn who_exchanges_names_meanwhile_has_nothing_outside_copied_given_counted_or_rem
             remove(&ground.copied).unwrap();
             let _ = give(tree, OWNER, OWNER);
             assert!(length_bytes(tree) < 1 << 20);
-            let _ = remove(tree);
+            let _ = sync(tree);
+            let _ = if round % 3 == 0 { clear(tree) } else { remove(tree) };
         }
     });
+    remove(tree).unwrap();
     let _ = fs::create_dir(tree);
     make_swapped(tree, &outside);
     ground.copy().unwrap();
@@ -329,4 +331,60 @@ fn who_exchanges_names_meanwhile_has_nothing_outside_copied_given_counted_or_rem
         assert_eq!(about(&outside.join(name)).uid(), 0, "{name}");
     }
     assert_eq!(about(&outside.join("deep/secret")).len(), 1 << 20);
+}
+
+/// A file system that has projects, for as long as this lives.
+struct Disk {
+    at: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Disk {
+    /// XFS, whose projects need no quotas. The mount takes its loop device along.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, at) = (dir.path().join("image"), dir.path().join("at"));
+        fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
+        fs::create_dir(&at).unwrap();
+        let run = |program: &str, words: &[&str], paths: &[&PathBuf]| {
+            let done = std::process::Command::new(program).args(words).args(paths).status();
+            assert!(done.unwrap().success(), "{program}");
+        };
+        run("mkfs.xfs", &["-q"], &[&image]);
+        run("mount", &["-t", "xfs", "-o", "loop"], &[&image, &at]);
+        Self { at, _dir: dir }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        mount::unmount(&self.at, true).unwrap();
+    }
+}
+
+#[test]
+fn who_exchanges_names_meanwhile_has_nothing_outside_counted_as_his() {
+    let disk = Disk::new();
+    let (tree, outside) = (disk.at.join("tree"), disk.at.join("outside"));
+    fs::create_dir(&tree).unwrap();
+    fs::create_dir_all(outside.join("deep")).unwrap();
+    for name in ["secret", "deep/secret"] {
+        fs::write(outside.join(name), "outside").unwrap();
+    }
+    make_swapped(&tree, &outside);
+    let pairs = [("dir", "dir-link"), ("secret", "file-link")]
+        .map(|(one, other)| (tree.join(one), tree.join(other)));
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| swap(&pairs, &ended));
+        let _end = End(&ended);
+        for round in 1..400 {
+            let _ = set_project(&tree, round);
+        }
+    });
+    set_project(&tree, OWNER).unwrap();
+    assert_eq!(quota::project_of(&tree).unwrap(), OWNER);
+    for name in ["", "secret", "deep", "deep/secret"] {
+        assert_eq!(quota::project_of(&outside.join(name)).unwrap(), 0, "{name}");
+    }
 }
