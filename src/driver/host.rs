@@ -251,6 +251,23 @@ impl Host {
         family
     }
 
+    /// Those of an instance that is to be made: nobody is asked whether they are there.
+    pub(super) fn new_family(&self, iid: &Iid) -> Arc<cgroup::Family> {
+        Arc::new(self.cgroups.new_family(iid.as_str()))
+    }
+
+    /// Makes them. Whose they are already, they stay.
+    pub(super) fn make_groups(
+        &self,
+        iid: &Iid,
+        family: &Arc<cgroup::Family>,
+    ) -> Result<(), SysError> {
+        family.create()?;
+        let mut families = self.families.lock().expect("nobody panics while holding the families");
+        families.insert(iid.clone(), Arc::clone(family));
+        Ok(())
+    }
+
     /// There is nothing of an instance any more.
     pub(super) fn forget_groups(&self, iid: &Iid) {
         self.families.lock().expect("nobody panics while holding the families").remove(iid);

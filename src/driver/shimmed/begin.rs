@@ -30,6 +30,7 @@ impl Shimmed {
         order: &Order<'_>,
         place: Option<&Place>,
         image: Option<&Path>,
+        family: &Family,
     ) -> Result<Launch, DriverError> {
         let host = &self.host;
         let spec = order.spec;
@@ -42,7 +43,6 @@ impl Shimmed {
         let work_dir = home.unwrap_or_else(|| "/".into());
         // gVisor's own processes are the ones to be started; its guest's user is in the bundle.
         let user = (crate::sys::is_root() && !gvisor).then_some((order.host_uid, order.host_uid));
-        let family = host.family(order.iid);
         // A runtime is a process outside, and is told nothing of a tenant's there.
         let env = if plain {
             self.environment(order, place).into_iter().collect()
@@ -200,6 +200,7 @@ impl Shimmed {
             let error = not_made("make run directory", order.iid, source);
             if matches!(error, DriverError::Exists { .. }) {
                 let _ = family.remove();
+                self.host.forget_groups(order.iid);
             }
             error
         })
@@ -255,12 +256,13 @@ impl Shimmed {
         if let (Bundle::Gvisor(_), Some(tmp)) = (&self.bundle, &place.tmp) {
             runsc::occupy(tmp).map_err(host("prepare /tmp"))?;
         }
-        let launch = self.launch(order, Some(&place), image.as_deref())?;
-        let family = self.host.family(order.iid);
+        let family = self.host.new_family(order.iid);
+        let launch = self.launch(order, Some(&place), image.as_deref(), &family)?;
         let io = order.spec.limits.io > 0;
         let files = Some(place.files.as_path()).filter(|_| io);
         let wanted = self.wanted(&order.spec.limits, order.host_uid, files);
-        family.create().map_err(|source| not_made("make cgroup", order.iid, source))?;
+        let made = self.host.make_groups(order.iid, &family);
+        made.map_err(|source| not_made("make cgroup", order.iid, source))?;
         let applied = family.apply(&wanted).map_err(host("set limits"))?;
         let limits = self.statuses(&order.spec.limits, &applied, &place.kept);
         ledger::check_strict(order.spec, &limits)?;

@@ -112,9 +112,10 @@ impl Shimmed {
 
     fn prepare_ahead(&self, order: &Order<'_>) -> Result<(), DriverError> {
         let host = |stage| move |source| DriverError::Host { stage, source };
-        let launch = self.launch(order, None, None)?;
-        let family = self.host.family(order.iid);
-        family.create().map_err(|source| not_made("make cgroup", order.iid, source))?;
+        let family = self.host.new_family(order.iid);
+        let launch = self.launch(order, None, None, &family)?;
+        let made = self.host.make_groups(order.iid, &family);
+        made.map_err(|source| not_made("make cgroup", order.iid, source))?;
         family
             .apply(&self.wanted(&order.spec.limits, order.host_uid, None))
             .map_err(host("set limits"))?;
@@ -200,8 +201,7 @@ impl Shimmed {
             .map_err(host("set limits"))?;
         let statuses = self.statuses(limits, &applied, &place.kept);
         ledger::check_strict(order.spec, &statuses)?;
-        let mut launch = self.launch(order, Some(&place), None)?;
-        (launch.group, launch.helpers) = (family.workload.clone(), family.helpers.clone());
+        let launch = self.launch(order, Some(&place), None, &family)?;
         let some = |value: u64| (value > 0).then_some(value);
         let view = self.view(&place.files, place.tmp.as_deref());
         let env = environment(order.name, order.spec, &view).into_iter().collect();

@@ -47,10 +47,30 @@ impl Root {
     pub fn family(&self, name: &str) -> Family {
         Family::of(self.group(name))
     }
+
+    /// Those of a name that nothing has had yet.
+    pub fn new_family(&self, name: &str) -> Family {
+        Family::within(self.group(name))
+    }
 }
 
 impl Family {
+    /// As it is found.
     fn of(parent: Group) -> Self {
+        let family = Self::within(parent);
+        let is_split = family.helpers.exists() || family.inner_workload().any(|dir| dir.exists());
+        if family.parent.exists() && !is_split {
+            return Self {
+                workload: family.parent.clone(),
+                helpers: Group::default(),
+                parent: family.parent,
+            };
+        }
+        family
+    }
+
+    /// As it is made.
+    fn within(parent: Group) -> Self {
         let counted: Vec<PathBuf> =
             COUNTED.iter().filter_map(|one| parent.v1.get(one).cloned()).collect();
         // Several controllers may be in one hierarchy.
@@ -66,10 +86,6 @@ impl Family {
                 .collect(),
         };
         let (mut workload, helpers) = (below("workload"), below("helpers"));
-        let is_split = helpers.exists() || workload.exists();
-        if parent.exists() && !is_split {
-            return Self { workload: parent.clone(), helpers: Group::default(), parent };
-        }
         let whole = parent.v1.iter().filter(|(_, dir)| !is_counted(dir));
         workload.v1.extend(whole.map(|(controller, dir)| (*controller, dir.clone())));
         Self { parent, workload, helpers }
