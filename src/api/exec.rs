@@ -114,7 +114,8 @@ async fn start(
         api.audit.note(&name, Act::Exec, &by, format!("{what} was run by exec"));
         Ok(session)
     });
-    started.await.expect("starting a program neither panics nor is cancelled")
+    // Only the end of the daemon comes between.
+    started.await.map_err(|_| ApiError::Failed("the daemon ends".to_owned()))?
 }
 
 fn share_of(caller: &Caller) -> Share {
