@@ -23,6 +23,8 @@ pub mod seccomp;
 pub mod service;
 pub mod socket;
 pub mod spawn;
+#[cfg(test)]
+mod swapped;
 pub mod trial;
 pub mod trust;
 

@@ -114,8 +114,10 @@ async fn start(
         api.audit.note(&name, Act::Exec, &by, format!("{what} was run by exec"));
         Ok(session)
     });
-    // Only the end of the daemon comes between.
-    started.await.map_err(|_| ApiError::Failed("the daemon ends".to_owned()))?
+    started.await.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => ApiError::Failed("the daemon ends".to_owned()),
+    })?
 }
 
 fn share_of(caller: &Caller) -> Share {

@@ -242,6 +242,7 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), SysError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::swapped::while_swapped;
 
     #[test]
     fn a_symlink_planted_by_a_tenant_leads_nowhere() {
@@ -265,7 +266,6 @@ mod tests {
 
     #[test]
     fn names_that_are_exchanged_meanwhile_have_nothing_laid_outside() {
-        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
         let dir = tempfile::tempdir().unwrap();
         let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
         for one in [inside.join("dir"), outside.join("deep")] {
@@ -273,15 +273,9 @@ mod tests {
         }
         std::fs::write(outside.join("x"), "kept").unwrap();
         std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
-        let ended = std::sync::atomic::AtomicBool::new(false);
-        let (one, other) = (inside.join("dir"), inside.join("link"));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
-                    let exchange = RenameFlags::RENAME_EXCHANGE;
-                    let _ = renameat2(AT_FDCWD, &one, AT_FDCWD, &other, exchange);
-                }
-            });
+        let pair = (inside.join("dir"), inside.join("link"));
+        let link = pair.1.clone();
+        while_swapped(&[pair], || {
             let tree = Tree::open(&inside, None).unwrap();
             for round in 0..300 {
                 for name in ["dir/x", "dir/deep/x"] {
@@ -290,10 +284,9 @@ mod tests {
                 }
                 if round % 10 == 0 {
                     // What was in its way was moved aside.
-                    let _ = std::os::unix::fs::symlink(&outside, &other);
+                    let _ = std::os::unix::fs::symlink(&outside, &link);
                 }
             }
-            ended.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         assert_eq!(std::fs::read(outside.join("x")).unwrap(), b"kept");
         assert_eq!(std::fs::read_dir(outside.join("deep")).unwrap().count(), 0);

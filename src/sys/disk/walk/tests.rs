@@ -5,14 +5,12 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::stat::{mkdirat, mknod};
 
 use super::*;
 use crate::sys::mount;
+use crate::sys::swapped::while_swapped;
 
 const OWNER: u32 = 212_345;
 const OTHER: u32 = 212_346;
@@ -246,26 +244,6 @@ fn attribute(file: &fs::File) -> Vec<u8> {
     value
 }
 
-/// Exchanges names without end, as a tenant with a second process would.
-fn swap(pairs: &[(PathBuf, PathBuf)], ended: &AtomicBool) {
-    while !ended.load(Ordering::Relaxed) {
-        for (one, other) in pairs {
-            let flags = RenameFlags::RENAME_EXCHANGE;
-            // Removed by now, or not made yet.
-            let _ = renameat2(AT_FDCWD, one, AT_FDCWD, other, flags);
-        }
-    }
-}
-
-/// Ends that, whatever becomes of the test.
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Makes the tree whose names will be exchanged. What was half removed may be there.
 fn make_swapped(tree: &Path, outside: &Path) {
     let _ = fs::create_dir_all(tree.join("dir/deep"));
@@ -276,6 +254,12 @@ fn make_swapped(tree: &Path, outside: &Path) {
     }
     let _ = symlink(outside, tree.join("dir-link"));
     let _ = symlink(outside.join("secret"), tree.join("file-link"));
+}
+
+/// The names in it that are exchanged.
+fn pairs_of(tree: &Path) -> [(PathBuf, PathBuf); 2] {
+    [("dir", "dir-link"), ("secret", "file-link")]
+        .map(|(one, other)| (tree.join(one), tree.join(other)))
 }
 
 /// Whatever the copy has, none of it is the outside's.
@@ -300,12 +284,7 @@ fn who_exchanges_names_meanwhile_has_nothing_outside_copied_given_counted_or_rem
         fs::set_permissions(outside.join(name), fs::Permissions::from_mode(0o600)).unwrap();
     }
     let tree = &ground.tree;
-    let pairs = [("dir", "dir-link"), ("secret", "file-link")]
-        .map(|(one, other)| (tree.join(one), tree.join(other)));
-    let ended = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| swap(&pairs, &ended));
-        let _end = End(&ended);
+    while_swapped(&pairs_of(tree), || {
         for round in 0..400 {
             let _ = fs::create_dir(tree);
             make_swapped(tree, &outside);
@@ -372,12 +351,7 @@ fn who_exchanges_names_meanwhile_has_nothing_outside_counted_as_his() {
         fs::write(outside.join(name), "outside").unwrap();
     }
     make_swapped(&tree, &outside);
-    let pairs = [("dir", "dir-link"), ("secret", "file-link")]
-        .map(|(one, other)| (tree.join(one), tree.join(other)));
-    let ended = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| swap(&pairs, &ended));
-        let _end = End(&ended);
+    while_swapped(&pairs_of(&tree), || {
         for round in 1..400 {
             let _ = set_project(&tree, round);
         }
