@@ -11,11 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,8 @@ use crate::reconcile::queue::Queue;
 use crate::reconcile::{self, Handle, World, adopt, warm};
 use crate::store::{Remains, Store, database_path};
 use crate::sys::lock::{self, Lock};
-use crate::sys::{clock, path, service, socket, spawn};
+use crate::sys::trust::TrustError;
+use crate::sys::{clock, own, path, service, socket, spawn};
 
 use port::Port;
 use reload::Reload;
@@ -94,32 +95,31 @@ pub fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
 }
 
 /// Directories and locks, before anything else is touched.
-fn prepare(config: &Config) -> anyhow::Result<[Lock; 2]> {
-    make_own(&config.state_path, STATE_MODE, "state_path")?;
-    // What sandboxes are shown lies in the run directory, and gVisor walks there as nobody.
-    make_own(&config.run_path, 0o711, "run_path")?;
-    Ok([take(&config.state_path, "state_path")?, take(&config.run_path, "run_path")?])
+fn prepare(config: &Config) -> anyhow::Result<[Lock; 3]> {
+    let owned = [
+        (&config.state_path, STATE_MODE, "state_path"),
+        // What sandboxes are shown lies in the run directory, and gVisor walks there as nobody.
+        (&config.run_path, 0o711, "run_path"),
+        // What tenants make of the modes of their own files is then of no use to anybody else on the host.
+        (&config.sandboxes_path, own::PRIVATE, "sandboxes_path"),
+    ];
+    for (dir, mode, key) in owned {
+        claim(dir, mode, key)?;
+    }
+    let [state, run, sandboxes] = owned.map(|(dir, _, key)| take(dir, key));
+    Ok([state?, run?, sandboxes?])
 }
 
-/// Makes the directory under this key of config.json. One that somebody else has made, or anybody could write to, may
-/// hold whatever they like, a database or a token, and is refused.
-pub fn make_own(dir: &Path, mode: u32, key: &str) -> anyhow::Result<()> {
-    let failed = || format!("make {}", dir.display());
-    fs::DirBuilder::new().recursive(true).mode(mode).create(dir).with_context(failed)?;
-    let (us, _) = crate::sys::own_ids();
-    let about = fs::metadata(dir).with_context(failed)?;
-    let why = if about.uid() != us {
-        format!("belongs to uid {}", about.uid())
-    } else if about.mode() & 0o002 != 0 {
-        format!("can be written to by anybody (mode {:03o})", about.mode() & 0o7777)
-    } else {
-        return fs::set_permissions(dir, fs::Permissions::from_mode(mode)).with_context(failed);
-    };
-    bail!(
-        "{dir} {why}, so that others may have put anything into it: look through it, then `chown -R {us} {dir}` and \
-         `chmod 700 {dir}`; or name another directory as \"{key}\" in config.json",
-        dir = dir.display()
-    )
+/// Has the directory under this key of config.json be there and be ours.
+pub fn claim(dir: &Path, mode: u32, key: &str) -> anyhow::Result<()> {
+    own::claim(dir, mode).map_err(|error| match error {
+        TrustError::Distrusted(why) => {
+            anyhow!("{why}; or name another directory as \"{key}\" in config.json")
+        }
+        TrustError::Unreadable(source) => {
+            anyhow::Error::new(source).context(format!("make {} (\"{key}\")", dir.display()))
+        }
+    })
 }
 
 /// Locks a directory that only one daemon may use at a time, under this key of config.json.
@@ -383,6 +383,9 @@ fn world(
         shim: shim_path()?,
     };
     let workspaces = Workspaces::open(&config.sandboxes_path, crate::sys::is_root(), &config.disk)?;
+    if let Err(error) = workspaces.end_trial() {
+        warn!(error = chain(&error), "what a daemon before this one tried is still there");
+    }
     let host = Host::open(paths, workspaces, config.console_bytes, store.epoch())?;
     let host = Arc::new(host.with_ids(config.ids));
     store.give_ids(config.ids, remains(&host))?;

@@ -14,6 +14,7 @@ pub mod landlock;
 pub mod lock;
 pub mod mount;
 pub mod namespace;
+pub mod own;
 pub mod path;
 pub mod poll;
 pub mod port;

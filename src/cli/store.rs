@@ -22,7 +22,7 @@ pub(super) fn run(verb: &Verb, config: &Config) -> anyhow::Result<()> {
     match verb {
         Verb::Backup { file } => backup::backup(&database, file)?,
         Verb::Restore { file } => {
-            daemon::make_own(&config.state_path, daemon::STATE_MODE, "state_path")?;
+            daemon::claim(&config.state_path, daemon::STATE_MODE, "state_path")?;
             let lock = daemon::take(&config.state_path, "state_path")?;
             let aside = backup::restore(file, &database)?;
             drop(lock);

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::doctor::{Finding, Severity};
-use crate::sys::{self, landlock, mount, spawn};
+use crate::sys::trust::TrustError;
+use crate::sys::{self, landlock, mount, own, spawn};
 
 /// Directories of specs watched, with room for everybody else on the machine.
 const INOTIFY_INSTANCES_MIN: u64 = 16;
@@ -83,9 +84,14 @@ pub(super) fn paths(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     let all = [
         ("state_path", &config.state_path, false),
+        ("run_path", &config.run_path, false),
         ("sandboxes_path", &config.sandboxes_path, true),
     ];
     for (name, path, runs_programs) in all {
+        if let Err(error) = own::judge(path) {
+            findings.push(not_ours(name, path, &error));
+            continue;
+        }
         let there = nearest(path);
         let Some(about) = mount::of(&there) else { continue };
         if about.read_only {
@@ -125,6 +131,22 @@ pub(super) fn paths(config: &Config) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// One that the daemon does not take.
+fn not_ours(name: &'static str, path: &Path, error: &TrustError) -> Finding {
+    let means = "sodiumd does not start with it";
+    match error {
+        TrustError::Distrusted(why) => {
+            let found = format!("{} {}", why.path.display(), why.why);
+            Finding::bad(name, Severity::Broken, found, (means, why.remedy.as_str()))
+        }
+        TrustError::Unreadable(error) => {
+            let found = format!("{}: {error}", path.display());
+            let fix = format!("name another directory as \"{name}\" in config.json");
+            Finding::bad(name, Severity::Broken, found, (means, fix.as_str()))
+        }
+    }
 }
 
 /// The directory itself, or the nearest above it that exists.

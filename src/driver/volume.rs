@@ -28,7 +28,7 @@ use crate::driver::tree;
 use crate::model::InUse;
 use crate::model::disk::DiskChoice;
 use crate::sys::disk::{self, Space, quota};
-use crate::sys::{SysError, mount, path};
+use crate::sys::{SysError, mount, own};
 
 /// So many bytes of a limit allow one inode: ext4's own default.
 const BYTES_PER_INODE: u64 = 16 * 1024;
@@ -161,7 +161,7 @@ impl Volumes {
     ) -> Result<Self, SysError> {
         let (root, mounts) = (sandboxes.join(".disk"), sandboxes.join(MOUNTS));
         for dir in [&root, &mounts] {
-            path::make_private(dir)?;
+            own::claim_private(dir)?;
         }
         let found = OnceLock::new();
         if choice == DiskChoice::Polled {
@@ -169,7 +169,7 @@ impl Volumes {
         } else if !as_root {
             let _ = found.set(Err("only root can limit a disk".to_owned()));
         }
-        let volumes = Self {
+        Ok(Self {
             root,
             mounts,
             choice,
@@ -178,11 +178,7 @@ impl Volumes {
             promises: Mutex::default(),
             sound: Mutex::default(),
             shared: Mutex::default(),
-        };
-        if as_root {
-            volumes.end_trial()?;
-        }
-        Ok(volumes)
+        })
     }
 
     /// What new volumes are; or why the kernel keeps no limit here.

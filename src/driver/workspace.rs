@@ -19,7 +19,7 @@ use crate::driver::tree;
 use crate::driver::volume::{self, Ask, Volume, Volumes};
 use crate::error::chain;
 use crate::model::{DiskRules, Owner, SandboxName, Verdict};
-use crate::sys::{SysError, disk, path};
+use crate::sys::{SysError, disk, own, path};
 
 /// `.disk/UID/files` is as deep as anything of a tenant's begins.
 const OWNERS_DEPTH: u32 = 3;
@@ -107,10 +107,15 @@ impl Workspaces {
     /// Makes the directory they lie in, which nobody else may enter: what tenants make of the modes of their own
     /// files is then of no use to anybody else on the host.
     pub fn open(root: &Path, as_root: bool, rules: &DiskRules) -> Result<Self, SysError> {
-        path::make_private(root)?;
+        own::claim_private(root)?;
         let reserve_bytes = rules.reserve_mb * volume::MIB;
         let volumes = Volumes::open(root, as_root, rules.mechanism, reserve_bytes)?;
         Ok(Self { root: root.to_owned(), as_root, volumes })
+    }
+
+    /// Takes away what a daemon that was killed while it tried the disk has left.
+    pub fn end_trial(&self) -> Result<(), SysError> {
+        if self.as_root { self.volumes.end_trial() } else { Ok(()) }
     }
 
     /// Where the workspace is now.

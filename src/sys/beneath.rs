@@ -294,6 +294,21 @@ impl Beneath {
         }
     }
 
+    /// Makes a directory. One that is there is an error, `EEXIST`.
+    pub fn make_dir(&self, name: &OsStr, mode: u32) -> Result<(), SysError> {
+        let mode = Mode::from_bits_truncate(mode);
+        nix::sys::stat::mkdirat(&self.dir, self.single(name)?, mode)
+            .map_err(|errno| self.failed("mkdir", name, errno))
+    }
+
+    /// Opens a directory that lies in this one, be it no link.
+    pub fn open_dir(&self, name: &OsStr) -> Result<Self, SysError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let opened = open_at(&self.dir, self.single(name)?, flags, Mode::empty(), Links::Refused);
+        let dir = opened.map_err(|errno| self.failed("open", name, errno))?;
+        Ok(Self { dir, at: self.path(name) })
+    }
+
     /// Renames within the directory; what has the new name is replaced.
     pub fn rename(&self, old: &OsStr, new: &OsStr) -> Result<(), SysError> {
         let (from, to) = (self.single(old)?, self.single(new)?);

@@ -17,7 +17,7 @@ use crate::sys::SysError;
 use crate::sys::beneath::{Beneath, Kind, Links, Meta, ReadError};
 
 /// Links from one place to the next, as the kernel allows.
-const LINKS_MAX: usize = 40;
+pub(super) const LINKS_MAX: usize = 40;
 
 /// A file is not believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -144,7 +144,7 @@ fn in_directory(path: &Path, dir: &Path, fault: &Fault) -> Distrust {
 
 /// Why somebody else might have had a hand in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-enum Fault {
+pub(super) enum Fault {
     #[error("belongs to uid {0}, who is neither root nor the one who reads it")]
     Owner(u32),
     #[error("can be written to by others (mode {0:03o})")]
@@ -152,21 +152,21 @@ enum Fault {
 }
 
 /// Who is who, as far as groups are concerned.
-struct People {
+pub(super) struct People {
     /// Who reads the file.
-    caller: u32,
+    pub(super) caller: u32,
     passwd: String,
     group: String,
 }
 
 impl People {
-    fn of_this_host() -> Self {
+    pub(super) fn of_this_host() -> Self {
         let read = |path: &str| crate::sys::read_small(Path::new(path)).unwrap_or_default();
         let (caller, _) = crate::sys::own_ids();
         Self { caller, passwd: read("/etc/passwd"), group: read("/etc/group") }
     }
 
-    fn fault(&self, meta: &Meta, has_acl: bool) -> Option<Fault> {
+    pub(super) fn fault(&self, meta: &Meta, has_acl: bool) -> Option<Fault> {
         if !self.are_trusted(meta.uid) {
             return Some(Fault::Owner(meta.uid));
         }
@@ -224,7 +224,7 @@ fn number(field: Option<&&str>) -> Option<u32> {
 }
 
 /// Whether more is said of who may use a file than its mode says.
-fn has_acl(file: &impl AsFd) -> bool {
+pub(super) fn has_acl(file: &impl AsFd) -> bool {
     let name = c"system.posix_acl_access";
     // SAFETY: `name` is NUL-terminated, the descriptor is open while it is borrowed, and nothing is written to
     // the null buffer, whose size is 0: only the size of the value is asked for.
@@ -235,7 +235,7 @@ fn has_acl(file: &impl AsFd) -> bool {
 }
 
 /// A path as a word for a shell.
-fn word(path: &Path) -> String {
+pub fn word(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
     if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }

@@ -438,22 +438,47 @@ async fn two_daemons_of_one_host_never_give_out_the_same_host_uids() {
 #[tokio::test]
 async fn a_directory_that_somebody_else_has_made_is_not_taken_over() {
     use std::os::unix::fs::{PermissionsExt, chown};
-    let mut desk = Desk::prepared(json!({"state_path": "./planted"}));
-    let planted = desk.path("planted");
-    fs::create_dir(&planted).unwrap();
-    for (owner, mode, why) in
-        [(1_234, 0o700, "belongs to uid 1234"), (0, 0o1777, "written to by anybody (mode 1777)")]
-    {
-        chown(&planted, Some(owner), Some(owner)).unwrap();
-        fs::set_permissions(&planted, fs::Permissions::from_mode(mode)).unwrap();
-        assert_eq!(desk.spawn().wait().unwrap().code(), Some(1));
-        let log = desk.log();
-        assert!(log.contains(why) && log.contains("\"state_path\" in config.json"), "{log}");
-        assert_eq!(fs::metadata(&planted).unwrap().permissions().mode() & 0o7777, mode);
+    for key in ["state_path", "run_path", "sandboxes_path"] {
+        let mut desk = Desk::prepared(json!({key: "./planted"}));
+        let planted = desk.path("planted");
+        // Such as a database, a socket, or a file system for root to mount.
+        fs::create_dir_all(planted.join(".disk/.templates")).unwrap();
+        for (owner, mode, why) in [
+            (1_234, 0o700, "belongs to uid 1234"),
+            (0, 0o1777, "can be written to by others (mode 1777)"),
+        ] {
+            chown(&planted, Some(owner), Some(owner)).unwrap();
+            fs::set_permissions(&planted, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(desk.spawn().wait().unwrap().code(), Some(1), "{key}");
+            let log = desk.log();
+            assert!(log.contains(why) && log.contains(&format!("{key:?} in config.json")), "{log}");
+            assert_eq!(fs::metadata(&planted).unwrap().permissions().mode() & 0o7777, mode);
+            // The doctor says so beforehand.
+            let (code, said, _) = desk.cli(&["doctor"]);
+            assert!(code != 0 && said.contains(why), "{key}: {said}");
+        }
+        // As the message says.
+        fs::set_permissions(&planted, fs::Permissions::from_mode(0o700)).unwrap();
+        desk.start().await;
     }
-    // As the message says.
-    fs::set_permissions(&planted, fs::Permissions::from_mode(0o700)).unwrap();
-    desk.start().await;
+}
+
+#[tokio::test]
+async fn two_daemons_share_none_of_their_directories() {
+    let mut first = Desk::new().await;
+    for key in ["state_path", "run_path", "sandboxes_path"] {
+        let path = match key {
+            "run_path" => first.path("run"),
+            "state_path" => first.path("state"),
+            _ => first.path("sandboxes"),
+        };
+        let second = Desk::prepared(json!({key: path}));
+        let mut daemon = second.spawn();
+        assert_eq!(daemon.wait().unwrap().code(), Some(1), "{key}");
+        let log = second.log();
+        assert!(log.contains(&format!("give this one its own {key:?} in config.json")), "{log}");
+    }
+    first.kill();
 }
 
 #[tokio::test]

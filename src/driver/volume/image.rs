@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::MutexGuard;
@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{Ask, MIB, Volumes, refuse_below, rename};
 use crate::driver::{tree, volume};
 use crate::sys::disk::{self, loopback};
-use crate::sys::{SysError, mount};
+use crate::sys::{SysError, mount, own};
 
 /// Whose programs make and check ext4.
 const PACKAGE: &str = "e2fsprogs";
@@ -27,6 +27,8 @@ const PACKAGE: &str = "e2fsprogs";
 const TEMPLATES: &str = ".templates";
 /// What the first is called, which is only tried.
 const TRIAL: &str = ".try";
+/// Trials that were never ended, one upon another.
+const TRIALS_MAX: usize = 64;
 /// What an image is called until it is whole.
 pub(super) const UNFINISHED: &str = "new";
 /// From here on an image has a journal, which takes this much of it.
@@ -59,10 +61,17 @@ impl Volumes {
         self.remove_mount_point(&at).and(tried)
     }
 
-    /// Takes away what a daemon that was killed while it tried has left. Repeating it is harmless.
-    pub(super) fn end_trial(&self) -> Result<(), SysError> {
+    /// Takes away what a daemon that was killed while it tried has left. Nobody else may try meanwhile. Repeating it
+    /// is harmless.
+    pub fn end_trial(&self) -> Result<(), SysError> {
         let at = self.mounts.join(TRIAL);
-        unmount(&at)?;
+        // One for each that was killed in its turn.
+        for _ in 0..TRIALS_MAX {
+            if !disk::is_mount_point(&at) {
+                break;
+            }
+            unmount(&at)?;
+        }
         self.remove_mount_point(&at)?;
         tree::remove(&trial_image(&self.root))
     }
@@ -228,12 +237,12 @@ fn works(root: &Path, at: &Path) -> Result<(), SysError> {
 
 fn template(root: &Path, bytes: u64) -> Result<PathBuf, SysError> {
     let dir = root.join(TEMPLATES);
+    // Root mounts what lies in there.
+    own::claim_private(&dir)?;
     let template = dir.join(format!("ext4-{}.img", bytes / MIB));
     if template.exists() {
         return Ok(template);
     }
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-    made.map_err(|source| SysError::io("mkdir", &dir, source))?;
     let unfinished = template.with_extension(UNFINISHED);
     let failed = |source| SysError::io("make", &unfinished, source);
     let options =

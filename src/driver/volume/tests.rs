@@ -111,7 +111,11 @@ fn what_a_daemon_was_trying_when_it_was_killed_goes_with_the_next() {
     volumes.remove(Uuid::nil()).unwrap();
     volumes.mount_at(&image, &at).unwrap();
     assert!(disk::is_mount_point(&at));
+    // And one that was killed before it in the same moment.
+    mount::tmpfs(&at, MIB, 16).unwrap();
     Volumes::open(&sandboxes, true, DiskChoice::Polled, 0).unwrap();
+    assert!(disk::is_mount_point(&at), "whoever only looks leaves a trial alone");
+    ground.spaces.end_trial().unwrap();
     assert_eq!(mount::below(&sandboxes), [] as [PathBuf; 0]);
     assert!(!image.exists() && !at.exists());
 }

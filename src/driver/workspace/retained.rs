@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::driver::volume;
 use crate::model::{Owner, SandboxName};
-use crate::sys::{SysError, path};
+use crate::sys::{SysError, own, path};
 
 /// Where they wait for their undo period to end.
 const ASIDE: &str = ".removed";
@@ -51,7 +51,7 @@ pub(super) fn dir(sandboxes: &Path) -> PathBuf {
 
 pub(super) fn make_dir(sandboxes: &Path) -> Result<PathBuf, SysError> {
     let aside = dir(sandboxes);
-    path::make_private(&aside)?;
+    own::claim_private(&aside)?;
     Ok(aside)
 }
 

@@ -130,7 +130,7 @@ fn nobody_else_may_enter_where_workspaces_lie() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("sandboxes");
     let dirs = [root.clone(), root.join(".disk"), root.join(".mounts")];
-    for modes in [None, Some(0o711), Some(0o777)] {
+    for modes in [None, Some(0o711)] {
         for dir in &dirs {
             if let Some(mode) = modes {
                 path::set_mode(dir, mode).unwrap();
@@ -141,4 +141,14 @@ fn nobody_else_may_enter_where_workspaces_lie() {
             assert_eq!(fs::metadata(dir).unwrap().mode() & 0o7777, 0o700, "{}", dir.display());
         }
     }
+    // Whoever could write there may have left a file system for root to mount.
+    for dir in &dirs[..2] {
+        path::set_mode(dir, 0o777).unwrap();
+        fs::write(dir.join("x"), "").unwrap();
+        let rules = DiskRules { mechanism: DiskChoice::Polled, reserve_mb: 0 };
+        let refused = Workspaces::open(&root, false, &rules).unwrap_err();
+        assert!(chain(&refused).contains("can be written to by others"), "{refused:?}");
+        path::set_mode(dir, 0o700).unwrap();
+    }
+    spaces(&root);
 }
