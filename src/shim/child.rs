@@ -62,6 +62,10 @@ pub(super) fn start(launch: &Launch, made: Option<Network>) -> Result<Child, Sys
     let network =
         if launch.wants_network() { made.map_or_else(Network::make, Ok).map(Some)? } else { None };
     let network = network.as_ref();
+    if let (Confinement::Gvisor { .. }, Some(network)) = (&launch.confinement, network) {
+        // Ourselves, too: we keep it, and whoever is to reach runsc enters where we are.
+        network.enter()?;
+    }
     let (child, ends) = connect(launch, network.is_some())?;
     let unified = launch.group.open_unified()?;
     let unified = unified.as_ref().map(AsFd::as_fd);

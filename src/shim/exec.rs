@@ -20,12 +20,13 @@ use crate::error::chain;
 use crate::shim::child;
 use crate::shim::connection::Connection;
 use crate::shim::forkserver::ExecDuty;
+use crate::shim::launch::LOCK;
 use crate::shim::protocol::{Frame, Request, Told, output};
 use crate::shim::runtime;
 use crate::shim::stdin::Stdin;
 use crate::sys::poll::{self, Interest, Ready, Signals, Timer};
 use crate::sys::process::{self, Ended};
-use crate::sys::{SysError, clock, pty, spawn};
+use crate::sys::{SysError, clock, namespace, pty, spawn};
 use enter::Started;
 use order::{ExecOrder, Way};
 
@@ -95,6 +96,10 @@ pub(super) fn serve(duty: ExecDuty) -> Result<(), SysError> {
     let started = read_order(&duty.order).and_then(|order| {
         // The tenant pays for us, and for the runsc that we start.
         order.helpers.join_v1()?;
+        if let Way::Gvisor { .. } = order.way {
+            // There runsc's other half listens, and nowhere else.
+            namespace::enter_network_of_holder(&run_dir.join(LOCK))?;
+        }
         Ok((enter::start(&order, run_dir)?, order))
     });
     let mut session = match started {

@@ -64,8 +64,8 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Whether the shim is to put it into a network of its own: gVisor makes one for itself, and bubblewrap does for
-    /// whoever may make none.
+    /// Whether the shim is to put it into a network of its own: bubblewrap makes one for whoever may make none. gVisor
+    /// makes another one for its guest; this one is for what runsc listens on.
     pub fn wants_network(&self) -> bool {
         match &self.confinement {
             Confinement::Bubblewrap { inside, stage, .. } => {
@@ -74,7 +74,7 @@ impl Launch {
             Confinement::Itself { room, .. } => {
                 room.as_ref().is_some_and(|room| !room.shares_network)
             }
-            Confinement::Gvisor { .. } => false,
+            Confinement::Gvisor { shares_network, .. } => !shares_network,
         }
     }
 
@@ -82,6 +82,11 @@ impl Launch {
     pub fn own_terminal(&self) -> Option<(u16, u16)> {
         self.tty.filter(|_| !matches!(self.confinement, Confinement::Gvisor { .. }))
     }
+}
+
+/// As it was for whoever was started before this was asked.
+fn yes() -> bool {
+    true
 }
 
 /// Who confines the workload.
@@ -118,6 +123,9 @@ pub enum Confinement {
         user_log: PathBuf,
         /// Where it delivers the terminal, if there is to be one.
         console: PathBuf,
+        /// Whether it and its shim are in the host's network.
+        #[serde(default = "yes")]
+        shares_network: bool,
     },
     /// `program` is the workload; the shim's child confines itself before it becomes that.
     Itself {

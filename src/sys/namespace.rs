@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::sys::spawn::Fork;
-use crate::sys::{SysError, process};
+use crate::sys::{SysError, lock, process};
 
 /// Everything of a process that can be entered but its user namespace, which has a turn of its own.
 const ALL_BUT_USER: i32 = libc::CLONE_NEWNS
@@ -127,6 +127,20 @@ impl Network {
     pub fn enter(&self) -> Result<(), SysError> {
         set_namespace(self.0.as_raw_fd(), libc::CLONE_NEWNET)
     }
+}
+
+/// Comes to be in the network of whoever holds the lock on `path`.
+pub fn enter_network_of_holder(path: &std::path::Path) -> Result<(), SysError> {
+    let nobody = || SysError::io("find the holder of", path, std::io::ErrorKind::NotFound.into());
+    let pid: u32 = lock::holder(path).parse().map_err(|_| nobody())?;
+    let network = std::path::PathBuf::from(format!("/proc/{pid}/ns/net"));
+    let found =
+        File::open(&network).map_err(|source| SysError::io("open", &network, source))?;
+    // Opened first, asked then: whoever has had the lock all the time is who had that number.
+    if !lock::is_held(path)? || lock::holder(path) != pid.to_string() {
+        return Err(nobody());
+    }
+    set_namespace(found.as_raw_fd(), libc::CLONE_NEWNET)
 }
 
 /// Comes to see the mounts of another mount namespace.

@@ -107,6 +107,42 @@ async fn an_isolation_is_all_that_a_user_changes() {
     }
 }
 
+/// Sockets without a path that anybody in the host's network may connect to. One that gives orders to gVisor obeys
+/// whoever does: in its user namespace every other user of the host looks like its own.
+fn sockets_of_runsc() -> Vec<String> {
+    let all = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let names = all.lines().filter_map(|line| line.split_whitespace().nth(7));
+    // Daemons of other tests may be finding out what works here, in which nobody's code runs.
+    let is_ones = |name: &&str| name.starts_with("@runsc") && !name.contains("try-");
+    names.filter(is_ones).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn nobody_on_the_host_can_give_gvisor_orders() {
+    for program in versions() {
+        // What listens for other tests is not reached either.
+        let network = json!({"enabled": true});
+        let desk = Desk::with(json!({"gvisor": {"program": program}, "network": network})).await;
+        let spec = json!({"isolation": "gvisor", "command": ["sleep", "1000"]});
+        desk.write_spec("web.yaml", "web", &spec);
+        desk.wait_phase("web", "Running").await;
+        assert_eq!(sockets_of_runsc(), [""; 0]);
+        // The one who may is still heard.
+        let (code, out, said) = desk.cli(&["exec", "web", "--", "cat", "/proc/net/unix"]);
+        assert_eq!(code, 0, "{out}{said}");
+        let open = json!({"isolation": "gvisor", "command": ["sleep", "1000"], "network": "host"});
+        desk.write_spec("open.yaml", "open", &open);
+        let decided = |sandbox: &Value| {
+            let status = sandbox["status"].to_string();
+            status.contains("can give it orders") || sandbox["status"]["phase"] == "Running"
+        };
+        let found = desk.wait_for("open", "decided", decided).await;
+        assert_eq!(sockets_of_runsc(), [""; 0]);
+        let is_old = program.ends_with("bookworm");
+        assert_eq!(found["status"]["phase"] == "Running", !is_old, "{found}");
+    }
+}
+
 #[tokio::test]
 async fn a_host_without_gvisor_says_so_and_runs_nothing_weaker() {
     let desk = Desk::new().await;

@@ -6,7 +6,6 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,9 +16,6 @@ use crate::sys::path;
 
 /// How long a platform may take to run `true`.
 const TRY_TIME_MAX: Duration = Duration::from_secs(15);
-
-/// Tries so far by this process.
-static TRIES: AtomicU32 = AtomicU32::new(0);
 
 impl Runsc {
     /// What an earlier daemon found out about this very program on this very kernel.
@@ -88,8 +84,8 @@ impl Runsc {
         fs::write(dir.join(CONFIG), self.bundle(&guest).to_string()).map_err(failed)?;
         // Attached: whoever is killed takes the whole sandbox along.
         let mut args = self.flags(&dir.join(STATE), platform, Network::None);
-        // Unique on this machine: runsc of 2022 names an abstract socket after it.
-        let id = format!("try-{}-{}", std::process::id(), TRIES.fetch_add(1, Ordering::Relaxed));
+        // That nobody has foreseen: runsc of 2022 names an abstract socket after it, which anybody could have taken.
+        let id = format!("try-{}", uuid::Uuid::new_v4().simple());
         args.extend(["run".to_owned(), format!("--bundle={}", dir.display()), id]);
         let mut child = Command::new(&self.program)
             .args(&args[1..])

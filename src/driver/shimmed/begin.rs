@@ -9,7 +9,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::{Bundle, Gvisor, SEARCH_PATH, Shimmed, convert, hints, ledger};
+use super::{Bundle, Gvisor, SEARCH_PATH, Shimmed, checkpoint, convert, hints, ledger};
 use crate::driver::bwrap::Bubblewrap;
 use crate::driver::process::View;
 use crate::driver::runsc::{self, Guest};
@@ -108,6 +108,13 @@ impl Shimmed {
             Bundle::Gvisor(gvisor) => {
                 let (runsc, run_dir) = (gvisor.runsc()?, self.host.run_dir(order.iid));
                 let platform = gvisor.platform().map_err(DriverError::Refused)?;
+                if order.spec.network == Network::Host && checkpoint::is_old(&runsc.version) {
+                    return Err(DriverError::Refused(format!(
+                        "runsc {} listens where everybody in the host's network can give it orders; `network: none`, \
+                         or install the one of bookworm-backports",
+                        runsc.version
+                    )));
+                }
                 let mut binds = Vec::new();
                 if let Some(Place { files, tmp, .. }) = place {
                     binds.push((files.clone(), runsc.workspace()));
@@ -124,6 +131,7 @@ impl Shimmed {
                     pid_file: run_dir.join(runsc::PID),
                     user_log: run_dir.join(runsc::USER_LOG),
                     console: run_dir.join(runsc::CONSOLE),
+                    shares_network: order.spec.network == Network::Host,
                 };
                 (text(&runsc.program), runsc.args(order, &run_dir, platform, image), confinement)
             }
