@@ -21,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::api::audit::Act;
 use crate::api::auth::query;
-use crate::api::caller::{Caller, GONE_WITHIN, Grant, REVOKED, REVOKED_CLOSE};
+use crate::api::caller::{Caller, GONE_WITHIN, Grant, REVOKED, REVOKED_CLOSE, Who};
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::text::Decoder;
@@ -125,6 +125,10 @@ pub(super) fn admit(
 ) -> Result<(Arc<Sandbox>, bool), ApiError> {
     if caller.may_do_all() {
         return Ok((find(api, id)?, false));
+    }
+    // By their ticket they have their place, and go when its token does: whoever has neither is let in by nothing.
+    if !matches!(caller.who, Who::Ticket { .. }) {
+        return Err(ApiError::Unauthorized);
     }
     // Whether a name exists is a secret from who may not look at it, and a ticket for another sandbox is no ticket.
     let sandbox = find(api, id).map_err(|_| ApiError::Unauthorized)?;

@@ -159,17 +159,25 @@ impl Volumes {
         choice: DiskChoice,
         reserve_bytes: u64,
     ) -> Result<Self, SysError> {
+        let volumes = Self::of(sandboxes, as_root, choice, reserve_bytes);
+        volumes.claim()?;
+        Ok(volumes)
+    }
+
+    pub(super) fn of(
+        sandboxes: &Path,
+        as_root: bool,
+        choice: DiskChoice,
+        reserve_bytes: u64,
+    ) -> Self {
         let (root, mounts) = (sandboxes.join(".disk"), sandboxes.join(MOUNTS));
-        for dir in [&root, &mounts] {
-            own::claim_private(dir)?;
-        }
         let found = OnceLock::new();
         if choice == DiskChoice::Polled {
             let _ = found.set(Err("\"disk.mechanism\" in config.json says polled".to_owned()));
         } else if !as_root {
             let _ = found.set(Err("only root can limit a disk".to_owned()));
         }
-        Ok(Self {
+        Self {
             root,
             mounts,
             choice,
@@ -178,7 +186,13 @@ impl Volumes {
             promises: Mutex::default(),
             sound: Mutex::default(),
             shared: Mutex::default(),
-        })
+        }
+    }
+
+    /// Has the directories be there in which they lie, and be ours.
+    pub(super) fn claim(&self) -> Result<(), SysError> {
+        own::claim_private(&self.root)?;
+        own::claim_private(&self.mounts)
     }
 
     /// What new volumes are; or why the kernel keeps no limit here.

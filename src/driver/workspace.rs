@@ -108,9 +108,16 @@ impl Workspaces {
     /// files is then of no use to anybody else on the host.
     pub fn open(root: &Path, as_root: bool, rules: &DiskRules) -> Result<Self, SysError> {
         own::claim_private(root)?;
+        let spaces = Self::of(root, as_root, rules);
+        spaces.volumes.claim()?;
+        Ok(spaces)
+    }
+
+    /// Those that are there, for whoever only looks at them.
+    pub fn of(root: &Path, as_root: bool, rules: &DiskRules) -> Self {
         let reserve_bytes = rules.reserve_mb * volume::MIB;
-        let volumes = Volumes::open(root, as_root, rules.mechanism, reserve_bytes)?;
-        Ok(Self { root: root.to_owned(), as_root, volumes })
+        let volumes = Volumes::of(root, as_root, rules.mechanism, reserve_bytes);
+        Self { root: root.to_owned(), as_root, volumes }
     }
 
     /// Takes away what a daemon that was killed while it tried the disk has left.

@@ -134,8 +134,7 @@ pub fn enter_network_of_holder(path: &std::path::Path) -> Result<(), SysError> {
     let nobody = || SysError::io("find the holder of", path, std::io::ErrorKind::NotFound.into());
     let pid: u32 = lock::holder(path).parse().map_err(|_| nobody())?;
     let network = std::path::PathBuf::from(format!("/proc/{pid}/ns/net"));
-    let found =
-        File::open(&network).map_err(|source| SysError::io("open", &network, source))?;
+    let found = File::open(&network).map_err(|source| SysError::io("open", &network, source))?;
     // Opened first, asked then: whoever has had the lock all the time is who had that number.
     if !lock::is_held(path)? || lock::holder(path) != pid.to_string() {
         return Err(nobody());

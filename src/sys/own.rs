@@ -123,7 +123,8 @@ fn find(
             },
             (None, None) => {
                 // It would lie where others can take it away again.
-                let sticky = |fault: &Fault| matches!(fault, Fault::Writable(mode) if mode & STICKY != 0);
+                let sticky =
+                    |fault: &Fault| matches!(fault, Fault::Writable(mode) if mode & STICKY != 0);
                 return match fault.filter(|fault| !sticky(fault)) {
                     Some(fault) => Err(lies_badly(&at, &above, &fault).into()),
                     None => Ok(None),
@@ -234,7 +235,8 @@ mod tests {
     fn what_somebody_else_may_have_filled_or_can_exchange_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        for (name, mode) in [("full", 0o777), ("sticky", 0o1777), ("loose", 0o777), ("etc", 0o755)] {
+        for (name, mode) in [("full", 0o777), ("sticky", 0o1777), ("loose", 0o777), ("etc", 0o755)]
+        {
             make(&at(name), mode);
         }
         fs::write(at("full/x"), "").unwrap();
@@ -243,8 +245,14 @@ mod tests {
         fs::write(at("file"), "").unwrap();
         symlink("round", at("round")).unwrap();
         for (name, want) in [
-            ("full", "can be written to by others (mode 777): look through it for what is not sodiumd's, then `chmod 700 "),
-            ("sticky/link", "which can be written to by others (mode 1777): name the directory itself"),
+            (
+                "full",
+                "can be written to by others (mode 777): look through it for what is not sodiumd's, then `chmod 700 ",
+            ),
+            (
+                "sticky/link",
+                "which can be written to by others (mode 1777): name the directory itself",
+            ),
             ("loose/ours", "which can be written to by others (mode 777): chmod go-w "),
             ("file", "Not a directory"),
             ("round", "symbolic link"),
@@ -267,7 +275,10 @@ mod tests {
         set_mode(&at("group"), 0o775);
         fs::write(at("group/x"), "").unwrap();
         for (name, want) in [
-            ("theirs", "belongs to uid 1234, who is neither root nor the one who reads it: run sodiumd as that user"),
+            (
+                "theirs",
+                "belongs to uid 1234, who is neither root nor the one who reads it: run sodiumd as that user",
+            ),
             ("sticky/theirs", "belongs to uid 1234"),
             ("below/ours", "which belongs to uid 1234"),
             ("group", "can be written to by others (mode 775)"),

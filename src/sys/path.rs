@@ -257,7 +257,8 @@ mod tests {
             let tree = Tree::open(&inside, None).unwrap();
             for round in 0..300 {
                 for name in ["dir/x", "dir/deep/x"] {
-                    laid += usize::from(tree.ensure_file(name, round.to_string().as_bytes()).is_ok());
+                    laid +=
+                        usize::from(tree.ensure_file(name, round.to_string().as_bytes()).is_ok());
                     let _ = tree.exists(name);
                 }
                 // A link that was in its way was moved aside: there has to be another.

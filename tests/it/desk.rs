@@ -130,7 +130,7 @@ impl Desk {
     pub fn workspace(&self, sandbox: &Value) -> PathBuf {
         let uid = sandbox["metadata"]["uid"].as_str().unwrap().parse().unwrap();
         let sandboxes = self.path("sandboxes");
-        Workspaces::open(&sandboxes, true, &DiskRules::default()).unwrap().path(uid)
+        Workspaces::of(&sandboxes, true, &DiskRules::default()).path(uid)
     }
 
     /// Starts the daemon and waits until it answers.
@@ -312,8 +312,7 @@ impl Desk {
             return;
         }
         let paths = Paths { run, state, shim: PathBuf::new() };
-        let workspaces =
-            Workspaces::open(&self.path("sandboxes"), true, &DiskRules::default()).unwrap();
+        let workspaces = Workspaces::of(&self.path("sandboxes"), true, &DiskRules::default());
         let host = std::sync::Arc::new(Host::open(paths, workspaces, 1 << 20, u64::MAX).unwrap());
         let driver = Shimmed::process(std::sync::Arc::clone(&host));
         let deadline = Instant::now() + PATIENCE;

@@ -224,6 +224,10 @@ async fn what_a_token_opened_ends_within_a_second_of_the_token() {
     desk.wait_phase("a", "Running").await;
     let (unused, used) = (ticket(&desk).await, ticket(&desk).await);
     let mut console = websocket(&desk, &format!("console/a?token={TOKEN}")).await.unwrap();
+    // However the path is written, nobody is let in whose ticket was not looked at for what it is.
+    for path in ["console/%61", "console//a", "console/a/", "v1/sandboxes/%61/exec"] {
+        assert!(websocket(&desk, &format!("{path}?ticket={used}")).await.is_err(), "{path}");
+    }
     let mut by_ticket = websocket(&desk, &format!("console/a?ticket={used}")).await.unwrap();
     let exec = format!("v1/sandboxes/a/exec?token={TOKEN}");
     let mut exec = websocket(&desk, &exec).await.unwrap();
