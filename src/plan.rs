@@ -54,8 +54,8 @@ pub struct Policy {
     pub runtime: Option<String>,
     /// Whether somebody runs something inside.
     pub is_busy: bool,
-    /// What its files take, in bytes, if that is more than they may and nothing but us keeps the limit.
-    pub disk_over: Option<u64>,
+    /// Why its files take more than they may, if nothing but us keeps the limit.
+    pub disk_over: Option<String>,
     /// What it holds, if its spec has changed since it was started.
     pub in_use: InUse,
     /// Whether the kernel can make what runs stand still.
@@ -282,7 +282,7 @@ fn must_end(view: &View<'_>, instance: &Instance) -> Option<Stopping> {
     if instance.request < sandbox.power.request {
         return stopping(StopReason::Restarted, false, "an operator asked for a restart");
     }
-    if let Some(why) = over_disk(view) {
+    if let Some(why) = view.policy.disk_over.clone() {
         return stopping(StopReason::Disk, false, &why);
     }
     let at_once = view.policy.allowed.enforce == Enforce::Now;
@@ -308,12 +308,6 @@ fn must_end(view: &View<'_>, instance: &Instance) -> Option<Stopping> {
             stopping(StopReason::SpecChanged, false, &why)
         }
     }
-}
-
-/// That its files take more than they may, where only a count shows that.
-fn over_disk(view: &View<'_>) -> Option<String> {
-    let (held, most) = (view.policy.disk_over?, view.sandbox.spec.limits.disk_mb);
-    Some(format!("its files take {} MiB of {most}", held.div_ceil(1 << 20)))
 }
 
 /// Which walls of a strict sandbox do not stand, by what was read of its process.
@@ -451,7 +445,7 @@ fn refusal(view: &View<'_>) -> Option<String> {
     if let Some(unavailable) = &view.policy.unavailable {
         return Some(unavailable.clone());
     }
-    if let Some(why) = over_disk(view) {
+    if let Some(why) = view.policy.disk_over.clone() {
         return Some(format!("{why}; remove some, or raise disk_mb"));
     }
     let broken = report::unenforced(spec, view.policy);

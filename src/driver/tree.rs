@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 pub(super) use crate::sys::disk::walk::{
-    allocated_bytes, clear, copy, length_bytes, remove, set_project, sync,
+    Excess, allocated_bytes, clear, copy, excess, length_bytes, remove, set_project, sync,
 };
 use crate::sys::{SysError, disk, path};
 

@@ -274,6 +274,7 @@ impl Workspaces {
         if self.volumes.put_aside(uid, &to)? {
             return Ok(());
         }
+        reopen(&from)?;
         volume::touch(&from);
         fs::rename(&from, &to).map_err(|source| SysError::io("rename", &from, source))
     }
@@ -336,13 +337,15 @@ impl Workspaces {
 
     /// Removes what was put aside longer ago than `keep_ms`.
     pub fn expire(&self, now_ms: u64, keep_ms: u64) -> Result<(), SysError> {
+        let mut done = Ok(());
         for entry in fs::read_dir(retained::dir(&self.root)).into_iter().flatten().flatten() {
             let put_aside = entry.metadata().map_or(0, |meta| meta.mtime().unsigned_abs() * 1000);
             if put_aside.saturating_add(keep_ms) < now_ms {
-                volume::remove_aside(&entry.path())?;
+                // One that stays keeps no other.
+                done = done.and(volume::remove_aside(&entry.path()));
             }
         }
-        Ok(())
+        done
     }
 
     /// Copies a workspace to where there is nothing yet.
@@ -357,9 +360,19 @@ impl Workspaces {
         found
     }
 
-    /// What a workspace takes of the disk, by counting every file of it.
-    pub fn counted_bytes(&self, uid: Uuid) -> u64 {
-        tree::allocated_bytes(&self.path(uid))
+    /// Why a workspace takes more of the disk than it may, by counting every file of it.
+    pub fn excess(&self, uid: Uuid, megabytes: u64) -> Option<String> {
+        let bytes = megabytes << 20;
+        let files_max = volume::inodes_of(bytes);
+        Some(match tree::excess(&self.path(uid), bytes, files_max)? {
+            tree::Excess::Bytes(held) => {
+                format!("its files take {} MiB of {megabytes}", held.div_ceil(volume::MIB))
+            }
+            tree::Excess::Files(_) => format!("it has more than {files_max} files"),
+            tree::Excess::Uncounted(why) => {
+                format!("its files cannot be counted while it changes or closes directories: {why}")
+            }
+        })
     }
 }
 
@@ -408,17 +421,21 @@ fn move_tree(from: &Path, to: &Path, owner: Option<(u32, u32)>) -> Result<(), Sy
     tree::remove(&old)
 }
 
+/// What its owner has closed to itself can be laid into and moved again: without root, we are its owner.
+fn reopen(dir: &Path) -> Result<(), SysError> {
+    let about = fs::symlink_metadata(dir).map_err(|source| SysError::io("stat", dir, source))?;
+    if about.mode() & tree::MODE != tree::MODE {
+        path::set_mode(dir, (about.mode() & 0o7777) | tree::MODE)?;
+    }
+    Ok(())
+}
+
 fn lay(
     dir: &Path,
     ids: Option<(u32, u32)>,
     files: &BTreeMap<String, String>,
 ) -> Result<(), SysError> {
-    // What its owner has closed to itself, it could not be laid into.
-    let mode =
-        fs::symlink_metadata(dir).map_err(|source| SysError::io("stat", dir, source))?.mode();
-    if mode & tree::MODE != tree::MODE {
-        path::set_mode(dir, (mode & 0o7777) | tree::MODE)?;
-    }
+    reopen(dir)?;
     let tree = path::Tree::open(dir, ids)?;
     for (name, content) in files {
         tree.ensure_file(name, content.as_bytes())?;

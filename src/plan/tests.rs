@@ -557,7 +557,8 @@ fn each_field_says_how_it_is_changed_and_what_is_below_its_use_waits() {
 
 #[test]
 fn files_that_take_more_than_they_may_end_what_runs_and_keep_it_down() {
-    let policy = Policy { disk_over: Some(2048 << 20), ..policy() };
+    let policy =
+        Policy { disk_over: Some("its files take 2048 MiB of 1024".to_owned()), ..policy() };
     let mut full = web();
     full.instance = Some(Arc::new(instance(InstancePhase::Running)));
     let planned = plan(&View::of(&full, &RUNS, NOW, &policy));

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
@@ -31,8 +32,8 @@ const COUNT_EVERY: Span = Span::seconds(60);
 #[derive(Debug, Default)]
 pub struct Meter {
     seen: Mutex<HashMap<Uuid, Seen>>,
-    /// Sandboxes whose files take more than they may, and how much.
-    over: Mutex<HashMap<Uuid, u64>>,
+    /// Sandboxes whose files take more than they may, and why that is so.
+    over: Mutex<HashMap<Uuid, String>>,
 }
 
 #[derive(Debug)]
@@ -46,39 +47,39 @@ struct Seen {
 }
 
 impl Meter {
-    /// What the files of a sandbox take, if it is more than they may. What is not running is counted again, since
-    /// only that shows that somebody has removed some.
-    pub(super) fn over(&self, world: &World, sandbox: &Sandbox) -> Option<u64> {
-        let last = self.lock_over().get(&sandbox.uid).copied()?;
+    /// Why the files of a sandbox take more than they may. What is not running is counted again, since only that
+    /// shows that somebody has removed some.
+    pub(super) fn over(&self, world: &World, sandbox: &Sandbox) -> Option<String> {
+        let last = self.lock_over().get(&sandbox.uid).cloned()?;
         if sandbox.live().is_some() {
             return Some(last);
         }
         self.count(world, sandbox)
     }
 
-    fn count(&self, world: &World, sandbox: &Sandbox) -> Option<u64> {
-        let (host, most) = (world.host.as_ref()?, sandbox.spec.limits.disk_mb << 20);
-        let bytes = host.workspaces.counted_bytes(sandbox.uid);
-        let mut over = self.lock_over();
-        if most > 0 && bytes > most {
-            over.insert(sandbox.uid, bytes);
-            return Some(bytes);
+    fn count(&self, world: &World, sandbox: &Sandbox) -> Option<String> {
+        let (host, most) = (world.host.as_ref()?, sandbox.spec.limits.disk_mb);
+        let limited = (most > 0).then_some(most);
+        let over = limited.and_then(|most| host.workspaces.excess(sandbox.uid, most));
+        match &over {
+            Some(why) => drop(self.lock_over().insert(sandbox.uid, why.clone())),
+            None => drop(self.lock_over().remove(&sandbox.uid)),
         }
-        over.remove(&sandbox.uid);
-        None
+        over
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Seen>> {
         self.seen.lock().expect("nobody panics while reading")
     }
 
-    fn lock_over(&self) -> MutexGuard<'_, HashMap<Uuid, u64>> {
+    fn lock_over(&self) -> MutexGuard<'_, HashMap<Uuid, String>> {
         self.over.lock().expect("nobody panics while counting")
     }
 }
 
 /// Runs until shut down.
 pub async fn run(world: Arc<World>, shutdown: CancellationToken, clock: fn() -> u64) {
+    let mut counting: Option<JoinHandle<()>> = None;
     loop {
         // Both arms only wait.
         tokio::select! {
@@ -86,11 +87,26 @@ pub async fn run(world: Arc<World>, shutdown: CancellationToken, clock: fn() -> 
             () = tokio::time::sleep(Duration::from_millis(PERIOD_MIN.0)) => (),
         }
         let reading = Arc::clone(&world);
-        blocking(move || read_all(&reading, Time(clock()))).await;
+        let may_count = counting.as_ref().is_none_or(JoinHandle::is_finished);
+        let due = blocking(move || read_all(&reading, Time(clock()), may_count)).await;
+        if !due.is_empty() {
+            // A job of its own: how many files there are is the tenants' to say, and keeps nobody's alarm waiting.
+            let world = Arc::clone(&world);
+            counting = Some(tokio::spawn(blocking(move || count_all(&world, &due))));
+        }
     }
 }
 
-fn read_all(world: &World, now: Time) {
+fn count_all(world: &World, due: &[Arc<Sandbox>]) {
+    for sandbox in due {
+        if world.meter.count(world, sandbox).is_some() {
+            world.consoles.look_at(&sandbox.name);
+        }
+    }
+}
+
+/// Returns whose files are to be counted, if anybody's may be.
+fn read_all(world: &World, now: Time, may_count: bool) -> Vec<Arc<Sandbox>> {
     if let Some(host) = &world.host {
         host.workspaces.volumes.note_room();
     }
@@ -105,11 +121,15 @@ fn read_all(world: &World, now: Time) {
     world.meter.lock().retain(|uid, _| alive.contains(uid));
     let busy = world.meter.lock().values().filter(|seen| seen.period == PERIOD_MIN).count() as u64;
     let shortest = Span(PERIOD_MIN.0.max(busy * PERIOD_EACH_MS));
+    let mut due = Vec::new();
     for (sandbox, instance) in running {
-        if is_due(world, sandbox, instance, now, shortest) {
-            read(world, sandbox, instance, now);
+        if is_due(world, sandbox, instance, now, shortest)
+            && read(world, sandbox, instance, now, may_count)
+        {
+            due.push(Arc::clone(sandbox));
         }
     }
+    due
 }
 
 fn is_due(
@@ -126,7 +146,14 @@ fn is_due(
     })
 }
 
-fn read(world: &World, sandbox: &Arc<Sandbox>, instance: &Instance, now: Time) {
+/// Returns whether its files are to be counted.
+fn read(
+    world: &World,
+    sandbox: &Arc<Sandbox>,
+    instance: &Instance,
+    now: Time,
+    may_count: bool,
+) -> bool {
     let reading = reading(world, sandbox, instance, now);
     let (alarms, count) = {
         let mut all = world.meter.lock();
@@ -149,18 +176,16 @@ fn read(world: &World, sandbox: &Arc<Sandbox>, instance: &Instance, now: Time) {
         let slower = Span((seen.period.0 * 2).min(PERIOD_MAX.0));
         seen.period = if idle && !seen.watch.is_close() { slower } else { PERIOD_MIN };
         (seen.read_at, seen.cpu_usec) = (now, reading.cpu_usec);
-        let count = is_counted(sandbox) && seen.counted_at.after(COUNT_EVERY) <= now;
+        let count = may_count && is_counted(sandbox) && seen.counted_at.after(COUNT_EVERY) <= now;
         if count {
             seen.counted_at = now;
         }
         (alarms, count)
     };
-    if count && world.meter.count(world, sandbox).is_some() {
-        world.consoles.look_at(&sandbox.name);
-    }
     if !alarms.is_empty() {
         say(world, sandbox, instance, &alarms, now);
     }
+    count
 }
 
 /// Whether nothing but us keeps the limit on its disk.

@@ -147,3 +147,33 @@ async fn a_retained_workspace_goes_to_nobody_who_only_takes_the_name() {
     let fourth = desk.wait_phase("web", "Running").await;
     assert!(desk.workspace(&fourth).join("other").exists());
 }
+
+#[tokio::test]
+async fn what_a_tenant_closes_to_its_own_user_is_put_aside_and_removed_all_the_same() {
+    let desk = Desk::rootless().await;
+    let script = "mkdir -p x/y z; touch x/y/f z/f; chmod 0 x/y x; chmod 500 z; chmod 0 .; echo closed; exec sleep 1000";
+    for (name, ephemeral) in [("kept", false), ("gone", false), ("again", true)] {
+        let spec = json!({"isolation": "process", "command": ["sh", "-c", script], "ephemeral": ephemeral,
+            "limits": {"timeout_seconds": 0}});
+        let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
+            "metadata": {"name": name}, "spec": spec});
+        let put = desk.ask("PUT", &format!("/v1/sandboxes/{name}"), &document.to_string()).await;
+        assert_eq!(put.status, 201, "{put:?}");
+        desk.wait_logs(name, "closed").await;
+    }
+    // A workspace that begins anew at each start begins anew.
+    let restarted = desk.post("/v1/sandboxes/again/restart?wait=20s", json!({})).await;
+    assert_eq!(restarted.status, 200, "{restarted:?}");
+    for (name, keep) in [("kept", true), ("gone", false), ("again", false)] {
+        let path = format!("/v1/sandboxes/{name}?wait=20s&force=true&keep_workspace={keep}");
+        let deleted = desk.ask("DELETE", &path, "").await;
+        assert_eq!(deleted.status, 200, "{name}: {deleted:?}");
+    }
+    let names = |dir: &str| -> Vec<String> {
+        let entries = std::fs::read_dir(desk.path(dir)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.contains('-') || name.starts_with("kept")).collect()
+    };
+    assert_eq!(names("sandboxes"), [""; 0]);
+    assert_eq!(names("sandboxes/.removed").len(), 2, "itself and whose it was");
+}

@@ -109,7 +109,16 @@ fn a_limit_that_nothing_keeps_is_said_to_be_counted() {
     assert_eq!((place.kept.verdict, place.kept.read_back), (Verdict::Degraded, None));
     assert!(place.tmp.is_none() && place.kept.reason.contains("polled"), "{place:?}");
     fs::write(place.files.join("x"), [1; 10_000]).unwrap();
-    assert!((10_000..30_000).contains(&spaces.counted_bytes(uid)));
+    assert_eq!(spaces.excess(uid, 1), None);
+    fs::write(place.files.join("x"), vec![1; 3 << 20]).unwrap();
+    assert_eq!(spaces.excess(uid, 1).unwrap(), "its files take 3 MiB of 1");
+    fs::remove_file(place.files.join("x")).unwrap();
+    for n in 0..1024 {
+        fs::write(place.files.join(n.to_string()), "").unwrap();
+    }
+    assert_eq!(spaces.excess(uid, 1), None);
+    fs::write(place.files.join("one more"), "").unwrap();
+    assert_eq!(spaces.excess(uid, 1).unwrap(), "it has more than 1024 files");
 }
 
 #[test]

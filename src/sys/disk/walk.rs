@@ -9,13 +9,13 @@ mod copy;
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, fsync, unlinkat};
 
 pub use self::copy::copy;
@@ -24,6 +24,10 @@ use crate::sys::SysError;
 
 /// Directories on the way to where a walk is that stay open. Others are found again by "..".
 const OPEN_MAX: usize = 32;
+/// A count that is broken off by chance is made again; by design, it is broken off again.
+const COUNTED_AGAIN_MAX: usize = 3;
+/// What the owner of a directory may do with it.
+const OWNERS: u32 = 0o700;
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
 /// A file that turns out to be a pipe keeps nobody waiting.
 const FILE: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK);
@@ -69,7 +73,7 @@ trait Visit {
 pub fn remove(path: &Path) -> Result<(), SysError> {
     let failed = |errno| SysError::nix(format!("remove {}", path.display()), errno);
     let here = nix::fcntl::AT_FDCWD;
-    match top(path) {
+    match top_to_empty(path) {
         Ok(top) => {
             walk(top, &mut Remove).map_err(failed)?;
             gone(unlinkat(here, path, UnlinkatFlags::RemoveDir)).map_err(failed)
@@ -84,7 +88,7 @@ pub fn remove(path: &Path) -> Result<(), SysError> {
 
 /// Removes what is in the directory `path`.
 pub fn clear(path: &Path) -> Result<(), SysError> {
-    let cleared = top(path).and_then(|top| walk(top, &mut Remove));
+    let cleared = top_to_empty(path).and_then(|top| walk(top, &mut Remove));
     cleared.map_err(|errno| SysError::nix(format!("clear {}", path.display()), errno))
 }
 
@@ -98,9 +102,47 @@ impl Visit for Remove {
         }
     }
 
+    fn open(&mut self, above: &OwnedFd, name: &CStr) -> nix::Result<Option<OwnedFd>> {
+        let again = |errno| match errno {
+            Errno::EACCES => {
+                unlock(&open_at(above, name, OFlag::O_PATH)?)?;
+                open_at(above, name, DIRECTORY)
+            }
+            errno => Err(errno),
+        };
+        unless_gone(open_at(above, name, DIRECTORY).or_else(again))
+    }
+
+    fn enter(&mut self, dir: &OwnedFd, _: &CStr) -> nix::Result<()> {
+        if crate::sys::is_root() { Ok(()) } else { unlock(dir) }
+    }
+
     fn leave(&mut self, above: &OwnedFd, name: &CStr) -> nix::Result<()> {
         gone(unlinkat(above, name, UnlinkatFlags::RemoveDir))
     }
+}
+
+/// The top of what is to be emptied, however its owner has closed it.
+fn top_to_empty(path: &Path) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    if !crate::sys::is_root() {
+        let found = nix::fcntl::open(path, flags, Mode::empty())?;
+        unlock(&found)?;
+    }
+    top(path)
+}
+
+/// Opens a directory of our own that was closed to us: without root, a tenant is who we are.
+fn unlock(dir: &OwnedFd) -> nix::Result<()> {
+    let about = fstat(dir)?;
+    let is_open = about.st_mode & OWNERS == OWNERS;
+    if is_open || about.st_uid != nix::unistd::geteuid().as_raw() {
+        return Ok(());
+    }
+    // By the descriptor, which may be of a directory that cannot be opened for more.
+    let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
+    let mode = Mode::from_bits_truncate(about.st_mode | OWNERS);
+    fchmodat(nix::fcntl::AT_FDCWD, path.as_str(), mode, FchmodatFlags::FollowSymlink)
 }
 
 fn gone(removed: nix::Result<()>) -> nix::Result<()> {
@@ -170,9 +212,38 @@ impl Visit for SetProject {
     }
 }
 
-/// What a tree takes of the disk. What vanishes meanwhile is not counted; what moves may be missed.
+/// What a tree of ours takes of the disk. What vanishes meanwhile is not counted; what moves may be missed.
 pub fn allocated_bytes(path: &Path) -> u64 {
     counted(path).allocated_bytes
+}
+
+/// Why a tree is more than it may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Excess {
+    Bytes(u64),
+    /// So many, and perhaps more.
+    Files(u64),
+    /// Whoever may change it has not let it be counted.
+    Uncounted(&'static str),
+}
+
+/// Counts a tree that its owner may change meanwhile. How long that takes is bounded by what it may hold: a walk
+/// that somebody keeps going in circles meets more files than that, and one that he breaks off, or keeps out of a
+/// directory, has counted nothing.
+pub fn excess(path: &Path, bytes_max: u64, files_max: u64) -> Option<Excess> {
+    let mut last = None;
+    for _ in 0..COUNTED_AGAIN_MAX {
+        let mut count = Count { files_max: Some(files_max), ..Count::default() };
+        last = match top(path).and_then(|top| walk(top, &mut count)) {
+            Ok(()) if count.allocated_bytes > bytes_max => {
+                return Some(Excess::Bytes(count.allocated_bytes));
+            }
+            Ok(()) | Err(Errno::ENOENT) => return None,
+            Err(Errno::E2BIG) => return Some(Excess::Files(count.files)),
+            Err(errno) => Some(Excess::Uncounted(errno.desc())),
+        };
+    }
+    last
 }
 
 /// How long the files of a tree are together, as they say themselves.
@@ -190,10 +261,17 @@ fn counted(path: &Path) -> Count {
 struct Count {
     allocated_bytes: u64,
     length_bytes: u64,
+    files: u64,
+    /// Of a tree that somebody changes, who is to be believed in nothing.
+    files_max: Option<u64>,
 }
 
 impl Visit for Count {
     fn entry(&mut self, entry: Entry<'_>) -> nix::Result<()> {
+        self.files += 1;
+        if self.files_max.is_some_and(|max| self.files > max) {
+            return Err(Errno::E2BIG);
+        }
         self.allocated_bytes += entry.about.st_blocks.unsigned_abs() * 512;
         if entry.is(SFlag::S_IFREG) {
             self.length_bytes += entry.about.st_size.unsigned_abs();
@@ -203,7 +281,10 @@ impl Visit for Count {
 
     /// One that is something else by now does not keep the others from being counted.
     fn open(&mut self, above: &OwnedFd, name: &CStr) -> nix::Result<Option<OwnedFd>> {
-        Ok(open_at(above, name, DIRECTORY).ok())
+        match (open_at(above, name, DIRECTORY), self.files_max) {
+            (Err(Errno::EACCES), Some(_)) => Err(Errno::EACCES),
+            (opened, _) => Ok(opened.ok()),
+        }
     }
 }
 

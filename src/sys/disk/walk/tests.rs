@@ -312,6 +312,70 @@ fn who_exchanges_names_meanwhile_has_nothing_outside_copied_given_counted_or_rem
     assert_eq!(about(&outside.join("deep/secret")).len(), 1 << 20);
 }
 
+/// Sees where a walk is, as a tenant does by inotify, and moves what is above it to below it.
+struct Circling {
+    count: Count,
+    top: PathBuf,
+    moves: usize,
+}
+
+/// Of each of two chains; the walk goes down both and is never led back up to where one has moved.
+const CHAIN: usize = 40;
+
+impl Circling {
+    fn end(&self, chain: &str, way: &str) -> PathBuf {
+        (1..CHAIN).fold(self.top.join(way).join(chain), |path, _| path.join("d"))
+    }
+}
+
+impl Visit for Circling {
+    fn entry(&mut self, entry: Entry<'_>) -> nix::Result<()> {
+        self.count.entry(entry)
+    }
+
+    fn open(&mut self, above: &OwnedFd, name: &CStr) -> nix::Result<Option<OwnedFd>> {
+        let opened = self.count.open(above, name);
+        let chains = if name == c"b" { ("a", "b") } else { ("b", "a") };
+        if matches!(name.to_bytes(), b"a" | b"b") && self.moves < 1_000 {
+            let (outer, inner) = chains;
+            // The one that was entered now comes to the top, and the other one to its end.
+            if fs::rename(self.end(outer, "").join(inner), self.top.join(inner)).is_ok()
+                && fs::rename(self.top.join(outer), self.end(inner, "").join(outer)).is_ok()
+            {
+                self.moves += 1;
+            }
+        }
+        opened
+    }
+}
+
+#[test]
+fn who_leads_a_count_in_circles_has_more_files_than_he_may() {
+    let ground = Ground::new();
+    let files_max = Some(2_000);
+    let count = Count { files_max, ..Count::default() };
+    let mut circling = Circling { count, top: ground.tree.clone(), moves: 0 };
+    let inner = (1..CHAIN).fold(circling.end("a", "").join("b"), |path, _| path.join("d"));
+    fs::create_dir_all(inner).unwrap();
+    let walked = walk(top(&ground.tree).unwrap(), &mut circling);
+    assert_eq!(walked, Err(Errno::E2BIG));
+    assert!(circling.moves > 10, "{}", circling.moves);
+    remove(&ground.tree).unwrap();
+}
+
+#[test]
+fn what_may_not_be_counted_is_too_much() {
+    let ground = Ground::new();
+    fs::create_dir_all(ground.tree.join("a/b")).unwrap();
+    fs::write(ground.tree.join("a/b/c"), vec![1; 8192]).unwrap();
+    assert_eq!(excess(&ground.tree, 1 << 20, 3), None);
+    assert_eq!(excess(&ground.tree, 1 << 20, 2), Some(Excess::Files(3)));
+    assert!(matches!(excess(&ground.tree, 4096, 3), Some(Excess::Bytes(8192..))));
+    assert_eq!(excess(&ground.tree.join("none"), 0, 0), None);
+    let file = excess(&ground.tree.join("a/b/c"), 1 << 20, 3);
+    assert!(matches!(file, Some(Excess::Uncounted(_))), "{file:?}");
+}
+
 /// A file system that has projects, for as long as this lives.
 struct Disk {
     at: PathBuf,
