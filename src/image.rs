@@ -7,13 +7,19 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use crate::model::image::Image;
+use crate::model::text::bounded;
 use crate::sys::beneath::{Beneath, Links};
 
 /// Larger than this is no image file: all of them are in memory.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// So many files, and so much of all, are read.
 const FILE_COUNT_MAX: usize = 1_000;
+/// Of a directory with more names in it, whatever they are, nothing is read.
+const NAME_COUNT_MAX: usize = 10_000;
 const BYTES_MAX: usize = 64 << 20;
+
+/// Of what is wrong with one, so much is told.
+const SAID_BYTES_MAX: usize = 1024;
 
 /// A file that is no image, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +38,14 @@ pub fn load(dir: &Path) -> (BTreeMap<String, Image>, Vec<BadImage>) {
         let path = Path::new(name);
         path.extension().is_some_and(|extension| extension == "json")
     };
-    let mut names: Vec<OsString> = dir.names().unwrap_or_default();
+    let mut names = match dir.names(NAME_COUNT_MAX) {
+        Ok(names) => names,
+        Err(error) => {
+            let path = dir.path(OsStr::new(""));
+            bad.push(BadImage { path, message: error.source.to_string() });
+            return (images, bad);
+        }
+    };
     names.retain(is_image);
     names.sort_unstable();
     let mut room = BYTES_MAX;
@@ -49,7 +62,8 @@ pub fn load(dir: &Path) -> (BTreeMap<String, Image>, Vec<BadImage>) {
                 bad.push(BadImage { path, message });
             }
             Ok(image) => drop(images.insert(image.id.clone(), image)),
-            Err(message) => bad.push(BadImage { path, message }),
+            // It quotes what somebody wrote.
+            Err(message) => bad.push(BadImage { path, message: bounded(message, SAID_BYTES_MAX) }),
         }
     }
     (images, bad)

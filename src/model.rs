@@ -30,6 +30,7 @@ pub mod text;
 pub mod time;
 pub mod tree;
 pub mod violation;
+pub mod weight;
 
 pub use allowed::{Allowed, Ceilings, Enforce, Promised, Totals};
 pub use bounds::Bounds;

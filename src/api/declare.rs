@@ -52,10 +52,11 @@ pub(super) async fn put(api: &Shared, caller: &Caller, put: Put) -> Result<Edite
             };
             let (writer, rules) = (Arc::clone(writer), api.rules.get());
             let (at, name, document) = (file.clone(), put.name.clone(), document(&put));
+            let in_force = old.map(|old| Arc::clone(&old.spec));
             let (told, by) = (Arc::clone(api), caller.to_string());
             // The file owns what comes of it, so nothing else says who wrote it, whether or not he waits for it.
             let write = move || {
-                writer.put(&at, &name, &document, &rules)?;
+                writer.put(&at, (&name, in_force.as_deref()), &document, &rules)?;
                 told.audit.note(&name, Act::FileWritten, &by, format!("{at} was written"));
                 Ok(())
             };

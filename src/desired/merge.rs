@@ -7,14 +7,15 @@
 //!   before, no more than a third go at once, and the store was not rebuilt since somebody last looked.
 //!   Otherwise somebody has to confirm it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use crate::desired::parse::{Parsed, parse};
 use crate::desired::scan::{Scan, Text};
 use crate::fault::{self, Bug};
 use crate::model::admission::Rules;
 use crate::model::event;
-use crate::model::{Owner, SandboxName, Span, Time, Violation};
+use crate::model::{Hold, Owner, SandboxName, Span, Time, Violation, weight};
 use crate::store::files::{Declared, FileChanges};
 use crate::store::{FileRecord, Snapshot};
 
@@ -24,8 +25,11 @@ pub const ABSENT_FOR: Span = Span::seconds(2);
 const PRUNE_FREELY: usize = 3;
 /// Nor does removing this share of all.
 const PRUNE_PERCENT: usize = 30;
-/// So much is remembered of what is wrong with all files together; of more, the first fault of each.
-const FAULT_BYTES_MAX: usize = 16 << 20;
+/// What a look takes over weighs no more than this, as [`weight`] counts it: text that is small may stand for much. The
+/// rest has its turn at the next one.
+const DECLARED_BYTES_MAX: u64 = 64 << 20;
+/// So much is told of one look; of more, only how much more.
+const WARNING_COUNT_MAX: usize = 200;
 
 /// Everything a merge depends on.
 #[derive(Debug, Clone, Copy)]
@@ -45,8 +49,22 @@ pub struct Merged {
     /// Files to be read again at the next look even if nobody touches them.
     pub again: Vec<String>,
     pub look_again: bool,
-    /// Of the faults that are remembered, those of this look included; counted once somebody asks.
-    fault_bytes: Option<usize>,
+    /// Files that are left for the next look, those that the scan has left among them.
+    pub left: Vec<String>,
+    /// Names that another file declares now.
+    moved: HashSet<SandboxName>,
+    /// What is not told.
+    untold: usize,
+}
+
+impl Merged {
+    fn warn(&mut self, about: Option<&SandboxName>, reason: &'static str, message: String) {
+        if self.changes.warnings.len() < WARNING_COUNT_MAX {
+            self.changes.warnings.push((about.cloned(), reason, message));
+        } else {
+            self.untold += 1;
+        }
+    }
 }
 
 /// Decides.
@@ -60,12 +78,18 @@ pub fn merge(input: &Merge<'_>) -> Merged {
         return merged;
     }
     let claims = Claims::new(read_files(input, &mut merged));
+    merged.left.extend(input.scan.left.iter().cloned());
+    merged.look_again |= !merged.left.is_empty();
     for (path, documents) in &claims.by_path {
         claim(input, &claims, path, documents, &mut merged);
     }
     if input.complete {
         let absent = absences(input, &mut merged);
         prune(input, absent, &mut merged);
+    }
+    if merged.untold > 0 {
+        let message = format!("and {} more: `sodiumd get files` lists them", merged.untold);
+        merged.changes.warnings.push((None, "Files", message));
     }
     merged
 }
@@ -91,8 +115,17 @@ impl Claims {
 
 /// Parses what changed. Faults become records; good texts are returned.
 fn read_files(input: &Merge<'_>, merged: &mut Merged) -> BTreeMap<String, Vec<Parsed>> {
-    let mut claims = BTreeMap::new();
-    for (path, text) in &input.scan.read {
+    let (mut claims, mut bytes) = (BTreeMap::new(), 0);
+    let (read, from) = (&input.scan.read, input.scan.from.as_str());
+    let after = (Included(from), Unbounded);
+    let turns =
+        read.range::<str, _>(after).chain(read.range::<str, _>((Unbounded, Excluded(from))));
+    for (path, text) in turns {
+        if bytes > DECLARED_BYTES_MAX {
+            merged.left.push(path.clone());
+            merged.again.push(path.clone());
+            continue;
+        }
         let old = input.snapshot.files.get(path);
         let (digest, fresh, result) = match text {
             Text::Bytes { bytes, digest, fresh } => {
@@ -112,7 +145,12 @@ fn read_files(input: &Merge<'_>, merged: &mut Merged) -> BTreeMap<String, Vec<Pa
             }
         };
         match result {
-            Ok(documents) => drop(claims.insert(path.clone(), documents)),
+            Ok(documents) => {
+                let weights =
+                    documents.iter().map(|one| weight::of_declared(&one.spec, &one.labels));
+                bytes += weights.sum::<u64>();
+                claims.insert(path.clone(), documents);
+            }
             Err(_) if fresh && old.is_none_or(|old| old.digest != digest) => {
                 // It may be half written still. Judged when it has settled.
                 merged.again.push(path.clone());
@@ -128,34 +166,29 @@ fn fault(
     input: &Merge<'_>,
     path: &str,
     digest: String,
-    mut faults: Vec<Violation>,
+    faults: Vec<Violation>,
     merged: &mut Merged,
 ) {
     let old = input.snapshot.files.get(path).map(|old| FileRecord::clone(old)).unwrap_or_default();
-    let all = || input.snapshot.files.values().map(|file| size_of(&file.faults)).sum();
-    let others = merged.fault_bytes.get_or_insert_with(all).saturating_sub(size_of(&old.faults));
-    if faults.len() > 1 && others + size_of(&faults) > FAULT_BYTES_MAX {
-        let more = format!("and {} more: `sodiumd check {path}` says which", faults.len() - 1);
-        faults.truncate(1);
-        faults.push(Violation::new("", more));
-    }
-    merged.fault_bytes = Some(others + size_of(&faults));
-    let known = old.faults == faults && old.digest == digest;
-    if known && old.missing.is_empty() {
-        return;
-    }
-    if !known {
-        let message = event::message(format!("{path}: {}", list(&faults)));
-        merged.changes.warnings.push((None, "InvalidFile", message));
-    }
+    let message = format!("{path}: {}", list(&faults));
     // The names stay its own: their last good specs are in force. It is there, so nothing is missing.
     let missing = BTreeMap::new();
-    let record = FileRecord { digest, faults, missing, held: None, confirmed: false, ..old };
-    merged.changes.records.insert(path.to_owned(), Some(record));
-}
-
-fn size_of(faults: &[Violation]) -> usize {
-    faults.iter().map(|fault| fault.path.len() + fault.message.len()).sum()
+    let next = FileRecord {
+        digest,
+        faults,
+        missing,
+        held: None,
+        confirmed_names: BTreeSet::new(),
+        ..old.clone()
+    };
+    if next.is_known_as(&old) {
+        return;
+    }
+    let said = FileRecord { missing: old.missing.clone(), ..next.clone() };
+    if !said.is_known_as(&FileRecord { held: None, confirmed_names: BTreeSet::new(), ..old }) {
+        merged.warn(None, "InvalidFile", event::message(message));
+    }
+    merged.changes.records.insert(path.to_owned(), Some(next));
 }
 
 fn list(faults: &[Violation]) -> String {
@@ -177,12 +210,14 @@ fn claim(
         Text::Unusable { .. } => String::new(),
     };
     let mut record = FileRecord { digest, ..FileRecord::default() };
+    let mut warnings = Vec::new();
     for document in documents {
         let name = &document.name;
         match standing(input, claims, path, name) {
             Standing::Ours { moved } => {
                 if moved {
                     merged.changes.moved.push((name.clone(), path.to_owned()));
+                    merged.moved.insert(name.clone());
                 }
                 record.names.push(name.clone());
                 merged.changes.declared.push(Declared {
@@ -196,8 +231,7 @@ fn claim(
                 // It names another file, as somebody named that.
                 let why = event::message(why);
                 if old.conflicts.get(name) != Some(&why) {
-                    let message = format!("{path} declares {name}, but {why}");
-                    merged.changes.warnings.push((Some(name.clone()), "Conflict", message));
+                    warnings.push((name, format!("{path} declares {name}, but {why}")));
                 }
                 // Read at every full scan: nothing in the file tells when the way is free.
                 merged.again.push(path.to_owned());
@@ -206,20 +240,22 @@ fn claim(
         }
     }
     // A name that the text no longer has is as absent as one whose file is gone.
-    let kept = record.names.clone();
-    for name in old.names.iter().filter(|name| !kept.contains(name)) {
-        if owned_by(input, name, path)
-            && !merged.changes.moved.iter().any(|(moved, _)| moved == name)
-        {
+    let kept: HashSet<SandboxName> = record.names.iter().cloned().collect();
+    for name in old.names.iter().filter(|name| !kept.contains(*name)) {
+        if owned_by(input, name, path) && !merged.moved.contains(name) {
             record.names.push(name.clone());
             let since = old.missing.get(name).copied().unwrap_or(input.now);
             record.missing.insert(name.clone(), since.min(input.now));
-            (record.held, record.confirmed) = (old.held.clone(), old.confirmed);
+            record.held.clone_from(&old.held);
+            record.confirmed_names.clone_from(&old.confirmed_names);
             merged.again.push(path.to_owned());
             merged.look_again = true;
         }
     }
-    if record != old {
+    if !record.is_known_as(&old) {
+        for (name, message) in warnings {
+            merged.warn(Some(name), "Conflict", message);
+        }
         merged.changes.records.insert(path.to_owned(), Some(record));
     }
 }
@@ -273,10 +309,14 @@ fn owned_by(input: &Merge<'_>, name: &SandboxName, path: &str) -> bool {
 
 /// Files that are gone, with the names they leave behind. Those without any are forgotten.
 fn absences(input: &Merge<'_>, merged: &mut Merged) -> Vec<(String, FileRecord)> {
-    let moved: BTreeSet<SandboxName> =
-        merged.changes.moved.iter().map(|(name, _)| name.clone()).collect();
+    let moved = std::mem::take(&mut merged.moved);
+    let left: HashSet<&str> = merged.left.iter().map(String::as_str).collect();
     let mut absent = Vec::new();
     for (path, old) in &input.snapshot.files {
+        // What was missing in it may be in it again.
+        if left.contains(path.as_str()) {
+            continue;
+        }
         let there = input.scan.present.binary_search(path).is_ok();
         let changed = merged.changes.records.get(path);
         if there && changed.is_none() && old.missing.is_empty() {
@@ -333,35 +373,16 @@ fn prune(input: &Merge<'_>, absent: Vec<(String, FileRecord)>, merged: &mut Merg
     } else {
         None
     };
-    if missing == 0 || absent.iter().all(|(_, record)| record.confirmed) {
+    let all_confirmed = |record: &FileRecord| {
+        record.missing.keys().all(|name| record.confirmed_names.contains(name))
+    };
+    if missing == 0 || absent.iter().all(|(_, record)| all_confirmed(record)) {
         // Everything known is there, or its absence was confirmed: this directory is to be believed.
         merged.changes.root =
             (input.snapshot.root != Some(input.scan.root)).then_some(input.scan.root);
     }
     for (path, mut record) in absent {
-        let due = |since: &Time| since.until(input.now) >= ABSENT_FOR;
-        if let Some(why) = held.as_ref().filter(|_| !record.confirmed) {
-            if record.held.is_none() && record.missing.values().any(due) {
-                let names: Vec<&str> = record.missing.keys().map(SandboxName::as_str).collect();
-                let message = format!("{path} is gone; {} kept: {why}", names.join(", "));
-                merged.changes.warnings.push((None, "PruneHeld", message));
-                record.held = Some(why.clone());
-            } else if record.held.is_none() {
-                merged.look_again = true;
-            }
-        } else {
-            let gone: Vec<SandboxName> = record
-                .missing
-                .iter()
-                .filter(|(_, since)| due(since))
-                .map(|(name, _)| name.clone())
-                .collect();
-            merged.look_again |= gone.len() < record.missing.len();
-            record.names.retain(|name| !gone.contains(name));
-            record.missing.retain(|name, _| !gone.contains(name));
-            record.held = None;
-            merged.changes.pruned.extend(gone);
-        }
+        prune_file(input, (&path, &mut record), held.as_ref(), merged);
         let there = input.scan.present.binary_search(&path).is_ok();
         let next = (there || !record.names.is_empty()).then_some(record);
         if input.snapshot.files.get(&path).map(|old| &**old) != next.as_ref() {
@@ -369,6 +390,57 @@ fn prune(input: &Merge<'_>, absent: Vec<(String, FileRecord)>, merged: &mut Merg
         } else {
             merged.changes.records.remove(&path);
         }
+    }
+}
+
+/// Lets those names of a file go that have been missing for long enough and are not held.
+fn prune_file(
+    input: &Merge<'_>,
+    (path, record): (&str, &mut FileRecord),
+    held: Option<&String>,
+    merged: &mut Merged,
+) {
+    let is_due = |since: &Time| since.until(input.now) >= ABSENT_FOR;
+    let (mut gone, mut kept) = (BTreeSet::new(), Vec::new());
+    for (name, since) in &record.missing {
+        let why = held.map(String::as_str).or_else(|| held_by_operator(input, name));
+        match why.filter(|_| !record.confirmed_names.contains(name)) {
+            Some(why) => kept.push((name.clone(), why, is_due(since))),
+            None if is_due(since) => drop(gone.insert(name.clone())),
+            None => merged.look_again = true,
+        }
+    }
+    record.names.retain(|name| !gone.contains(name));
+    record.missing.retain(|name, _| !gone.contains(name));
+    record.confirmed_names.retain(|name| record.missing.contains_key(name));
+    merged.changes.pruned.extend(gone);
+    let Some((_, why, _)) = kept.first() else {
+        record.held = None;
+        return;
+    };
+    let why = (*why).to_owned();
+    if kept.iter().any(|(_, _, is_due)| *is_due) {
+        let known = input.snapshot.files.get(path);
+        let is_new = |name| known.is_none_or(|known| !known.missing.contains_key(name));
+        // Once more for each that joins them: what is confirmed is what was told.
+        if record.held.is_none() || kept.iter().any(|(name, _, _)| is_new(name)) {
+            let names: Vec<&str> = kept.iter().map(|(name, _, _)| name.as_str()).collect();
+            let message = format!("{path} is gone; {} kept: {why}", names.join(", "));
+            merged.warn(None, "PruneHeld", event::message(message));
+        }
+        record.held = Some(why);
+    } else if record.held.is_none() {
+        merged.look_again = true;
+    }
+}
+
+/// An operator's word is above every source's: what is to stay stopped does not go, and come back as if nothing had
+/// been said, because a file did.
+fn held_by_operator(input: &Merge<'_>, name: &SandboxName) -> Option<&'static str> {
+    let power = input.snapshot.sandboxes.get(name)?.power;
+    match power.hold {
+        Some(Hold::Stopped | Hold::Killed) => Some("an operator has stopped it"),
+        Some(Hold::Started) | None => power.paused.then_some("an operator has paused it"),
     }
 }
 

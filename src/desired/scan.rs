@@ -22,11 +22,9 @@ use crate::sys::beneath::{Beneath, Links, Meta, ReadError};
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
 /// So much is read at once; what is beyond waits for the next scan, with its last good text in force. A directory of
 /// links to one file costs nobody the memory of as many files.
-const SCAN_BYTES_MAX: usize = 64 << 20;
+const SCAN_BYTES_MAX: usize = 16 << 20;
 /// Most files of a directory. Of one that has more, nothing is known.
 const FILE_COUNT_MAX: usize = 100_000;
-/// Most bytes of all of them: what they declare is in memory.
-const BYTES_MAX: u64 = 256 << 20;
 /// Times this close to now may hide a second write within the same tick.
 const RACY_MS: u64 = 2_000;
 
@@ -39,6 +37,8 @@ pub struct Scanner {
     root_seen: Option<Stat>,
     /// Up to where [`Scanner::next_few`] has come.
     checked: String,
+    /// Where the next look begins to read, round and round: of more than is read at once, each has its turn.
+    from: String,
 }
 
 /// One look at the directory.
@@ -51,8 +51,10 @@ pub struct Scan {
     /// Those that were read, with what they say. Whether it is new is for the digest to tell.
     pub read: BTreeMap<String, Text>,
     pub read_bytes: usize,
-    /// Whether some were left for the next scan.
-    pub is_partial: bool,
+    /// With which name it began to read.
+    pub from: String,
+    /// Those that are left for the next scan: nothing is known of what they say now.
+    pub left: Vec<String>,
 }
 
 /// What reading a file came to.
@@ -78,6 +80,8 @@ struct Stat {
     modified_ns: i128,
     changed_ns: i128,
     settled: bool,
+    /// Nothing that can be seen of the file tells whether it is to be read again.
+    doubted: bool,
 }
 
 impl Scanner {
@@ -85,29 +89,37 @@ impl Scanner {
         Self { root: root.to_owned(), ..Self::default() }
     }
 
-    /// Looks at everything. An error means that nothing is known.
-    pub fn scan(&mut self, now_ms: u64) -> io::Result<Scan> {
+    /// Looks at everything, and reads what has changed; at its time, what is in doubt as well. An error means that
+    /// nothing is known.
+    pub fn scan(&mut self, now_ms: u64, with_doubted: bool) -> io::Result<Scan> {
         self.root_seen = None;
         let dir = open(&self.root)?;
         let meta = dir.meta().map_err(|error| error.source)?;
-        let mut scan = Scan { root: (meta.device, meta.inode), ..Scan::default() };
+        let mut scan = self.begin(&meta);
         // A directory that breaks off half way must not look as if the rest were gone.
-        let names = dir.names().map_err(|error| error.source)?;
-        if names.len() > FILE_COUNT_MAX {
-            let why = format!("{} files are more than {FILE_COUNT_MAX}", names.len());
-            return Err(io::Error::other(why));
-        }
-        for name in names {
-            if let Some(name) = name.to_str().filter(|name| is_spec(name)) {
-                self.look(&dir, name, now_ms, &mut scan);
-            }
+        let names = dir.names(FILE_COUNT_MAX).map_err(|error| error.source)?;
+        let specs = names.into_iter().filter_map(|name| name.into_string().ok());
+        let mut specs: Vec<String> = specs.filter(|name| is_spec(name)).collect();
+        specs.sort_unstable();
+        let from = specs.partition_point(|name| *name < scan.from);
+        for name in specs[from..].iter().chain(&specs[..from]) {
+            self.look(&dir, name, (now_ms, with_doubted), &mut scan);
         }
         scan.present.sort_unstable();
         self.seen.retain(|name, _| scan.present.binary_search(name).is_ok());
-        self.check_bytes()?;
+        self.begin_at(scan.left.first().cloned().unwrap_or_default());
         self.root_seen =
-            Some(Stat::of(&meta, now_ms)).filter(|stat| stat.settled && !scan.is_partial);
+            Some(Stat::of(&meta, now_ms)).filter(|stat| stat.settled && scan.left.is_empty());
         Ok(scan)
+    }
+
+    fn begin(&self, root: &Meta) -> Scan {
+        Scan { root: (root.device, root.inode), from: self.from.clone(), ..Scan::default() }
+    }
+
+    /// Has the next look begin to read with this name.
+    pub fn begin_at(&mut self, name: String) {
+        self.from = name;
     }
 
     /// Whether every name is still what the last complete scan found behind it, but for files that were
@@ -125,7 +137,8 @@ impl Scanner {
             self.seen.range::<str, _>(after).take(count).map(|(name, _)| name).collect();
         // A short one was the last of this round.
         let last = next.get(count - 1).map(|name| (*name).clone()).unwrap_or_default();
-        let doubtful = self.seen.iter().filter(|(_, stat)| !stat.settled).map(|(name, _)| name);
+        let is_doubtful = |stat: &Stat| !stat.settled || stat.doubted;
+        let doubtful = self.seen.iter().filter(|(_, stat)| is_doubtful(stat)).map(|(name, _)| name);
         let names: BTreeSet<&String> = next.into_iter().chain(doubtful.take(count)).collect();
         let names = names.into_iter().cloned().collect();
         self.checked = last;
@@ -136,41 +149,35 @@ impl Scanner {
     pub fn scan_some(&mut self, names: &[String], now_ms: u64) -> io::Result<Scan> {
         let dir = open(&self.root)?;
         let meta = dir.meta().map_err(|error| error.source)?;
-        let mut scan = Scan { root: (meta.device, meta.inode), ..Scan::default() };
+        let mut scan = self.begin(&meta);
         for name in names.iter().filter(|name| is_spec(name)) {
-            self.look(&dir, name, now_ms, &mut scan);
+            self.look(&dir, name, (now_ms, true), &mut scan);
         }
-        self.check_bytes()?;
+        scan.present.sort_unstable();
         Ok(scan)
-    }
-
-    /// Of more than may be kept nothing is taken, and all of it is looked at again.
-    fn check_bytes(&mut self) -> io::Result<()> {
-        let read = self.seen.values().filter(|stat| stat.size <= FILE_BYTES_MAX);
-        let bytes: u64 = read.map(|stat| stat.size).sum();
-        if bytes <= BYTES_MAX {
-            return Ok(());
-        }
-        self.forget_all();
-        let why = format!("{} MiB of files are more than {}", bytes >> 20, BYTES_MAX >> 20);
-        Err(io::Error::other(why))
     }
 
     /// Distrusts all of them.
     pub fn forget_all(&mut self) {
         for stat in self.seen.values_mut() {
-            stat.settled = false;
+            stat.doubted = true;
         }
     }
 
     /// Distrusts a file's times, so that the next look reads it whatever they say.
     pub fn forget(&mut self, name: &str) {
         if let Some(stat) = self.seen.get_mut(name) {
-            stat.settled = false;
+            stat.doubted = true;
         }
     }
 
-    fn look(&mut self, dir: &Beneath, name: &str, now_ms: u64, scan: &mut Scan) {
+    fn look(
+        &mut self,
+        dir: &Beneath,
+        name: &str,
+        (now_ms, with_doubted): (u64, bool),
+        scan: &mut Scan,
+    ) {
         let stat = match dir.stat(OsStr::new(name), Links::Within) {
             Ok(Some(meta)) => Stat::of(&meta, now_ms),
             // Gone between the listing and now: then it is gone.
@@ -182,11 +189,12 @@ impl Scanner {
             }
         };
         scan.present.push(name.to_owned());
-        if stat.settled && self.seen.get(name) == Some(&stat) {
+        if stat.settled && self.seen.get(name).is_some_and(|seen| seen.allows(&stat, with_doubted))
+        {
             return;
         }
         if scan.read_bytes > SCAN_BYTES_MAX {
-            scan.is_partial = true;
+            scan.left.push(name.to_owned());
             return;
         }
         let text = match dir.read(OsStr::new(name), Links::Within, FILE_BYTES_MAX) {
@@ -229,7 +237,13 @@ impl Stat {
             modified_ns: meta.modified_ns,
             changed_ns: meta.changed_ns,
             settled: meta.changed_ns / 1_000_000 + i128::from(RACY_MS) < i128::from(now_ms),
+            doubted: false,
         }
+    }
+
+    /// Whether the file need not be read again that is now like this.
+    fn allows(&self, now: &Self, with_doubted: bool) -> bool {
+        *now == Self { doubted: false, ..*self } && !(self.doubted && with_doubted)
     }
 }
 
@@ -255,7 +269,7 @@ mod tests {
         fs::write(path("a.yaml"), "x").unwrap();
         let mut scanner = Scanner::new(dir.path());
         assert!(!scanner.same_names(), "nothing was scanned yet");
-        scanner.scan(LATER).unwrap();
+        scanner.scan(LATER, true).unwrap();
         assert!(scanner.same_names());
         let changes: [&dyn Fn(); 3] = [
             &|| fs::write(path("b.yaml"), "x").unwrap(),
@@ -265,11 +279,11 @@ mod tests {
         for change in changes {
             change();
             assert!(!scanner.same_names());
-            scanner.scan(LATER).unwrap();
+            scanner.scan(LATER, true).unwrap();
             assert!(scanner.same_names());
         }
         // Just changed: another change within the same tick would not show.
-        scanner.scan(0).unwrap();
+        scanner.scan(0, true).unwrap();
         assert!(!scanner.same_names());
     }
 
@@ -280,7 +294,7 @@ mod tests {
             fs::write(dir.path().join(name), "x").unwrap();
         }
         let mut scanner = Scanner::new(dir.path());
-        scanner.scan(LATER).unwrap();
+        scanner.scan(LATER, true).unwrap();
         assert_eq!(scanner.next_few(3), ["a.yaml", "b.yaml", "c.yaml"]);
         assert_eq!(scanner.next_few(3), ["d.yaml"]);
         assert_eq!(scanner.next_few(4), ["a.yaml", "b.yaml", "c.yaml", "d.yaml"]);
@@ -305,15 +319,15 @@ mod tests {
             fs::write(dir.path().join(name), "x").unwrap();
         }
         let mut scanner = Scanner::new(dir.path());
-        assert_eq!(read_names(&scanner.scan(LATER).unwrap()), ["a.yaml", "b.yml"]);
-        assert_eq!(read_names(&scanner.scan(LATER).unwrap()), [""; 0]);
+        assert_eq!(read_names(&scanner.scan(LATER, true).unwrap()), ["a.yaml", "b.yml"]);
+        assert_eq!(read_names(&scanner.scan(LATER, true).unwrap()), [""; 0]);
         fs::write(dir.path().join("b.yml"), "yy").unwrap();
-        let scan = scanner.scan(LATER).unwrap();
+        let scan = scanner.scan(LATER, true).unwrap();
         assert_eq!((read_names(&scan), scan.present.len()), (vec!["b.yml"], 2));
         // A file touched just now is read again: its times may not show the next write.
         let mut scanner = Scanner::new(dir.path());
-        assert_eq!(scanner.scan(0).unwrap().read.len(), 2);
-        assert_eq!(scanner.scan(0).unwrap().read.len(), 2);
+        assert_eq!(scanner.scan(0, true).unwrap().read.len(), 2);
+        assert_eq!(scanner.scan(0, true).unwrap().read.len(), 2);
     }
 
     #[test]
@@ -334,7 +348,7 @@ mod tests {
         fs::write(at("..2026/in.yaml"), "a").unwrap();
         std::os::unix::fs::symlink("..2026", at("..data")).unwrap();
         std::os::unix::fs::symlink("..data/in.yaml", at("in.yaml")).unwrap();
-        let scan = Scanner::new(dir.path()).scan(LATER).unwrap();
+        let scan = Scanner::new(dir.path()).scan(LATER, true).unwrap();
         let reason = |name: &str| match &scan.read[name] {
             Text::Unusable { reason } => reason.clone(),
             Text::Bytes { .. } => "read".to_owned(),
@@ -350,7 +364,7 @@ mod tests {
         );
         assert_eq!(reason("in.yaml"), "read");
         assert!(reason("dangling.yaml").contains("No such file"));
-        assert!(Scanner::new(&at("nowhere")).scan(LATER).is_err());
+        assert!(Scanner::new(&at("nowhere")).scan(LATER, true).is_err());
     }
 
     #[test]
@@ -367,37 +381,45 @@ mod tests {
         let later = 4_000_000_000_000;
         let (mut read, mut rounds) = (0, 0);
         loop {
-            let scan = scanner.scan(later).unwrap();
+            let scan = scanner.scan(later, true).unwrap();
             assert_eq!(scan.present.len(), 201, "what is not read is not gone");
             assert!(scan.read_bytes <= SCAN_BYTES_MAX + one_mib());
             read += scan.read.len();
             rounds += 1;
-            if !scan.is_partial {
+            if scan.left.is_empty() {
                 break;
             }
         }
-        assert_eq!((read, rounds), (201, 4));
+        // Each look reads the one that passes the bound.
+        assert_eq!((read, rounds), (201, 12));
     }
 
     #[test]
-    fn of_more_than_can_be_kept_nothing_is_taken_until_there_is_less() {
+    fn of_many_that_are_in_doubt_each_has_its_turn_and_none_is_in_the_way_of_a_change() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("one.yaml"), vec![b'x'; one_mib()]).unwrap();
-        let link = |index: usize| dir.path().join(format!("l{index}.yaml"));
-        for index in 0..300 {
-            std::os::unix::fs::symlink("one.yaml", link(index)).unwrap();
+        std::fs::write(dir.path().join("b.yaml"), vec![b'x'; one_mib()]).unwrap();
+        for index in 0..40 {
+            let link = dir.path().join(format!("c{index:02}.yaml"));
+            std::os::unix::fs::symlink("b.yaml", link).unwrap();
         }
         let mut scanner = Scanner::new(dir.path());
         let later = 4_000_000_000_000;
-        // Each look reads so much and no more, until it is known to be too much.
-        let refused = (0..6).find_map(|_| scanner.scan(later).err()).unwrap();
-        assert!(refused.to_string().contains("MiB of files are more than 256"), "{refused}");
-        assert!(scanner.scan_some(&["one.yaml".to_owned()], later).is_err());
-        (100..300).for_each(|index| std::fs::remove_file(link(index)).unwrap());
-        let first = scanner.scan(later).unwrap();
-        let second = scanner.scan(later).unwrap();
-        assert!(first.is_partial && !second.is_partial);
-        assert_eq!(first.read.len() + second.read.len(), 101, "all of it is read anew");
+        while !scanner.scan(later, true).unwrap().left.is_empty() {}
+        scanner.forget_all();
+        let mut read = BTreeMap::new();
+        for _ in 0..6 {
+            let scan = scanner.scan(later, true).unwrap();
+            for name in scan.read.into_keys() {
+                *read.entry(name.clone()).or_insert(0) += 1;
+                // As what is in conflict is.
+                scanner.forget(&name);
+            }
+        }
+        assert_eq!(read.len(), 41);
+        assert!(read.values().all(|times| (2..=3).contains(times)), "{read:?}");
+        // Out of turn only what has changed is read.
+        std::fs::write(dir.path().join("a.yaml"), "x").unwrap();
+        assert_eq!(read_names(&scanner.scan(later, false).unwrap()), ["a.yaml"]);
     }
 
     fn one_mib() -> usize {

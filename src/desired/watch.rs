@@ -11,7 +11,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,8 @@ use crate::error::chain;
 use crate::live::Live;
 use crate::model::admission::Rules;
 use crate::model::{SandboxName, Time};
-use crate::store::{Store, files};
+use crate::store::files::{self, FileChanges};
+use crate::store::{Store, StoreError};
 use crate::sys::beneath::Beneath;
 
 /// A hint is acted on once it has been quiet for this long,
@@ -37,6 +39,10 @@ const QUIET_MAX: Duration = Duration::from_secs(1);
 const ROUND: Duration = Duration::from_secs(15);
 /// and this many files in each, if the directory itself is unchanged.
 const CHECKED_AT_ONCE: usize = 1_000;
+/// After a look that another one has to follow, nothing is looked at for so many times as long.
+const REST_FACTOR: u32 = 4;
+/// Hints that wait; of more, only that there were some.
+const HINTS_MAX: usize = 4_096;
 
 /// Asks the thread for something.
 enum Message {
@@ -74,8 +80,11 @@ impl Watch {
             .name("desired".to_owned())
             .spawn(move || {
                 let scanner = Scanner::new(&source.root);
+                let waiting = Arc::default();
+                let hints = HintSender { messages: hints, waiting: Arc::clone(&waiting) };
                 let watcher = Hints { root: source.root.clone(), hints, armed: None };
-                Loop { source, scanner, watcher, unreadable: false, doubt: true }.run(&inbox);
+                Loop { source, scanner, watcher, unreadable: false, crowded: false, doubt: true }
+                    .run(&inbox, &waiting);
             })
             .expect("a thread can be started at start-up");
         (Self { messages }, thread)
@@ -106,6 +115,8 @@ struct Loop {
     watcher: Hints,
     /// Whether the directory could not be read last time, so that it is said once.
     unreadable: bool,
+    /// Whether the last look had to leave some for the next, so that it is said once.
+    crowded: bool,
     /// Only a complete scan can tell what is to follow from the last one.
     doubt: bool,
 }
@@ -121,10 +132,10 @@ struct Round {
 }
 
 impl Loop {
-    fn run(mut self, inbox: &Receiver<Message>) {
+    fn run(mut self, inbox: &Receiver<Message>, waiting: &AtomicUsize) {
         let mut due = Instant::now();
         loop {
-            let mut round = collect(inbox, due);
+            let mut round = collect(inbox, due, waiting);
             if round.stop {
                 return;
             }
@@ -132,15 +143,21 @@ impl Loop {
             if round.reread {
                 self.scanner.forget_all();
             }
-            if Instant::now() >= due {
+            let in_turn = Instant::now() >= due;
+            if in_turn {
                 due = Instant::now() + ROUND;
                 round.everything |= self.doubt || !self.scanner.same_names();
                 round.names.extend(self.scanner.next_few(CHECKED_AT_ONCE));
             }
-            self.doubt =
-                if round.everything { self.scan_all() } else { self.scan_some(&round.names) };
+            let began = Instant::now();
+            self.doubt = match round.everything {
+                true => self.scan_all(in_turn || round.reread),
+                false => self.scan_some(&round.names),
+            };
             if self.doubt {
-                due = due.min(Instant::now() + ABSENT_FOR.duration() + QUIET);
+                // However much there is to be read, it takes no more than its share of a cpu.
+                let soon = (ABSENT_FOR.duration() + QUIET).max(began.elapsed() * REST_FACTOR);
+                due = due.min(Instant::now() + soon);
             }
             for asker in round.askers {
                 let _ = asker.send(());
@@ -148,8 +165,8 @@ impl Loop {
         }
     }
 
-    fn scan_all(&mut self) -> bool {
-        match self.scanner.scan((self.source.clock)()) {
+    fn scan_all(&mut self, with_doubted: bool) -> bool {
+        match self.scanner.scan((self.source.clock)(), with_doubted) {
             Ok(scan) => {
                 self.unreadable = false;
                 self.take(&scan, true)
@@ -170,7 +187,7 @@ impl Loop {
         let names: Vec<String> = names.iter().cloned().collect();
         match self.scanner.scan_some(&names, (self.source.clock)()) {
             Ok(scan) if scan.present.len() == names.len() => self.take(&scan, false),
-            Ok(_) | Err(_) => self.scan_all(),
+            Ok(_) | Err(_) => self.scan_all(false),
         }
     }
 
@@ -183,6 +200,18 @@ impl Loop {
         for path in &merged.again {
             self.scanner.forget(path);
         }
+        if let Some(first) = merged.left.first() {
+            self.scanner.begin_at(first.clone());
+        }
+        if self.crowded == merged.left.is_empty() {
+            self.crowded = !self.crowded;
+            if self.crowded {
+                info!(
+                    files = merged.left.len(),
+                    "more specs than are read at once: the rest follows"
+                );
+            }
+        }
         if merged.changes.is_empty() {
             return merged.look_again;
         }
@@ -190,32 +219,46 @@ impl Loop {
             // Quoted, whatever somebody has called their file.
             info!(reason, what = message, "file of specs");
         }
-        let names: Vec<SandboxName> = merged.changes.names().cloned().collect();
-        let changes = merged.changes;
-        match self.source.store.write_blocking(move |core| files::apply(core, changes, now)) {
-            Ok(()) => {
-                for name in &names {
-                    (self.source.changed)(name);
-                }
-                merged.look_again
-            }
-            Err(error) => {
+        for changes in merged.changes.slices(files::DECLARED_AT_ONCE) {
+            if let Err(error) = self.store(changes, now) {
                 warn!(error = chain(&error), "files of specs not taken over; trying again");
                 for path in scan.read.keys() {
                     self.scanner.forget(path);
                 }
-                true
+                return true;
             }
         }
+        merged.look_again
+    }
+
+    /// In one transaction. Others have theirs in between.
+    fn store(&mut self, changes: FileChanges, now: Time) -> Result<(), StoreError> {
+        let names: Vec<SandboxName> = changes.names().cloned().collect();
+        let store = &self.source.store;
+        let not_taken = store.write_blocking(move |core| files::apply(core, changes, now))?;
+        for path in &not_taken {
+            // Nothing in the file tells when it can be.
+            self.scanner.forget(path);
+        }
+        for name in &names {
+            (self.source.changed)(name);
+        }
+        Ok(())
     }
 }
 
 /// Waits for the first hint or the next round, then until it is quiet.
-fn collect(inbox: &Receiver<Message>, due: Instant) -> Round {
+fn collect(inbox: &Receiver<Message>, due: Instant, waiting: &AtomicUsize) -> Round {
     let mut round = Round::default();
+    let take = |round: &mut Round, message| {
+        if let Message::Hint(_) = &message {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        round.add(message);
+    };
     let wait = due.saturating_duration_since(Instant::now());
     match inbox.recv_timeout(wait) {
-        Ok(message) => round.add(message),
+        Ok(message) => take(&mut round, message),
         Err(RecvTimeoutError::Timeout) => return round,
         Err(RecvTimeoutError::Disconnected) => round.stop = true,
     }
@@ -223,7 +266,7 @@ fn collect(inbox: &Receiver<Message>, due: Instant) -> Round {
     while round.askers.is_empty() && !round.stop {
         let left = latest.saturating_duration_since(Instant::now());
         match inbox.recv_timeout(QUIET.min(left)) {
-            Ok(message) => round.add(message),
+            Ok(message) => take(&mut round, message),
             Err(RecvTimeoutError::Timeout) => break,
             Err(RecvTimeoutError::Disconnected) => round.stop = true,
         }
@@ -249,7 +292,7 @@ impl Round {
 /// The kernel's notifications, for as long as they last.
 struct Hints {
     root: PathBuf,
-    hints: Sender<Message>,
+    hints: HintSender,
     armed: Option<((u64, u64), RecommendedWatcher)>,
 }
 
@@ -285,30 +328,57 @@ impl Hints {
     }
 }
 
+/// Sends hints, and no more than may wait: whoever renames files without end fills nobody's memory.
+struct HintSender {
+    messages: Sender<Message>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Clone for HintSender {
+    fn clone(&self) -> Self {
+        Self { messages: self.messages.clone(), waiting: Arc::clone(&self.waiting) }
+    }
+}
+
+impl HintSender {
+    fn send(&self, name: Option<String>) -> Result<(), SendError<Message>> {
+        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
+        if before < HINTS_MAX {
+            return self.messages.send(Message::Hint(name));
+        }
+        if before == HINTS_MAX {
+            // The last of them stands for all that follow.
+            return self.messages.send(Message::Hint(None));
+        }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 fn tell(
-    hints: &Sender<Message>,
+    hints: &HintSender,
     root: &Path,
     event: notify::Result<notify::Event>,
-) -> Result<(), std::sync::mpsc::SendError<Message>> {
-    let Ok(event) = event else { return hints.send(Message::Hint(None)) };
+) -> Result<(), SendError<Message>> {
+    let Ok(event) = event else { return hints.send(None) };
     // Our own scans open and read.
     let written = EventKind::Access(AccessKind::Close(AccessMode::Write));
     if event.kind.is_access() && event.kind != written {
         return Ok(());
     }
     if event.need_rescan() || event.paths.is_empty() {
-        return hints.send(Message::Hint(None));
+        return hints.send(None);
     }
     for path in &event.paths {
         let inside = path.parent() == Some(root);
         let name = path.file_name().and_then(|name| name.to_str()).filter(|_| inside);
         match name {
-            Some(name) if is_spec(name) => hints.send(Message::Hint(Some(name.to_owned())))?,
+            Some(name) if is_spec(name) => hints.send(Some(name.to_owned()))?,
             // What leads symlinks elsewhere, as Kubernetes swaps its volumes.
-            Some(name) if name.starts_with("..") => hints.send(Message::Hint(None))?,
+            Some(name) if name.starts_with("..") => hints.send(None)?,
             // Temporary files and the like tell nothing, until one is renamed to a spec.
             Some(_) => (),
-            None => hints.send(Message::Hint(None))?,
+            None => hints.send(None)?,
         }
     }
     Ok(())

@@ -11,11 +11,11 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::Value;
 
 use crate::desired::edit::{self, Removed};
-use crate::desired::parse::parse;
+use crate::desired::parse::{Parsed, parse};
 use crate::desired::scan::{FILE_BYTES_MAX, is_spec};
 use crate::desired::yaml;
 use crate::model::admission::Rules;
-use crate::model::{SandboxName, Violation};
+use crate::model::{SandboxName, Spec, Violation};
 use crate::sys::SysError;
 use crate::sys::beneath::{Beneath, Kind, Links, Meta, ReadError};
 
@@ -63,23 +63,27 @@ impl Writer {
     }
 
     /// Makes `document`, which declares `name`, one of the file's, durably. A text that would then not be
-    /// taken by these rules is not written.
+    /// taken by these rules is not written. Who wrote the text that is there goes on owning it only if that says
+    /// already what is in force: whoever has put another one in its place is told nothing.
     pub fn put(
         &self,
         file: &str,
-        name: &SandboxName,
+        (name, in_force): (&SandboxName, Option<&Spec>),
         document: &Value,
         rules: &Rules,
     ) -> Result<(), WriteError> {
         let document = written(file, document);
         self.edit(file, |found| {
+            let knows = |one: &Parsed| one.name == *name && Some(&one.spec) == in_force;
+            let parsed = found.and_then(|found| parse(found.as_bytes(), rules).ok());
+            let known = parsed.is_some_and(|parsed| parsed.iter().any(knows));
             let put = edit::put(found.unwrap_or_default(), name, &document);
             let put = put.map_err(|fault| refused(file, vec![fault]))?;
             if put.text.len() as u64 > FILE_BYTES_MAX {
                 return Err(WriteError::TooLarge { file: file.to_owned(), bytes: put.text.len() });
             }
             parse(put.text.as_bytes(), rules).map_err(|faults| refused(file, faults))?;
-            Ok(Edit::Write { text: put.text, theirs: put.replaced })
+            Ok(Edit::Write { text: put.text, theirs: put.replaced && known })
         })
     }
 
@@ -236,7 +240,10 @@ mod tests {
             let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
                 "metadata": {"name": name}, "spec": {"command": [command]}});
             let name = SandboxName::try_from(name).unwrap();
-            self.writer.put(file, &name, &document, &self.rules)
+            let found = fs::read(self.at(file)).unwrap_or_default();
+            let parsed = parse(&found, &self.rules).unwrap_or_default();
+            let in_force = parsed.into_iter().find(|one| one.name == name).map(|one| one.spec);
+            self.writer.put(file, (&name, in_force.as_ref()), &document, &self.rules)
         }
 
         fn remove(&self, file: &str, name: &str) -> Result<(), WriteError> {
@@ -299,6 +306,27 @@ mod tests {
         desk.remove("web.yaml", "db").unwrap();
         assert_eq!(desk.names(), [""; 0]);
         desk.remove("web.yaml", "db").unwrap();
+    }
+
+    #[test]
+    fn who_has_put_another_text_in_its_place_is_given_nothing() {
+        if !crate::sys::is_root() {
+            return;
+        }
+        let desk = Desk::new();
+        desk.put("web.yaml", "web", "secret").unwrap();
+        let in_force = parse(desk.text("web.yaml").as_bytes(), &desk.rules).unwrap().remove(0).spec;
+        let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
+            "metadata": {"name": "web"}, "spec": {"command": ["secret", "2"]}});
+        let head = "apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {name: web}\n";
+        for planted in ["spec: {command: [sh], tty: true}\n", "spec: {bogus: 1}\n"] {
+            fs::write(desk.at("web.yaml"), format!("{head}{planted}")).unwrap();
+            std::os::unix::fs::chown(desk.at("web.yaml"), Some(1234), Some(1234)).unwrap();
+            let name = SandboxName::try_from("web").unwrap();
+            desk.writer.put("web.yaml", (&name, Some(&in_force)), &document, &desk.rules).unwrap();
+            let meta = fs::metadata(desk.at("web.yaml")).unwrap();
+            assert_eq!((meta.uid(), meta.permissions().mode() & 0o777), (0, 0o600), "{planted}");
+        }
     }
 
     #[test]

@@ -342,7 +342,8 @@ impl Workspaces {
             let put_aside = entry.metadata().map_or(0, |meta| meta.mtime().unsigned_abs() * 1000);
             if put_aside.saturating_add(keep_ms) < now_ms {
                 // One that stays keeps no other.
-                done = done.and(volume::remove_aside(&entry.path()));
+                let removed = volume::remove_aside(&entry.path());
+                done = done.and(removed);
             }
         }
         done

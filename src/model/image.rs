@@ -9,6 +9,8 @@ use crate::model::spec::Limits;
 
 /// Started ahead for one image, at most.
 const WARM_COUNT_MAX: usize = 16;
+/// Of an id and of a runtime: they are said in lists and compared with what was written.
+const WORD_BYTES_MAX: usize = 64;
 
 /// One image file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +77,14 @@ impl Image {
     /// Faults of the file, apart from its syntax.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
+        for (what, word) in [("id", &self.id), ("runtime", &self.runtime)] {
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if word.is_empty() || word.len() > WORD_BYTES_MAX || !word.chars().all(is_plain) {
+                faults.push(format!(
+                    "{what} is not 1 to {WORD_BYTES_MAX} letters, digits, '-', '_' and '.'"
+                ));
+            }
+        }
         for (name, value) in &self.limits {
             let max = Limits::max_of(name);
             if !Limits::ALL.contains(&name.as_str()) {

@@ -24,7 +24,7 @@ use crate::reconcile::pass::pass_blocking;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::task::{Wishes, finish};
 use crate::simulation::scene::{Scene, rules};
-use crate::store::{Store, database_path, files};
+use crate::store::{Store, StoreError, database_path, files};
 
 /// Shared with the hook that runs within a pass.
 pub(super) type Shared = Rc<RefCell<Scene>>;
@@ -155,8 +155,12 @@ impl Daemon {
         let merged = merge(&input);
         let changes = merged.changes;
         let names: Vec<SandboxName> = changes.names().cloned().collect();
-        let done =
-            survive(scene, || store.write_blocking(move |core| files::apply(core, changes, now)));
+        let done = survive(scene, || {
+            for slice in changes.slices(1) {
+                store.write_blocking(move |core| files::apply(core, slice, now))?;
+            }
+            Ok::<_, StoreError>(())
+        });
         for name in names {
             self.queue.push(&name);
         }

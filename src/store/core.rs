@@ -19,7 +19,7 @@ use crate::model::{Event, IdRange, Iid, InstancePhase, Level, Sandbox, SandboxNa
 use crate::store::change::{Change, ChangeKind};
 use crate::store::ids::{Ids, Remains};
 use crate::store::rows::{self, Unreadable};
-use crate::store::snapshot::{FileRecord, Snapshot};
+use crate::store::snapshot::{FileRecord, SAID_BYTES_MAX, Snapshot};
 use crate::store::{StoreError, rescue, schema};
 
 /// Events held in memory.
@@ -96,6 +96,8 @@ impl Core {
             rescued: meta(rows::RESCUED)?.and_then(|text| serde_json::from_str(&text).ok()),
             declared: Default::default(),
             held: Default::default(),
+            spec_bytes: 0,
+            said_bytes: 0,
             ids: meta(rows::IDS)?.and_then(|text| rows::parse(&text).ok()).unwrap_or_default(),
         };
         let (mut host_uids, mut digits) = (BTreeSet::new(), HashSet::new());
@@ -111,6 +113,7 @@ impl Core {
             for name in record.conflicts.keys() {
                 working.conflicts.insert(name.clone(), path.clone());
             }
+            working.said_bytes += record.said_bytes();
             working.files.insert(path, Arc::new(record));
         }
         let events = rows::events(&connection, EVENT_COUNT_MAX).map_err(failed("load"))?;
@@ -309,9 +312,15 @@ impl Core {
         Ok(())
     }
 
-    /// Stores what is known of a file; `None` forgets it.
+    /// Stores what is known of a file; `None` forgets it. Of more than there is room for, no more is said than that
+    /// something is wrong.
     pub fn put_file(&mut self, path: &str, record: Option<FileRecord>) -> Result<(), StoreError> {
-        if self.working.files.get(path).map(|old| &**old) == record.as_ref() {
+        let old = self.working.files.get(path).cloned();
+        let others =
+            self.working.said_bytes.saturating_sub(old.as_ref().map_or(0, |old| old.said_bytes()));
+        let fits = |record: &FileRecord| others + record.said_bytes() <= SAID_BYTES_MAX;
+        let record = record.map(|new| if fits(&new) { new } else { new.shortened() });
+        if old.as_deref() == record.as_ref() {
             return Ok(());
         }
         self.touched = true;
@@ -324,6 +333,7 @@ impl Core {
         for name in record.iter().flat_map(|record| record.conflicts.keys()) {
             conflicts.insert(name.clone(), path.to_owned());
         }
+        self.working.said_bytes = others + record.as_ref().map_or(0, FileRecord::said_bytes);
         match record {
             Some(record) => self.working.files.insert(path.to_owned(), Arc::new(record)),
             None => self.working.files.remove(path),

@@ -8,10 +8,14 @@ use uuid::Uuid;
 
 use crate::model::{
     Deletion, Edit, History, Hold, Instance, InstancePhase, Level, Owner, Power, Promised, Sandbox,
-    SandboxName, Spec, State, Status, Time, Totals,
+    SandboxName, Spec, State, Status, Time, Totals, weight,
 };
 use crate::store::core::Core;
 use crate::store::{Snapshot, StoreError, snapshot};
+
+/// Most bytes of all specs together, as [`weight`] counts them. What runs and what was kept of it hold specs of their
+/// own, and are counted too, though nothing keeps them from it.
+pub const SPEC_BYTES_MAX: u64 = 256 << 20;
 
 /// What a sandbox is to be.
 #[derive(Debug, Clone)]
@@ -132,8 +136,24 @@ pub fn no_room(
         None => put.spec.state == State::Running,
     };
     let (had, wants) = (had.unwrap_or_default(), Promised::declared(&put.spec, wanted));
-    let why = totals.refusal(&now.declared.without(had), &had, &wants)?;
+    let why = totals.refusal(&now.declared.without(had), &had, &wants);
+    let why = why.or_else(|| no_memory(now, old, put))?;
     Some(Refusal::NoRoom { name: put.name.clone(), why })
+}
+
+/// Why the specs of all sandboxes together would take too much of the daemon's memory. Less is always fine.
+fn no_memory(now: &Snapshot, old: Option<&Sandbox>, put: &Put) -> Option<String> {
+    let had = old.map_or(0, |old| weight::of_declared(&old.spec, &old.labels));
+    let wants = weight::of_declared(&put.spec, &put.labels);
+    let all = now.spec_bytes.saturating_sub(had) + wants;
+    (wants > had && all > SPEC_BYTES_MAX).then(|| {
+        format!(
+            "specs: {} MiB would be held of all sandboxes, those that are still to be removed included, and {} MiB is \
+             the most",
+            all.div_ceil(1 << 20),
+            SPEC_BYTES_MAX >> 20
+        )
+    })
 }
 
 fn refused(core: &Core, old: &Sandbox, precondition: &Precondition) -> Option<Refusal> {

@@ -1,8 +1,9 @@
 //! Taking a merge of the files into the store: what [`crate::desired`] decided, in one transaction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::model::event;
 use crate::model::{Level, Owner, Sandbox, SandboxName, Spec, Time};
 use crate::store::core::Core;
 use crate::store::edit::{self, Delete, Precondition, Put, Refusal};
@@ -46,8 +47,55 @@ impl FileChanges {
     }
 }
 
-/// Applies all of it. What no longer fits, because the API was faster, is left for the next look.
-pub fn apply(core: &mut Core, changes: FileChanges, now: Time) -> Result<(), StoreError> {
+/// Sandboxes that are declared in one transaction, but for those of one file, which are all in it: a directory of
+/// specs keeps nobody else from the store for long.
+pub const DECLARED_AT_ONCE: usize = 256;
+
+impl FileChanges {
+    /// The same in several steps, each of which holds by itself. What goes goes first: as long as a file's record has
+    /// its name, it is missed again.
+    pub fn slices(mut self, at_once: usize) -> Vec<Self> {
+        let pruned = std::mem::take(&mut self.pruned);
+        let going = |pruned: &[SandboxName]| Self { pruned: pruned.to_vec(), ..Self::default() };
+        let mut slices: Vec<Self> = pruned.chunks(at_once).map(going).collect();
+        let mut slice = Self::default();
+        let mut declared = std::mem::take(&mut self.declared).into_iter().peekable();
+        let mut moved: BTreeMap<String, Vec<SandboxName>> = BTreeMap::new();
+        for (name, path) in std::mem::take(&mut self.moved) {
+            moved.entry(path).or_default().push(name);
+        }
+        while let Some(one) = declared.next() {
+            let is_last_of_file = declared.peek().is_none_or(|next| next.path != one.path);
+            if is_last_of_file {
+                let path = one.path.clone();
+                let names = moved.remove(&path).into_iter().flatten();
+                slice.moved.extend(names.map(|name| (name, path.clone())));
+                slice.records.extend(self.records.remove_entry(&path));
+            }
+            slice.declared.push(one);
+            if is_last_of_file && slice.declared.len() >= at_once {
+                slices.push(std::mem::take(&mut slice));
+            }
+        }
+        let left = |(path, names): (String, Vec<SandboxName>)| {
+            names.into_iter().map(move |name| (name, path.clone()))
+        };
+        slice.moved.extend(moved.into_iter().flat_map(left));
+        let Self { root, records, warnings, .. } = self;
+        (slice.root, slice.warnings) = (root, warnings);
+        slice.records.extend(records);
+        slices.push(slice);
+        slices
+    }
+}
+
+/// Applies all of it. What no longer fits, because the API was faster or there is no room, is left for a later look:
+/// returns the files of which something was.
+pub fn apply(
+    core: &mut Core,
+    changes: FileChanges,
+    now: Time,
+) -> Result<BTreeSet<String>, StoreError> {
     if let Some(root) = changes.root {
         core.set_root(root)?;
     }
@@ -58,8 +106,9 @@ pub fn apply(core: &mut Core, changes: FileChanges, now: Time) -> Result<(), Sto
             core.put(Sandbox { owner: Owner::File(path), ..Sandbox::clone(&old) })?;
         }
     }
-    let mut records = changes.records;
+    let (mut records, mut refused) = (changes.records, Refused::new());
     for declared in changes.declared {
+        let path = declared.path.clone();
         let put = Put {
             name: declared.name,
             labels: declared.labels,
@@ -68,12 +117,16 @@ pub fn apply(core: &mut Core, changes: FileChanges, now: Time) -> Result<(), Sto
             uid: None,
             precondition: Precondition::None,
         };
-        let (name, path) = (put.name.clone(), put.owner.clone());
-        // Refused otherwise only if the API has taken the name since the look; the next one will say so.
-        if let (Err(Refusal::NoRoom { why, .. }), Owner::File(path)) =
-            (edit::put(core, put, now)?, path)
-        {
-            not_taken(core, &mut records, (&path, &name, why), now)?;
+        let name = put.name.clone();
+        match edit::put(core, put, now)? {
+            Ok(_) => (),
+            Err(Refusal::NoRoom { why, .. }) => {
+                refused.entry(path).or_default().push((name, "NoRoom", why));
+            }
+            // The API has taken the name since the look.
+            Err(refusal) => {
+                refused.entry(path).or_default().push((name, "Conflict", refusal.to_string()));
+            }
         }
     }
     for name in changes.pruned {
@@ -83,34 +136,48 @@ pub fn apply(core: &mut Core, changes: FileChanges, now: Time) -> Result<(), Sto
             let _ = edit::delete(core, name.as_str(), how, now)?;
         }
     }
+    let not_taken = refused.keys().cloned().collect();
+    for (path, refused) in refused {
+        note_refused(core, &mut records, (&path, refused), now)?;
+    }
     for (path, record) in records {
         core.put_file(&path, record)?;
     }
     for (about, reason, message) in changes.warnings {
         core.event(about.as_ref(), Level::Warning, (reason, message), now)?;
     }
-    Ok(())
+    Ok(not_taken)
 }
 
-/// Notes that a file is not in force as it is, which is tried again at each full scan. Told once.
-fn not_taken(
+/// What of each file was not taken: which sandbox, and why.
+type Refused = BTreeMap<String, Vec<(SandboxName, &'static str, String)>>;
+
+/// Notes that a file is not in force as it is. Told once.
+fn note_refused(
     core: &mut Core,
     records: &mut BTreeMap<String, Option<FileRecord>>,
-    (path, name, why): (&str, &SandboxName, String),
+    (path, refused): (&str, Vec<(SandboxName, &'static str, String)>),
     now: Time,
 ) -> Result<(), StoreError> {
     let old = core.now().files.get(path).map(|old| FileRecord::clone(old));
-    let known = old.as_ref().and_then(|old| old.conflicts.get(name)) == Some(&why);
-    let is_there = core.get(name.as_str()).is_some();
-    let record = records.entry(path.to_owned()).or_insert(old);
-    if let Some(record) = record {
-        record.names.retain(|one| is_there || one != name);
-        record.conflicts.insert(name.clone(), why.clone());
+    let record = records.entry(path.to_owned()).or_insert_with(|| old.clone());
+    let Some(record) = record else { return Ok(()) };
+    for (name, _, why) in &refused {
+        let found = core.get(name.as_str()).map(|found| found.owner.clone());
+        let is_its_own = found == Some(Owner::File(path.to_owned()));
+        record.names.retain(|one| is_its_own || one != name);
+        record.conflicts.insert(name.clone(), event::message(why.clone()));
     }
-    if known {
+    let old = old.unwrap_or_default();
+    if record.is_known_as(&old) {
         return Ok(());
     }
-    core.event(Some(name), Level::Warning, ("NoRoom", format!("{path}: {why}")), now)
+    for (name, reason, why) in refused {
+        if old.conflicts.get(&name) != Some(&event::message(why.clone())) {
+            core.event(Some(&name), Level::Warning, (reason, format!("{path}: {why}")), now)?;
+        }
+    }
+    Ok(())
 }
 
 /// Lets held removals go ahead: forgets that they were held, and when they were first missed is
@@ -127,7 +194,8 @@ pub fn confirm(core: &mut Core) -> Result<Vec<SandboxName>, StoreError> {
     let mut names = Vec::new();
     for (path, record) in held {
         names.extend(record.missing.keys().cloned());
-        let confirmed = FileRecord { held: None, confirmed: true, ..FileRecord::clone(&record) };
+        let mut confirmed = FileRecord { held: None, ..FileRecord::clone(&record) };
+        confirmed.confirmed_names.extend(record.missing.keys().cloned());
         core.put_file(&path, Some(confirmed))?;
     }
     Ok(names)

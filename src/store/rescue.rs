@@ -54,6 +54,8 @@ pub(super) fn rescue(
         rescued: Some(Arc::new(rescued.clone())),
         declared: Default::default(),
         held: Default::default(),
+        spec_bytes: 0,
+        said_bytes: 0,
         ids: damaged.ids,
     };
     // Daemons count by ones, so the time in milliseconds is ahead of any that shims obey.
@@ -211,7 +213,8 @@ fn files_of<'s>(
 ) -> BTreeMap<String, FileRecord> {
     for record in files.values_mut() {
         record.digest.clear();
-        (record.held, record.confirmed) = (None, false);
+        record.held = None;
+        record.confirmed_names.clear();
     }
     for sandbox in sandboxes {
         let Owner::File(path) = &sandbox.owner else { continue };

@@ -1,6 +1,6 @@
 //! Everything as of one commit: immutable, shared, and cheap to replace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::{Event, Promised, Sandbox, SandboxName, Time, Violation};
+use crate::model::{Event, Promised, Sandbox, SandboxName, Time, Violation, weight};
 use crate::store::ids::Cursor;
 
 /// One commit.
@@ -36,6 +36,10 @@ pub struct Snapshot {
     pub declared: Promised,
     /// and all that run, or may.
     pub held: Promised,
+    /// What the specs of all of them take of memory, by [`weight`].
+    pub spec_bytes: u64,
+    /// What is said of files that are not in force takes so much.
+    pub said_bytes: usize,
     /// How far host uids have been given.
     pub ids: Cursor,
 }
@@ -82,8 +86,8 @@ pub struct FileRecord {
     pub missing: BTreeMap<SandboxName, Time>,
     /// Whether removing those waits for somebody to confirm, and why.
     pub held: Option<String>,
-    /// Somebody confirmed that those may go.
-    pub confirmed: bool,
+    /// Those of which somebody confirmed that they may go: what is missing later is asked about again.
+    pub confirmed_names: BTreeSet<SandboxName>,
 }
 
 impl Snapshot {
@@ -96,20 +100,70 @@ impl Snapshot {
         };
         self.declared = sum(self.declared, &declared);
         self.held = sum(self.held, &Promised::held);
+        let bytes = |one: Option<&Sandbox>| one.map_or(0, weight::of_sandbox);
+        if !old.zip(new).is_some_and(|(old, new)| holds_the_same(old, new)) {
+            self.spec_bytes = self.spec_bytes.saturating_sub(bytes(old)) + bytes(new);
+        }
     }
 
-    /// By name or by uid, as the seed's clients and ours may write it.
+    /// By uid or by name, as the seed's clients and ours may write it. A uid comes first: a name is chosen, and could be
+    /// chosen to be what somebody else's sandbox is asked for by.
     pub fn find(&self, id: &str) -> Option<&Arc<Sandbox>> {
-        if let Some(found) = self.sandboxes.get(id) {
-            return Some(found);
-        }
-        let uid = Uuid::try_parse(id).ok()?;
-        self.sandboxes.get(self.names.get(&uid)?)
+        let uid = Uuid::try_parse(id).ok();
+        let name = uid.and_then(|uid| self.names.get(&uid));
+        name.and_then(|name| self.sandboxes.get(name)).or_else(|| self.sandboxes.get(id))
     }
 
     /// `EPOCH-N`.
     pub fn resource_version(&self) -> String {
         version(&self.epoch, self.rv)
+    }
+}
+
+/// Whether nothing that weighs was replaced, as mostly nothing is.
+fn holds_the_same(old: &Sandbox, new: &Sandbox) -> bool {
+    fn same<T>(old: Option<&Arc<T>>, new: Option<&Arc<T>>) -> bool {
+        match (old, new) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+    let (before, after) = (&old.history, &new.history);
+    Arc::ptr_eq(&old.spec, &new.spec)
+        && old.labels == new.labels
+        && same(old.instance.as_ref(), new.instance.as_ref())
+        && same(before.asleep.as_ref(), after.asleep.as_ref())
+        && same(before.saved.as_ref(), after.saved.as_ref())
+}
+
+/// So much is remembered of what is wrong with all files together; of the others, that something is.
+pub const SAID_BYTES_MAX: usize = 16 << 20;
+/// In the place of a fault of which there is no room to say more.
+const NOT_SAID: &str = "so much is wrong with other files that no more is kept of this one: \
+    `sodiumd check` says it";
+
+impl FileRecord {
+    /// What its faults and conflicts take.
+    pub fn said_bytes(&self) -> usize {
+        let faults = self.faults.iter().map(|fault| fault.path.len() + fault.message.len());
+        let conflicts = self.conflicts.iter().map(|(name, why)| name.as_str().len() + why.len());
+        faults.chain(conflicts).sum()
+    }
+
+    /// The same with no more said than that something is wrong.
+    pub fn shortened(mut self) -> Self {
+        if !self.faults.is_empty() {
+            self.faults = vec![Violation::new("", NOT_SAID)];
+        }
+        let first = self.conflicts.into_keys().next();
+        self.conflicts = first.into_iter().map(|name| (name, NOT_SAID.to_owned())).collect();
+        self
+    }
+
+    /// Whether this is what is known already of the same file.
+    pub fn is_known_as(&self, known: &Self) -> bool {
+        self == known || self.clone().shortened() == *known
     }
 }
 

@@ -13,7 +13,7 @@ use super::edit::{Delete, Edited, Precondition, Put, Refusal, Verb};
 use super::*;
 use crate::model::draft::read_spec;
 use crate::model::tree::Faults;
-use crate::model::{Hold, Owner, SandboxName, Spec, Time};
+use crate::model::{Hold, Owner, SandboxName, Spec, Time, Violation};
 
 fn spec(command: &str) -> Spec {
     let rules = crate::model::admission::Rules {
@@ -379,4 +379,105 @@ fn no_two_sandboxes_have_instances_of_one_name() {
     assert_eq!([a.sandbox().uid, b.sandbox().uid], [uids[0], uids[2]]);
     let twin = Put { uid: Some(uids[1]), ..declare("c", "x", Owner::Api) };
     assert!(matches!(put(&store, twin), Err(Refusal::Uid { .. })));
+}
+
+#[test]
+fn specs_are_bounded_by_what_they_weigh_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&database_path(dir.path())).unwrap();
+    let heavy = |name: &str, bytes: usize| {
+        let mut put = declare(name, "x", Owner::Api);
+        put.spec.files = [("a".to_owned(), "x".repeat(bytes))].into();
+        put
+    };
+    let (mut taken, mut refused) = (0, None);
+    while refused.is_none() && taken < 100 {
+        match put(&store, heavy(&format!("s{taken}"), 8 << 20)) {
+            Ok(_) => taken += 1,
+            Err(refusal) => refused = Some(refusal.to_string()),
+        }
+    }
+    assert_eq!(taken, 31, "of 8 MiB and something each");
+    let why = refused.unwrap();
+    assert!(why.contains("no room for s31: specs: 257 MiB would be held"), "{why}");
+    // What is to go is still held, less is always fine, and what went makes room.
+    put(&store, heavy("s0", 7 << 20)).unwrap();
+    assert!(matches!(put(&store, heavy("s0", 20 << 20)), Err(Refusal::NoRoom { .. })));
+    let how = edit::Delete { uid: None, keep_workspace: false, force: true };
+    store.write_blocking(move |core| edit::delete(core, "s1", how, Time(2))).unwrap().unwrap();
+    assert!(matches!(put(&store, heavy("next", 14 << 20)), Err(Refusal::NoRoom { .. })));
+    let gone = SandboxName::try_from("s1").unwrap();
+    store.write_blocking(move |core| core.remove(&gone)).unwrap();
+    put(&store, heavy("next", 14 << 20)).unwrap();
+    // What was counted is what is there, whatever happened in between.
+    let before = store.snapshot().spec_bytes;
+    drop(store);
+    assert_eq!(Store::open(&database_path(dir.path())).unwrap().snapshot().spec_bytes, before);
+}
+
+#[test]
+fn of_what_is_wrong_with_files_no_more_is_kept_than_a_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&database_path(dir.path())).unwrap();
+    let note = |path: String, record: Option<FileRecord>| {
+        store.write_blocking(move |core| core.put_file(&path, record)).unwrap();
+    };
+    let long = |n: usize| {
+        let faults = (0..50).map(|_| Violation::new("p".repeat(200), "m".repeat(1000)));
+        let name = SandboxName::try_from(format!("s{n}")).unwrap();
+        let conflicts = [(name, "c".repeat(1000))].into();
+        FileRecord { faults: faults.collect(), conflicts, ..FileRecord::default() }
+    };
+    for n in 0..600 {
+        note(format!("f{n}.yaml"), Some(long(n)));
+    }
+    let snapshot = store.snapshot();
+    let said: usize = snapshot.files.values().map(|record| record.said_bytes()).sum();
+    assert_eq!(said, snapshot.said_bytes);
+    assert!((16 << 20..17 << 20).contains(&said), "{said}");
+    // The last ones are known to be wrong, and to be what they are.
+    let last = &snapshot.files["f599.yaml"];
+    assert!(last.faults.len() == 1 && last.conflicts.len() == 1 && last.said_bytes() < 300);
+    assert!(long(599).is_known_as(last) && !long(598).is_known_as(last));
+    let rv = snapshot.rv;
+    note("f599.yaml".to_owned(), Some(long(599)));
+    assert_eq!(store.snapshot().rv, rv, "nothing new");
+    (0..10).for_each(|n| note(format!("f{n}.yaml"), None));
+    note("f599.yaml".to_owned(), Some(long(599)));
+    assert_eq!(store.snapshot().files["f599.yaml"].faults.len(), 50, "there is room now");
+}
+
+#[test]
+fn a_look_is_taken_over_in_steps_of_whole_files() {
+    let declared = |path: &str, name: &str| {
+        let put = declare(name, "x", Owner::Api);
+        let path = path.to_owned();
+        files::Declared { name: put.name, path, labels: put.labels, spec: put.spec }
+    };
+    let name = |text: &str| SandboxName::try_from(text).unwrap();
+    let record = |path: &str| (path.to_owned(), Some(FileRecord::default()));
+    let changes = files::FileChanges {
+        root: Some((1, 2)),
+        declared: vec![
+            declared("a.yaml", "a1"),
+            declared("a.yaml", "a2"),
+            declared("a.yaml", "a3"),
+            declared("b.yaml", "b1"),
+            declared("c.yaml", "c1"),
+        ],
+        moved: vec![(name("b1"), "b.yaml".to_owned()), (name("z"), "z.yaml".to_owned())],
+        pruned: vec![name("old")],
+        records: ["a.yaml", "b.yaml", "c.yaml", "d.yaml"].map(record).into(),
+        warnings: vec![(None, "Files", "x".to_owned())],
+    };
+    let slices = changes.clone().slices(2);
+    let told: Vec<(usize, usize, usize, usize)> = slices
+        .iter()
+        .map(|one| (one.declared.len(), one.records.len(), one.moved.len(), one.pruned.len()))
+        .collect();
+    assert_eq!(told, [(0, 0, 0, 1), (3, 1, 0, 0), (2, 2, 1, 0), (0, 1, 1, 0)]);
+    assert_eq!((slices[1].root, slices[3].root), (None, Some((1, 2))));
+    let first = files::FileChanges { pruned: changes.pruned.clone(), ..Default::default() };
+    let rest = files::FileChanges { pruned: Vec::new(), ..changes.clone() };
+    assert_eq!(changes.slices(100), [first, rest]);
 }

@@ -176,8 +176,8 @@ impl Beneath {
         stat.map(|stat| Meta::of(&stat)).map_err(|errno| self.failed("stat", OsStr::new(""), errno))
     }
 
-    /// Everything that is in it. One that breaks off half way is an error, not a short list.
-    pub fn names(&self) -> Result<Vec<OsString>, SysError> {
+    /// Everything that is in it. One that breaks off half way, or is longer than `max`, is an error, not a short list.
+    pub fn names(&self, max: usize) -> Result<Vec<OsString>, SysError> {
         let failed = |errno| self.failed("list", OsStr::new(""), errno);
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let listing = nix::dir::Dir::openat(&self.dir, ".", flags, Mode::empty());
@@ -187,10 +187,23 @@ impl Beneath {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." {
+                if names.len() == max {
+                    let source = io::Error::other(format!("there are more than {max} files in it"));
+                    return Err(SysError::io("list", &self.at, source));
+                }
                 names.push(OsStr::from_bytes(name).to_owned());
             }
         }
         Ok(names)
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> Result<bool, SysError> {
+        match self.names(0) {
+            Ok(_) => Ok(true),
+            Err(error) if error.source.raw_os_error().is_none() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// What the name itself stands for, be it a link.
@@ -530,9 +543,11 @@ mod tests {
             assert!(found.0.starts_with(within), "{what}: {found:?}");
             assert!(found.1.starts_with(refused), "{what}: {found:?}");
         }
-        let mut names = beneath.names().unwrap();
+        let mut names = beneath.names(100).unwrap();
         names.sort_unstable();
         assert_eq!(names.len(), 12, "{names:?}");
+        assert!(beneath.names(11).unwrap_err().source.to_string().contains("more than 11"));
+        assert!(!beneath.is_empty().unwrap());
         assert_eq!(beneath.stat(name("none"), Links::Within).unwrap(), None);
         assert_eq!(beneath.stat(name("a"), Links::Within).unwrap().unwrap().bytes, 1);
         assert_eq!(beneath.lstat(name("a")).unwrap().unwrap().kind, Kind::Link);
@@ -559,11 +574,11 @@ mod tests {
         let taken = beneath.begin(0o600).unwrap().place(name("a")).unwrap_err();
         assert_eq!(taken.source.kind(), io::ErrorKind::AlreadyExists);
         beneath.begin(0o600).unwrap().place(name("b")).unwrap();
-        let mut names = beneath.names().unwrap();
+        let mut names = beneath.names(100).unwrap();
         names.sort_unstable();
         assert_eq!(names, ["a", "b"]);
         beneath.remove(name("a")).unwrap();
         beneath.remove(name("a")).unwrap();
-        assert_eq!(beneath.names().unwrap(), ["b"]);
+        assert_eq!(beneath.names(100).unwrap(), ["b"]);
     }
 }

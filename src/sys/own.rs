@@ -35,7 +35,7 @@ pub fn claim(dir: &Path, mode: u32) -> Result<(), TrustError> {
     };
     let about = found.dir.meta()?;
     let is_closed = match people.fault(&about, has_acl(&found.dir)) {
-        Some(Fault::Writable(_)) if found.dir.names()?.is_empty() => false,
+        Some(Fault::Writable(_)) if found.dir.is_empty()? => false,
         Some(fault) => return Err(found.refused(&people, &fault, mode).into()),
         None => true,
     };
@@ -46,7 +46,7 @@ pub fn claim(dir: &Path, mode: u32) -> Result<(), TrustError> {
         nix::sys::stat::fchmod(found.dir.as_fd(), Mode::from_bits_truncate(mode))
             .map_err(io::Error::from)?;
     }
-    if !is_closed && !found.dir.names()?.is_empty() {
+    if !is_closed && !found.dir.is_empty()? {
         return Err(found.refused(&people, &Fault::Writable(about.mode), mode).into());
     }
     Ok(())
@@ -68,7 +68,7 @@ pub fn judge(dir: &Path) -> Result<(), TrustError> {
     let Some(found) = find(&people, dir, &|_| Ok(()), None)? else { return Ok(()) };
     let about = found.dir.meta()?;
     let fault = match people.fault(&about, has_acl(&found.dir)) {
-        Some(Fault::Writable(_)) if found.dir.names()?.is_empty() => None,
+        Some(Fault::Writable(_)) if found.dir.is_empty()? => None,
         None if about.uid != people.caller => Some(Fault::Owner(about.uid)),
         fault => fault,
     };

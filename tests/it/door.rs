@@ -211,8 +211,8 @@ fn a_name_that_is_swapped_with_a_link_is_neither_written_through_nor_read_throug
     while_swapped(&file, &link, || {
         plant();
         // Whatever comes of it is the matter of whoever swaps.
-        let _ = writer.put("web.yaml", &name, &spec, &rules());
-        let scan = scanner.scan(0).unwrap();
+        let _ = writer.put("web.yaml", (&name, None), &spec, &rules());
+        let scan = scanner.scan(0, true).unwrap();
         for text in scan.read.values() {
             if let Text::Bytes { bytes, .. } = text {
                 assert_ne!(bytes, SECRET.as_bytes(), "it was read through a link");
@@ -254,7 +254,7 @@ fn a_directory_that_is_swapped_with_a_link_out_is_not_walked_through() {
     let mut scanner = Scanner::new(&scene.shared(""));
     let (mut inside, mut refused) = (0, 0);
     while_swapped(&scene.shared("..1"), &scene.shared("..2"), || {
-        let scan = scanner.scan(0).unwrap();
+        let scan = scanner.scan(0, true).unwrap();
         match &scan.read["web.yaml"] {
             Text::Bytes { bytes, .. } => {
                 assert_eq!(bytes, b"inside", "it was read through a link");

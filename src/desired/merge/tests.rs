@@ -51,7 +51,7 @@ impl Desk {
     /// A scan that reads everything, and its consequences.
     fn look(&mut self) -> FileChanges {
         self.now = self.now.after(Span::seconds(15));
-        let scan = Scanner::new(self.dir.path()).scan(self.now.0).unwrap();
+        let scan = Scanner::new(self.dir.path()).scan(self.now.0, true).unwrap();
         self.take(&scan, true).changes
     }
 
@@ -309,4 +309,109 @@ fn one_name_has_one_owner() {
     assert_eq!(desk.names(), "a=file:a.yaml api=api");
     let record = &desk.store.snapshot().files["b.yaml"];
     assert_eq!(record.conflicts["a"], "it is owned by file:a.yaml");
+}
+
+#[test]
+fn of_text_that_stands_for_much_the_rest_has_its_turn_and_nothing_goes_for_it() {
+    let mut desk = Desk::new();
+    desk.write("z.yaml", &["z"]);
+    desk.look();
+    // 17 KiB of text that are 0.9 MiB of specs: nine links, and each of 100 files is one.
+    let value = "x".repeat(15_000);
+    let aliases: Vec<String> = (0..60).map(|n| format!("f{n}: *a")).collect();
+    for n in 0..100 {
+        let text = format!(
+            "apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {{name: s{n:02}}}\nspec: {{command: [a], \
+             env: {{A: &a {value}}}, files: {{{}}}}}\n",
+            aliases.join(", ")
+        );
+        std::fs::write(desk.dir.path().join(format!("s{n:02}.yaml")), text).unwrap();
+    }
+    // It is missing, and then it is not.
+    desk.write("z.yaml", &["y"]);
+    let (mut scanner, mut taken) = (Scanner::new(desk.dir.path()), Vec::new());
+    for _ in 0..3 {
+        desk.now = desk.now.after(Span::seconds(15));
+        let scan = scanner.scan(desk.now.0, true).unwrap();
+        let merged = desk.take(&scan, true);
+        merged.again.iter().for_each(|path| scanner.forget(path));
+        let next = merged.left.first().cloned();
+        taken.push((merged.changes.declared.len(), merged.left.len(), merged.look_again));
+        scanner.begin_at(next.unwrap_or_default());
+        desk.write("z.yaml", &["z"]);
+    }
+    assert!((60..80).contains(&taken[0].0) && taken[0].1 == 101 - taken[0].0, "{taken:?}");
+    assert_eq!((taken[0].2, taken[1].1, taken[2].1), (true, 0, 0), "{taken:?}");
+    assert!(desk.names().ends_with("s99=file:s99.yaml z=file:z.yaml"), "{}", desk.names());
+}
+
+#[test]
+fn so_much_is_told_of_a_look_and_no_more() {
+    let mut desk = Desk::new();
+    for n in 0..10 {
+        let names: Vec<String> = (0..64).map(|k| format!("s{n}-{k}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        desk.write(&format!("a{n}.yaml"), &names);
+        desk.write(&format!("b{n}.yaml"), &names);
+    }
+    let told = desk.look().warnings;
+    assert_eq!(told.len(), 201);
+    assert_eq!(told[200].2, "and 1080 more: `sodiumd get files` lists them");
+    assert_eq!(desk.look().warnings, []);
+}
+
+#[test]
+fn what_is_missing_after_somebody_confirmed_is_asked_about_again() {
+    let mut desk = Desk::new();
+    let all: Vec<String> = (0..10).map(|n| format!("s{n}")).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let going = |desk: &Desk| desk.names().matches('!').count();
+    desk.write("a.yaml", &all);
+    desk.look();
+    desk.write("a.yaml", &all[5..]);
+    desk.look();
+    desk.look();
+    assert_eq!(going(&desk), 0);
+    assert_eq!(desk.store.write_blocking(files::confirm).unwrap().len(), 5);
+    // Not what was not missing when he did.
+    desk.write("a.yaml", &all[9..]);
+    desk.look();
+    let told = desk.look().warnings;
+    assert_eq!((going(&desk), told.len()), (5, 1));
+    assert_eq!((desk.look().warnings, going(&desk)), (vec![], 5));
+    assert_eq!(desk.store.write_blocking(files::confirm).unwrap().len(), 4);
+    desk.look();
+    assert_eq!(going(&desk), 9);
+    // And nothing is left of it for the last one.
+    desk.write("a.yaml", &all[9..]);
+    desk.look();
+    assert!(desk.store.snapshot().files["a.yaml"].confirmed_names.is_empty());
+}
+
+#[test]
+fn what_an_operator_has_stopped_goes_when_somebody_confirms_it() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a", "b"]);
+    desk.look();
+    let power = |name: &'static str, verb| {
+        let done = desk.store.write_blocking(move |core| edit::power(core, name, verb, Time(1)));
+        done.unwrap().unwrap();
+    };
+    power("a", edit::Verb::Kill);
+    desk.remove("a.yaml");
+    desk.look();
+    let told = desk.look().warnings;
+    assert_eq!(desk.names(), "a=file:a.yaml b!");
+    assert!(told[0].2.contains("a kept: an operator has stopped it"), "{told:?}");
+    // Declared again, it is what it was.
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    let a = desk.store.snapshot().sandboxes["a"].power.hold;
+    assert_eq!(a, Some(Hold::Killed));
+    desk.remove("a.yaml");
+    desk.look();
+    desk.look();
+    desk.store.write_blocking(files::confirm).unwrap();
+    desk.look();
+    assert_eq!(desk.names(), "a! b!");
 }

@@ -103,14 +103,13 @@ impl Visit for Remove {
     }
 
     fn open(&mut self, above: &OwnedFd, name: &CStr) -> nix::Result<Option<OwnedFd>> {
-        let again = |errno| match errno {
-            Errno::EACCES => {
-                unlock(&open_at(above, name, OFlag::O_PATH)?)?;
-                open_at(above, name, DIRECTORY)
-            }
-            errno => Err(errno),
-        };
-        unless_gone(open_at(above, name, DIRECTORY).or_else(again))
+        let opened = open_at(above, name, DIRECTORY);
+        if opened.as_ref().err() != Some(&Errno::EACCES) {
+            return unless_gone(opened);
+        }
+        let found = unless_gone(open_at(above, name, OFlag::O_PATH))?;
+        found.as_ref().map_or(Ok(()), unlock)?;
+        unless_gone(open_at(above, name, DIRECTORY))
     }
 
     fn enter(&mut self, dir: &OwnedFd, _: &CStr) -> nix::Result<()> {
