@@ -298,9 +298,10 @@ fn must_end(view: &View<'_>, instance: &Instance) -> Option<Stopping> {
     }
     let change = diff::classify(&instance.spec, &sandbox.spec, &view.policy.in_use);
     match change.effect {
-        Effect::Same | Effect::InPlace => None,
-        // It waits until less is in use; what is allowed does not.
-        Effect::Refused => {
+        Effect::InPlace if no_room_to_grow(view, instance).is_none() => None,
+        Effect::Same => None,
+        // It waits until less is in use, by itself or by others; what is allowed does not.
+        Effect::Refused | Effect::InPlace => {
             allowed(&instance.spec).and_then(|why| stopping(StopReason::Policy, false, &why))
         }
         Effect::Restart | Effect::Recreate => {

@@ -15,7 +15,7 @@ use crate::error::chain;
 use crate::fault::{self, Bug};
 use crate::model::{
     Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Observed,
-    Promised, Record, Sandbox, Span, Time, WallStatus,
+    Promised, Record, Sandbox, Span, Time, Totals, WallStatus,
 };
 use crate::plan::report::{self, report};
 use crate::plan::{Next, Plan, Policy, Step, Stopping, View, alarm, backoff};
@@ -340,8 +340,34 @@ impl Act<'_> {
         Ok(Again::Now)
     }
 
+    /// Has what runs hold what it is to have, before it has it: others grow at the same time.
+    fn reserve(&self, instance: &Instance) -> Result<(), StepError> {
+        let (totals, limits) = (self.policy.allowed.totals, self.sandbox.spec.limits);
+        // What was planned under other rules is planned again.
+        if self.world.rules.get().allowed != self.policy.allowed {
+            return Err(StepError::Overtaken);
+        }
+        if totals == Totals::default() {
+            return Ok(());
+        }
+        let (old, new) = (Promised::by(&instance.spec.limits), Promised::by(&limits));
+        let fits =
+            move |now: &Snapshot| totals.refusal(&now.held.without(old), &old, &new).is_none();
+        // As long as it may have either, it holds the more.
+        let hold = move |_: &mut Core, sandbox: &mut Sandbox| {
+            let Some(instance) = &mut sandbox.instance else { return Ok(()) };
+            let held = &mut Arc::make_mut(instance).spec.limits;
+            held.memory_mb = held.memory_mb.max(limits.memory_mb);
+            held.cpu_percent = held.cpu_percent.max(limits.cpu_percent);
+            held.disk_mb = held.disk_mb.max(limits.disk_mb);
+            Ok(())
+        };
+        self.commit_if(fits, hold).map(drop)
+    }
+
     fn adjust(&self) -> Result<Again, StepError> {
         let instance = self.instance()?;
+        self.reserve(instance)?;
         let limits =
             self.driver(instance)?.adjust(&instance.iid, &self.limits(&self.sandbox.spec))?;
         // Of one that an earlier release started, nothing was read yet.

@@ -209,3 +209,44 @@ async fn all_together_get_no_more_than_the_totals() {
     assert_eq!(desk.ask("DELETE", "/v1/sandboxes/c?wait=30s", "").await.status, 200);
     desk.wait_phase("a", "Running").await;
 }
+
+#[tokio::test]
+async fn those_that_grow_at_once_hold_no_more_than_the_totals_beside_what_does_not_shrink() {
+    let desk = Desk::with(json!({"totals": {"memory_mb": 1000}})).await;
+    // More than it is to have soon.
+    let script = "a = b'x' * (300 << 20); print('up', flush=True); import time; time.sleep(1000)";
+    let spec = |memory_mb: u64| json!({"command": ["python3", "-c", script], "limits": {"memory_mb": memory_mb}});
+    let name = |n: u64| format!("s{n}");
+    desk.write_spec("full.yaml", "full", &spec(500));
+    desk.wait_logs("full", "up").await;
+    for n in 0..6 {
+        desk.write_spec(&format!("{}.yaml", name(n)), &name(n), &with_memory(50));
+    }
+    for n in 0..6 {
+        desk.wait_phase(&name(n), "Running").await;
+    }
+    // All that is declared fits: 64 and six times 150. Each that grows does beside what is held, and so do two; three do not.
+    desk.write_spec("full.yaml", "full", &spec(64));
+    let shrinks = |sandbox: &Value| sandbox.to_string().contains("below current use");
+    desk.wait_for("full", "asked to shrink", shrinks).await;
+    for n in 0..6 {
+        desk.write_spec(&format!("{}.yaml", name(n)), &name(n), &with_memory(150));
+    }
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(6);
+    let mut grown = 0;
+    while std::time::Instant::now() < deadline {
+        let mut held = 500;
+        grown = 0;
+        for n in 0..6 {
+            let limits = desk.sandbox(&name(n)).await["status"]["limits"].clone();
+            let memory =
+                limits.as_array().unwrap().iter().find(|limit| limit["limit"] == "memory_mb");
+            let has = memory.unwrap()["read_back"].as_u64().unwrap();
+            let megabytes = if has > 1000 { has >> 20 } else { has };
+            grown += u64::from(megabytes > 50);
+            held += megabytes;
+        }
+        assert!(held <= 1000, "{held} MiB are held");
+    }
+    assert_eq!(grown, 2);
+}

@@ -113,6 +113,26 @@ fn what_has_no_room_beside_what_runs_waits_for_it() {
 }
 
 #[test]
+fn what_waits_for_room_is_no_way_around_a_ceiling_that_is_enforced_now() {
+    // Its spec asks for less memory by now, as the ceiling wants it, and for more cpu, for which there is no room.
+    let ceilings = Ceilings { memory_mb: 256, ..Ceilings::NONE };
+    let totals = Totals { cpu_percent: 400, ..Totals::default() };
+    let allowed =
+        |enforce| Allowed { ceilings: ceilings.clone(), totals, enforce, ..Allowed::default() };
+    let mut new = spec();
+    (new.limits.memory_mb, new.limits.cpu_percent) = (256, new.limits.cpu_percent + 100);
+    let sandbox = Sandbox { generation: 2, spec: Arc::new(new), ..with(InstancePhase::Running) };
+    let held = Promised::by(&Limits { cpu_percent: 400, ..Limits::NONE });
+    let next = |enforce| {
+        let policy = Policy { allowed: allowed(enforce), held, ..policy() };
+        plan(&View::of(&sandbox, &RUNS, NOW, &policy)).next
+    };
+    assert!(matches!(next(Enforce::AtRestart), Next::Wait(_)));
+    let Next::Do(Step::Stop(stopping)) = next(Enforce::Now) else { panic!() };
+    assert_eq!(stopping.reason, StopReason::Policy);
+}
+
+#[test]
 fn what_grows_in_place_waits_for_room_beside_what_others_still_hold() {
     let totals = Totals { memory_mb: 1024, ..Totals::default() };
     let allowed = Allowed { totals, ..Allowed::default() };
