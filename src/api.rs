@@ -52,6 +52,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::routing::{any, get, post};
+use tokio_util::task::TaskTracker;
 
 use crate::desired::watch::Watch;
 use crate::live::Live;
@@ -90,6 +91,8 @@ pub struct Api {
     pub audit: Audit,
     pub about: About,
     pub clock: fn() -> u64,
+    /// What was begun for a client and is done to its end, whether or not he waits for it.
+    pub running: TaskTracker,
 }
 
 /// What is being served now.

@@ -328,8 +328,9 @@ async fn plan(client: &Client, files: &[PathBuf], output: Output) -> anyhow::Res
 async fn apply(client: &Client, files: &[PathBuf], dry: bool) -> anyhow::Result<Vec<Value>> {
     let mut results = Vec::new();
     for file in files {
+        let bytes = check::read(file).with_context(|| format!("read {}", file.display()))?;
         let text =
-            std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+            String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", file.display()))?;
         let path = format!("/v1/apply?dry_run={}", u8::from(dry));
         let answer = client.post(&path, &text).await.with_context(|| file.display().to_string())?;
         results.extend(answer["results"].as_array().cloned().unwrap_or_default());

@@ -19,6 +19,7 @@ use anyhow::{Context, anyhow, bail};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use crate::api::{self, Api};
@@ -139,6 +140,10 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
     let (token, token_path) = token(&config)?;
     let tcp = port.listen().await;
     let bound = tcp.as_ref().ok().and_then(|tcp| tcp.local_addr().ok());
+    let twin = match bound {
+        Some(bound) => Port::twin(bound).await,
+        None => None,
+    };
     let local = local_listener(&config.run_path.join(SOCKET))?;
     let store = open_store(&config)?;
     let queue = Arc::new(Queue::default());
@@ -171,13 +176,18 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
         audit: api::Audit::default(),
         about: about(bound),
         clock: clock::wall_ms,
+        running: TaskTracker::new(),
     });
+    let running = api.running.clone();
     let missing = port.missing(&tcp, &api.store).await;
     greet(&config, (bound, missing.as_deref()), &token_path);
     let shutdown = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
     let undo = Arc::new(Live::new(config.workspace_undo));
     tasks.spawn(port.serve(tcp, Arc::clone(&api), shutdown.clone()));
+    if let Some(twin) = twin {
+        tasks.spawn(serve_on(twin, Arc::clone(&api), false, shutdown.clone()));
+    }
     tasks.spawn(serve_on(local, Arc::clone(&api), true, shutdown.clone()));
     tasks.spawn(audit_task(Arc::clone(&api), shutdown.clone()));
     tasks.spawn(loop_task(Arc::clone(&world), Arc::clone(&queue), shutdown.clone()));
@@ -199,7 +209,7 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
     info!("ending; sandboxes go on and are adopted by the next start");
     shutdown.cancel();
     watch.stop();
-    wind_down(tasks).await;
+    wind_down(tasks, &running).await;
     // The thread ends with its present scan.
     let _ = reconcile::blocking(move || watching.join()).await;
     ended
@@ -215,9 +225,11 @@ fn about(address: Option<SocketAddr>) -> api::About {
 }
 
 /// Lets what has begun come to its end, for a while.
-async fn wind_down(mut tasks: tokio::task::JoinSet<anyhow::Result<()>>) {
+async fn wind_down(mut tasks: tokio::task::JoinSet<anyhow::Result<()>>, running: &TaskTracker) {
+    running.close();
     let orderly = tokio::time::timeout(std::time::Duration::from_secs(5), async {
         while tasks.join_next().await.is_some() {}
+        running.wait().await;
     });
     if orderly.await.is_err() {
         warn!("some requests did not end in time and were cut off");

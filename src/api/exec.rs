@@ -109,7 +109,7 @@ async fn start(
 ) -> Result<Session, ApiError> {
     let (name, what) = (sandbox.name.clone(), audit::program(&program.command));
     let (api, by, share) = (Arc::clone(api), caller.to_string(), share_of(caller));
-    let started = tokio::spawn(async move {
+    let started = api.running.clone().spawn(async move {
         let session = api.handle.exec(sandbox, program, share).await?;
         api.audit.note(&name, Act::Exec, &by, format!("{what} was run by exec"));
         Ok(session)

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -55,9 +55,11 @@ impl<K: Eq + Hash + Clone> Rate<K> {
     }
 }
 
-/// Who is asking, as far as rates are concerned: an IPv6 host has as many addresses as it likes.
+/// Who is asking, as far as rates are concerned: an IPv6 host has as many addresses as it likes, and so have the users
+/// of this one.
 pub(super) fn peer_key(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
+        local if local.is_loopback() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();
             [a, b, c, d, 0, 0, 0, 0].into()
@@ -133,5 +135,6 @@ mod tests {
         assert_eq!(key("2001:db8:1:2:3:4:5:6"), key("2001:db8:1:2::9"));
         assert_ne!(key("2001:db8:1:2::9"), key("2001:db8:1:3::9"));
         assert_eq!(key("::ffff:10.0.0.1"), key("10.0.0.1"));
+        assert!(key("127.8.9.10") == key("::1") && key("127.0.0.1") != key("128.0.0.1"));
     }
 }

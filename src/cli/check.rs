@@ -1,5 +1,6 @@
 //! `sodiumd check`: the daemon's own reading of files, without a daemon.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -33,9 +34,15 @@ pub(super) fn check(files: &[PathBuf], config: &Config) -> anyhow::Result<ExitCo
     Ok(ExitCode::from(if faults == 0 { 0 } else { 2 }))
 }
 
-/// As the daemon reads it: whoever may write specs may leave a link to anything among them, and what is wrong in a file
-/// is printed.
-fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+/// As the daemon reads it: whoever may write specs may leave a link to anything among them, and what is in a file is
+/// sent to it, or printed. `-` is standard input.
+pub(super) fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    if file == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin().take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        anyhow::ensure!(bytes.len() as u64 <= FILE_BYTES_MAX, "more than {FILE_BYTES_MAX} bytes");
+        return Ok(bytes);
+    }
     let (dir, name) = Beneath::parent_of(file)?;
     Ok(dir.read(&name, Links::Within, FILE_BYTES_MAX)?)
 }

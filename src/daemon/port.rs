@@ -4,7 +4,7 @@
 //! adopted, and nobody who has the local socket from being served; it is tried again until the port is free.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +60,29 @@ impl Port {
             debug!(error = chain(&error), "the service manager does not keep the listener");
         }
         Ok(listener)
+    }
+
+    /// `localhost` is two addresses. Whoever has one of them has the other one, too, or anybody on the host could have
+    /// it, and be sent tokens.
+    pub(super) async fn twin(bound: SocketAddr) -> Option<TokioListener> {
+        let other: IpAddr = match bound.ip() {
+            IpAddr::V4(Ipv4Addr::LOCALHOST) => Ipv6Addr::LOCALHOST.into(),
+            IpAddr::V6(Ipv6Addr::LOCALHOST) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V4(_) | IpAddr::V6(_) => return None,
+        };
+        let at = SocketAddr::new(other, bound.port());
+        match TokioListener::bind(at).await {
+            Ok(listener) => Some(listener),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                warn!(%at, "taken by somebody else: clients must not ask for \"localhost\", but for {bound}");
+                None
+            }
+            // Of a host without IPv6, nobody can take it.
+            Err(error) => {
+                debug!(%at, %error, "not to be had");
+                None
+            }
+        }
     }
 
     /// Why there is no listener, and what to do about it. `None`: there is one.

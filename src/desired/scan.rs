@@ -250,6 +250,8 @@ impl Stat {
 /// Whether a file of this name is a spec, and not what editors and tools leave beside one.
 pub fn is_spec(name: &str) -> bool {
     let hidden = name.starts_with(['.', '#', '~']) || name.ends_with('~');
+    // Whatever shows a name shows it in a line of its own.
+    let hidden = hidden || name.chars().any(char::is_control);
     let named = [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end));
     !hidden && named
 }
@@ -315,7 +317,9 @@ mod tests {
     #[test]
     fn only_specs_are_read_and_only_when_they_changed() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["a.yaml", ".a.yaml.swp", "b.yml", "#c.yaml#", "d.yaml~", "e.txt", "4913"] {
+        for name in
+            ["a.yaml", ".a.yaml.swp", "a\nb.yaml", "b.yml", "#c.yaml#", "d.yaml~", "e.txt", "4913"]
+        {
             fs::write(dir.path().join(name), "x").unwrap();
         }
         let mut scanner = Scanner::new(dir.path());

@@ -129,6 +129,7 @@ impl Served {
                 audit: api::Audit::default(),
                 about,
                 clock: now_ms,
+                running: Default::default(),
             }),
             true,
         );

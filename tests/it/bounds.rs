@@ -497,15 +497,25 @@ async fn programs_run_inside_are_only_so_many_and_a_shim_speaks_to_so_many() {
     let limits = json!({"timeout_seconds": 0, "max_processes": 200});
     desk.write_spec("a.yaml", "a", &json!({"command": ["sleep", "1000"], "limits": limits}));
     let a = desk.wait_phase("a", "Running").await;
-    let running =
-        (0..16).map(|_| desk.post("/v1/sandboxes/a/exec", json!({"command": ["sleep", "4"]})));
-    let running = futures_util::future::join_all(running);
+    let waits = |n: usize| {
+        let script = format!("touch begun-{n}; until [ -e end ]; do sleep 0.05; done");
+        desk.post("/v1/sandboxes/a/exec", json!({"command": ["sh", "-c", script]}))
+    };
+    let running = futures_util::future::join_all((0..16).map(waits));
+    let workspace = desk.workspace(&a);
     let one_more = async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        let begun = || (0..16).all(|n| workspace.join(format!("begun-{n}")).exists());
+        let deadline = Instant::now() + PATIENCE;
+        while !begun() {
+            assert!(Instant::now() < deadline, "they do not begin");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         // Of whoever owns the daemon, there is room for some more.
         let owner = desk.command(&["exec", "a", "--", "true"]).status().unwrap();
         assert!(owner.success(), "{owner}");
-        desk.post("/v1/sandboxes/a/exec", json!({"command": ["true"]})).await
+        let refused = desk.post("/v1/sandboxes/a/exec", json!({"command": ["true"]})).await;
+        std::fs::write(workspace.join("end"), "").unwrap();
+        refused
     };
     let (running, refused) = tokio::join!(running, one_more);
     assert_eq!((refused.status, &refused.json["code"]), (429, &json!("too_many")), "{refused:?}");

@@ -513,3 +513,15 @@ async fn a_host_uid_of_which_anything_is_left_is_passed_over() {
     fs::remove_file(&memory).unwrap();
     assert_eq!(owner, first + 2);
 }
+
+#[tokio::test]
+async fn nobody_else_is_where_localhost_may_lead() {
+    let desk = Desk::new().await;
+    for address in ["127.0.0.1", "[::1]"] {
+        let url = format!("http://{address}:{}/healthz", desk.port);
+        let answer = reqwest::get(&url).await.unwrap();
+        assert_eq!(answer.status(), 200, "{url}");
+        let taken = std::net::TcpListener::bind(format!("{address}:{}", desk.port));
+        assert_eq!(taken.unwrap_err().kind(), std::io::ErrorKind::AddrInUse, "{address}");
+    }
+}

@@ -360,8 +360,15 @@ async fn a_port_that_a_tenant_took_keeps_nobody_from_being_adopted() {
     assert!(log.contains("is taken by the sandbox thief"), "{log}");
     let health = by_socket("/health").await.unwrap();
     assert_eq!((&health["status"], &health["address"]), (&json!("degraded"), &Value::Null));
-    let events = by_socket("/v1/events").await.unwrap().to_string();
-    assert!(events.contains("ApiUnreachable") && events.contains("sodiumd stop thief"), "{events}");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let events = by_socket("/v1/events").await.unwrap().to_string();
+        if events.contains("ApiUnreachable") && events.contains("sodiumd stop thief") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{events}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let findings = desk.cli(&["doctor", "-o", "json"]).1;
     assert!(findings.contains("is taken by pid"), "{findings}");
     assert_eq!(desk.cli(&["stop", "thief"]).0, 0);
