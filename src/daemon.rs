@@ -137,7 +137,7 @@ pub fn take(dir: &Path, key: &str) -> anyhow::Result<Lock> {
 }
 
 async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<()> {
-    let (token, token_path) = token(&config)?;
+    let (token, token_path) = token(config.token.as_deref(), &config.state_path)?;
     let tcp = port.listen().await;
     let bound = tcp.as_ref().ok().and_then(|tcp| tcp.local_addr().ok());
     let twin = match bound {
@@ -195,7 +195,8 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
     tasks.spawn(meter_task(Arc::clone(&world), shutdown.clone()));
     tasks.spawn(expire_task(Arc::clone(&world), Arc::clone(&undo), shutdown.clone()));
     tasks.spawn(watchdog_task(world.store.clone(), queue, shutdown.clone()));
-    let mut reload = Reload { path, started_with: config, api, world, undo };
+    let has_token = config.token.is_some();
+    let mut reload = Reload { path, started_with: config, api, world, undo, has_token };
     told(service::Told::Ready(match missing {
         None => "serving",
         Some(_) => "serving the local socket alone: the API has no port",
@@ -465,10 +466,10 @@ fn shim_path() -> anyhow::Result<PathBuf> {
 }
 
 /// The configured token, or one made at the first start and kept.
-fn token(config: &Config) -> anyhow::Result<(String, PathBuf)> {
-    let path = config.state_path.join("token");
-    if let Some(token) = &config.token {
-        return Ok((token.clone(), path));
+fn token(configured: Option<&str>, state: &Path) -> anyhow::Result<(String, PathBuf)> {
+    let path = state.join("token");
+    if let Some(token) = configured {
+        return Ok((token.to_owned(), path));
     }
     if let Ok(text) = fs::read_to_string(&path)
         && !text.trim().is_empty()

@@ -194,7 +194,7 @@ impl Api {
     }
 
     /// Counts a request for whoever asks, among those of their kind.
-    fn pace(&self, caller: &Caller) -> Result<(), ApiError> {
+    pub(super) fn pace(&self, caller: &Caller) -> Result<(), ApiError> {
         let (bounds, load) = (self.bounds.get(), &self.load);
         let peer = caller.from.map(peer_key);
         let by_peer = |rate: &Rate<IpAddr>, per_second| {

@@ -159,10 +159,16 @@ async fn listen(
             // Pongs are sent by the library; the rest has no meaning here.
             Message::Binary(_) | Message::Ping(_) | Message::Pong(_) => continue,
         };
-        let done = if read_only {
-            Err(ApiError::Unauthorized)
-        } else {
-            obey(api, (sandbox, caller), text.as_str(), &mut has_spoken).await
+        let frame = if read_only { Err(ApiError::Unauthorized) } else { read_frame(text.as_str()) };
+        if !matches!(frame, Ok(ClientFrame::Input(_))) {
+            // What is not credited is counted as requests are; who is too fast is heard later.
+            while let Err(ApiError::TooFast(wait)) = api.pace(caller) {
+                sleep(wait).await;
+            }
+        }
+        let done = match frame {
+            Ok(frame) => obey(api, (sandbox, caller), frame, &mut has_spoken).await,
+            Err(error) => Err(error),
         };
         if let Err(error) = done {
             let notice = json!({"type": "error", "message": error.told()});
@@ -175,10 +181,10 @@ async fn listen(
 async fn obey(
     api: &Shared,
     (sandbox, caller): (&Arc<Sandbox>, &Caller),
-    text: &str,
+    frame: ClientFrame,
     has_spoken: &mut bool,
 ) -> Result<(), ApiError> {
-    match read_frame(text)? {
+    match frame {
         ClientFrame::Input(line) => {
             let sent = api.handle.input(sandbox, line.into_bytes()).await;
             // One event for all of a session.

@@ -21,6 +21,8 @@ pub(super) struct Reload {
     pub api: Arc<Api>,
     pub world: Arc<World>,
     pub undo: Arc<Live<Span>>,
+    /// Whether the configuration that was read last has a token in it.
+    pub has_token: bool,
 }
 
 impl Reload {
@@ -30,17 +32,15 @@ impl Reload {
             Ok(next) => next,
             Err(error) => {
                 warn!(error = chain(&error), "configuration not taken over; all stays as it was");
+                if !self.has_token {
+                    // That of the state directory is no part of it, and may be replaced since others know it.
+                    self.take_token(None);
+                }
                 return;
             }
         };
-        match daemon::token(&next) {
-            Ok((token, _)) => {
-                if self.api.auth.change(token) {
-                    info!("token replaced; what the one before has opened is closed");
-                }
-            }
-            Err(error) => warn!(error = format!("{error:#}"), "the token stays as it was"),
-        }
+        self.has_token = next.token.is_some();
+        self.take_token(next.token.as_deref());
         self.api.bounds.set(next.bounds.clone());
         self.take_rules(daemon::rules(&next));
         self.world.idle_freeze.set(next.gvisor_idle_freeze);
@@ -56,6 +56,17 @@ impl Reload {
         } else {
             let keys = waiting.join(", ");
             warn!(keys, "configuration read again; these wait for a restart of the daemon");
+        }
+    }
+
+    fn take_token(&self, configured: Option<&str>) {
+        match daemon::token(configured, &self.started_with.state_path) {
+            Ok((token, _)) => {
+                if self.api.auth.change(token) {
+                    info!("token replaced; what the one before has opened is closed");
+                }
+            }
+            Err(error) => warn!(error = format!("{error:#}"), "the token stays as it was"),
         }
     }
 

@@ -5,6 +5,8 @@ use crate::model::{ExitRecord, History, Instance, InstancePhase, Sandbox, Span, 
 
 /// Running this long, or twice the last pause, counts as healthy again.
 const HEALTHY_AFTER: Span = Span::seconds(60);
+/// Between two starts that nobody asked for.
+const STARTS_APART: Span = Span::seconds(1);
 /// Yet never longer than this.
 const HEALTHY_AFTER_MAX: Span = Span::seconds(600);
 
@@ -23,10 +25,12 @@ pub fn after_exit(sandbox: &Sandbox, exit: &ExitRecord) -> History {
     let before = if ran >= healthy_after(&history) { 0 } else { history.failures };
     let failures = before + 1;
     let delay = delay(sandbox, failures, exit.iid.as_str());
+    // However short the pause is that was asked for: a start is everybody's work.
+    let apart = exit.started_at.unwrap_or(exit.ended_at).after(STARTS_APART);
     History {
         failures: if exit.is_success() { before } else { failures },
         delay_ms: delay.0,
-        not_before: Some(exit.ended_at.after(delay)),
+        not_before: Some(exit.ended_at.after(delay).max(apart)),
         ..history
     }
 }

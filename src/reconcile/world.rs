@@ -158,12 +158,16 @@ fn may_exist(instance: &Instance) -> bool {
 
 /// What is wrong with the newest text of a sandbox's spec.
 fn source_fault(sandbox: &Sandbox, snapshot: &Snapshot) -> Option<(String, String)> {
-    let rival = snapshot.conflicts.get(&sandbox.name).and_then(|path| {
-        let why = snapshot.files.get(path)?.conflicts.get(&sandbox.name)?;
-        if matches!(&sandbox.owner, Owner::File(own) if own == path) {
-            return Some(("NoRoom".to_owned(), format!("{path}: {why}")));
+    let why = |path: &str| snapshot.files.get(path)?.conflicts.get(&sandbox.name);
+    let rival = snapshot.conflicts.get(&sandbox.name).and_then(|files| {
+        // What keeps its own from being in force comes before what others want.
+        if let Owner::File(own) = &sandbox.owner
+            && files.contains(own)
+        {
+            return Some(("NoRoom".to_owned(), format!("{own}: {}", why(own)?)));
         }
-        Some(("Conflict".to_owned(), format!("{path} declares it too: {why}")))
+        let path = files.get_min()?;
+        Some(("Conflict".to_owned(), format!("{path} declares it too: {}", why(path)?)))
     });
     let Owner::File(path) = &sandbox.owner else { return rival };
     let Some(file) = snapshot.files.get(path) else { return rival };

@@ -509,8 +509,12 @@ impl Workload {
         // What the workload left behind when it ended is handed to bubblewrap's init as well, so its
         // children alone do not tell which of them is the workload.
         let is_workload = |pid: &u32| process::inner_pid(*pid) == Some(WORKLOAD_INNER_PID);
-        if let Some(main) = process::children(init).into_iter().find(is_workload) {
-            self.found_main(main);
+        if let Some(pid) = process::children(init).into_iter().find(is_workload) {
+            self.found_main(pid);
+            // Looked at again now that it is open: the number could have become another's.
+            if !is_workload(&pid) || !process::children(init).contains(&pid) {
+                self.main = None;
+            }
             self.runs();
         }
     }

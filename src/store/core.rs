@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use imbl::OrdSet;
 use rusqlite::{Connection, ErrorCode};
 use uuid::Uuid;
 
@@ -111,7 +112,7 @@ impl Core {
         }
         for (path, record) in rows::files(&connection).map_err(failed("load"))?.map_err(corrupt)? {
             for name in record.conflicts.keys() {
-                working.conflicts.insert(name.clone(), path.clone());
+                working.conflicts.entry(name.clone()).or_default().insert(path.clone());
             }
             working.said_bytes += record.said_bytes();
             working.files.insert(path, Arc::new(record));
@@ -329,10 +330,15 @@ impl Core {
             .map_err(|error| self.failed("write", error))?;
         let conflicts = &mut self.working.conflicts;
         for name in self.working.files.get(path).into_iter().flat_map(|old| old.conflicts.keys()) {
-            conflicts.remove(name);
+            if let Some(files) = conflicts.get_mut(name) {
+                files.remove(path);
+            }
+            if conflicts.get(name).is_some_and(OrdSet::is_empty) {
+                conflicts.remove(name);
+            }
         }
         for name in record.iter().flat_map(|record| record.conflicts.keys()) {
-            conflicts.insert(name.clone(), path.to_owned());
+            conflicts.entry(name.clone()).or_default().insert(path.to_owned());
         }
         self.working.said_bytes = others + record.as_ref().map_or(0, FileRecord::said_bytes);
         match record {

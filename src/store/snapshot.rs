@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use imbl::{OrdMap, Vector};
+use imbl::{OrdMap, OrdSet, Vector};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -21,8 +21,8 @@ pub struct Snapshot {
     pub sandboxes: OrdMap<SandboxName, Arc<Sandbox>>,
     pub names: OrdMap<Uuid, SandboxName>,
     pub files: OrdMap<String, Arc<FileRecord>>,
-    /// Names that a file declares and does not own: which file. Few, if any.
-    pub conflicts: OrdMap<SandboxName, String>,
+    /// Names that files declare and do not have in force: which files. Few, if any.
+    pub conflicts: OrdMap<SandboxName, OrdSet<String>>,
     /// The newest events, oldest first.
     pub events: Vector<Arc<Event>>,
     /// Which directory the files were last read from: device and inode.

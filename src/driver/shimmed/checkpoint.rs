@@ -57,8 +57,7 @@ impl Shimmed {
     /// Of a sandbox that stands still.
     fn keep_still(&self, iid: &Iid, order: &Keep<'_>) -> Result<u64, DriverError> {
         let group = self.host.group(iid);
-        let gone: Vec<String> = group.pids().into_iter().flat_map(deleted_files).collect();
-        if let Some(path) = gone.first() {
+        if let Some(path) = group.pids().into_iter().flat_map(deleted_files).next() {
             return Err(DriverError::Refused(format!(
                 "a program holds {path} open, which was deleted: it could not be opened again"
             )));
@@ -209,7 +208,7 @@ fn release_year(version: &str) -> Option<u32> {
 /// Files of the sandbox that a process of gVisor's holds open and that are deleted. Its own memory has
 /// never had a name.
 fn deleted_files(pid: u32) -> Vec<String> {
-    let open = process::open_files(pid).into_iter();
+    let open = process::open_files(pid);
     open.filter_map(|path| Some(path.strip_suffix(" (deleted)")?.to_owned()))
         .filter(|path| !path.starts_with("/memfd:") && !path.starts_with("/dev/"))
         .collect()

@@ -83,7 +83,7 @@ pub(super) fn kill_holder(lock: &Path, run_dir: &Path) -> Result<bool, SysError>
     let real = std::fs::canonicalize(lock).unwrap_or_else(|_| lock.to_owned());
     let has_it = |pid: u32| {
         let ours = process::name(pid).is_some_and(|name| name == SHIM);
-        ours && process::open_files(pid).iter().any(|file| Path::new(file) == real)
+        ours && process::open_files(pid).any(|file| Path::new(&file) == real)
     };
     let mut killed = false;
     for pid in process::all() {

@@ -1,7 +1,8 @@
 //! Image files as block devices, for as long as something is mounted from them.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -13,6 +14,7 @@ const CONTROL: &str = "/dev/loop-control";
 const LOOP_CTL_REMOVE: libc::c_ulong = 0x4C81;
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
 const LOOP_SET_CAPACITY: libc::c_ulong = 0x4C07;
 const EXT4_IOC_RESIZE_FS: libc::c_ulong = 0x4008_6610;
 /// Of all loop devices.
@@ -111,12 +113,25 @@ fn configure(device: &OwnedFd, file: &File) -> Result<bool, SysError> {
 /// The device that an image is behind, wherever it is mounted.
 pub fn attached(image: &Path) -> Option<u32> {
     let image = std::fs::canonicalize(image).ok()?;
+    let about = std::fs::metadata(&image).ok()?;
     let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
     devices.map(|device| device.path()).find_map(|device| {
         let number = device.file_name()?.to_str()?.strip_prefix("loop")?.parse().ok()?;
         let file = std::fs::read_to_string(device.join("loop/backing_file")).ok()?;
-        (Path::new(file.trim_end_matches('\n')) == image).then_some(number)
+        let is_named = Path::new(file.trim_end_matches('\n')) == image;
+        (is_named && is_behind(number, &about)).then_some(number)
     })
+}
+
+/// Whether it is this very file that a device shows. Whoever made the device has named its file as it is called where he
+/// is, which may be a namespace of his own.
+fn is_behind(number: u32, about: &Metadata) -> bool {
+    let Ok(device) = open(&path_of(number)) else { return false };
+    // SAFETY: plain integers, for which zero is a value.
+    let mut info: Info = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a whole `struct loop_info64` that outlives the call.
+    let ret = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) };
+    ret == 0 && (info.device, info.inode) == (about.dev(), about.ino())
 }
 
 pub fn path_of(number: u32) -> PathBuf {
