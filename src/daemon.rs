@@ -140,10 +140,6 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
     let (token, token_path) = token(config.token.as_deref(), &config.state_path)?;
     let tcp = port.listen().await;
     let bound = tcp.as_ref().ok().and_then(|tcp| tcp.local_addr().ok());
-    let twin = match bound {
-        Some(bound) => Port::twin(bound).await,
-        None => None,
-    };
     let local = local_listener(&config.run_path.join(SOCKET))?;
     let store = open_store(&config)?;
     let queue = Arc::new(Queue::default());
@@ -151,14 +147,7 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
     store.bound(config.allowed.totals);
     let world = Arc::new(world(&config, store.clone(), &rules, &queue)?);
     let handle = Handle::new(Arc::clone(&world), Arc::clone(&queue));
-    let looked_at = handle.clone();
-    let (watch, watching) = Watch::start(Source {
-        root: config.desired_path.clone(),
-        store: store.clone(),
-        rules: Arc::clone(&rules),
-        clock: clock::wall_ms,
-        changed: Box::new(move |name| looked_at.look_at(name)),
-    });
+    let (watch, watching) = Watch::start(source(&config, &store, &rules, handle.clone()));
     let declare = match config.store {
         StoreKind::Sqlite => api::Declare::Sqlite,
         StoreKind::Files => api::Declare::Files(Arc::new(Writer::new(&config.desired_path))),
@@ -185,9 +174,6 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
     let mut tasks = tokio::task::JoinSet::new();
     let undo = Arc::new(Live::new(config.workspace_undo));
     tasks.spawn(port.serve(tcp, Arc::clone(&api), shutdown.clone()));
-    if let Some(twin) = twin {
-        tasks.spawn(serve_on(twin, Arc::clone(&api), false, shutdown.clone()));
-    }
     tasks.spawn(serve_on(local, Arc::clone(&api), true, shutdown.clone()));
     tasks.spawn(audit_task(Arc::clone(&api), shutdown.clone()));
     tasks.spawn(loop_task(Arc::clone(&world), Arc::clone(&queue), shutdown.clone()));
@@ -214,6 +200,17 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
     // The thread ends with its present scan.
     let _ = reconcile::blocking(move || watching.join()).await;
     ended
+}
+
+/// What the directory of specs is to the rest.
+fn source(config: &Config, store: &Store, rules: &Arc<Live<Rules>>, handle: Handle) -> Source {
+    Source {
+        root: config.desired_path.clone(),
+        store: store.clone(),
+        rules: Arc::clone(rules),
+        clock: clock::wall_ms,
+        changed: Box::new(move |name| handle.look_at(name)),
+    }
 }
 
 fn about(address: Option<SocketAddr>) -> api::About {

@@ -64,7 +64,7 @@ impl Port {
 
     /// `localhost` is two addresses. Whoever has one of them has the other one, too, or anybody on the host could have
     /// it, and be sent tokens.
-    pub(super) async fn twin(bound: SocketAddr) -> Option<TokioListener> {
+    async fn twin(bound: SocketAddr) -> Option<TokioListener> {
         let other: IpAddr = match bound.ip() {
             IpAddr::V4(Ipv4Addr::LOCALHOST) => Ipv6Addr::LOCALHOST.into(),
             IpAddr::V6(Ipv6Addr::LOCALHOST) => Ipv4Addr::LOCALHOST.into(),
@@ -137,7 +137,16 @@ impl Port {
                 None => return Ok(()),
             },
         };
-        serve_on(listener, api, false, shutdown).await
+        let twin = match listener.local_addr() {
+            Ok(bound) => Self::twin(bound).await,
+            Err(_) => None,
+        };
+        let Some(twin) = twin else { return serve_on(listener, api, false, shutdown).await };
+        let both = tokio::join!(
+            serve_on(listener, Arc::clone(&api), false, shutdown.clone()),
+            serve_on(twin, api, false, shutdown)
+        );
+        both.0.and(both.1)
     }
 
     /// Tries until it succeeds. `None`: the daemon ends.

@@ -10,7 +10,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use imbl::OrdSet;
 use rusqlite::{Connection, ErrorCode};
 use uuid::Uuid;
 
@@ -111,11 +110,7 @@ impl Core {
             working.sandboxes.insert(sandbox.name.clone(), Arc::new(sandbox));
         }
         for (path, record) in rows::files(&connection).map_err(failed("load"))?.map_err(corrupt)? {
-            for name in record.conflicts.keys() {
-                working.conflicts.entry(name.clone()).or_default().insert(path.clone());
-            }
-            working.said_bytes += record.said_bytes();
-            working.files.insert(path, Arc::new(record));
+            working.set_file(&path, Some(record));
         }
         let events = rows::events(&connection, EVENT_COUNT_MAX).map_err(failed("load"))?;
         working.events.extend(events.into_iter().map(Arc::new));
@@ -328,23 +323,7 @@ impl Core {
         self.touched = true;
         rows::put_file(&self.connection, path, record.as_ref())
             .map_err(|error| self.failed("write", error))?;
-        let conflicts = &mut self.working.conflicts;
-        for name in self.working.files.get(path).into_iter().flat_map(|old| old.conflicts.keys()) {
-            if let Some(files) = conflicts.get_mut(name) {
-                files.remove(path);
-            }
-            if conflicts.get(name).is_some_and(OrdSet::is_empty) {
-                conflicts.remove(name);
-            }
-        }
-        for name in record.iter().flat_map(|record| record.conflicts.keys()) {
-            conflicts.entry(name.clone()).or_default().insert(path.to_owned());
-        }
-        self.working.said_bytes = others + record.as_ref().map_or(0, FileRecord::said_bytes);
-        match record {
-            Some(record) => self.working.files.insert(path.to_owned(), Arc::new(record)),
-            None => self.working.files.remove(path),
-        };
+        self.working.set_file(path, record);
         Ok(())
     }
 

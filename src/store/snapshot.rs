@@ -106,6 +106,26 @@ impl Snapshot {
         }
     }
 
+    /// Takes over what is known of a file; `None` forgets it.
+    pub(super) fn set_file(&mut self, path: &str, record: Option<FileRecord>) {
+        let old = self.files.remove(path);
+        for name in old.iter().flat_map(|old| old.conflicts.keys()) {
+            if let Some(files) = self.conflicts.get_mut(name) {
+                files.remove(path);
+            }
+            if self.conflicts.get(name).is_some_and(OrdSet::is_empty) {
+                self.conflicts.remove(name);
+            }
+        }
+        self.said_bytes -= old.map_or(0, |old| old.said_bytes());
+        let Some(record) = record else { return };
+        for name in record.conflicts.keys() {
+            self.conflicts.entry(name.clone()).or_default().insert(path.to_owned());
+        }
+        self.said_bytes += record.said_bytes();
+        self.files.insert(path.to_owned(), Arc::new(record));
+    }
+
     /// By uid or by name, as the seed's clients and ours may write it. A uid comes first: a name is chosen, and could be
     /// chosen to be what somebody else's sandbox is asked for by.
     pub fn find(&self, id: &str) -> Option<&Arc<Sandbox>> {
