@@ -251,7 +251,7 @@ impl Stat {
 pub fn is_spec(name: &str) -> bool {
     let hidden = name.starts_with(['.', '#', '~']) || name.ends_with('~');
     // Whatever shows a name shows it in a line of its own.
-    let hidden = hidden || name.chars().any(char::is_control);
+    let hidden = hidden || name.contains(['\n', '\r']);
     let named = [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end));
     !hidden && named
 }
