@@ -107,6 +107,17 @@ fn prepare(config: &Config) -> anyhow::Result<[Lock; 3]> {
     for (dir, mode, key) in owned {
         claim(dir, mode, key)?;
     }
+    for (index, (dir, _, key)) in owned.iter().enumerate() {
+        let same = |other: &&(&PathBuf, u32, &str)| {
+            fs::canonicalize(other.0).ok() == fs::canonicalize(dir).ok()
+        };
+        if let Some((_, _, other)) = owned[..index].iter().find(same) {
+            bail!(
+                "\"{key}\" and \"{other}\" in config.json are one directory, {}: give each its own",
+                dir.display()
+            );
+        }
+    }
     let [state, run, sandboxes] = owned.map(|(dir, _, key)| take(dir, key));
     Ok([state?, run?, sandboxes?])
 }

@@ -475,7 +475,8 @@ fn after_exit(view: &View<'_>, instance: &Instance) -> (Next, String) {
     match sandbox.history.not_before {
         Some(at) if at > view.now => {
             // A clock that jumped back must not strand it.
-            let latest = view.now.after(restart.backoff.max.max(Span(sandbox.history.delay_ms)));
+            let longest = restart.backoff.max.max(Span(sandbox.history.delay_ms));
+            let latest = view.now.after(longest.max(backoff::STARTS_APART));
             (Next::Wait(at.min(latest)), ended)
         }
         Some(_) | None => start(view, &ended),

@@ -44,7 +44,8 @@ pub(super) fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
         return Ok(bytes);
     }
     let (dir, name) = Beneath::parent_of(file)?;
-    Ok(dir.read(&name, Links::Within, FILE_BYTES_MAX)?)
+    let read = dir.read(&name, Links::Within, FILE_BYTES_MAX);
+    read.context("what is no file of its directory is read from standard input, as `-`")
 }
 
 /// The fault, and the line it is in with a mark below.

@@ -63,25 +63,51 @@ impl Port {
     }
 
     /// `localhost` is two addresses. Whoever has one of them has the other one, too, or anybody on the host could have
-    /// it, and be sent tokens.
-    async fn twin(bound: SocketAddr) -> Option<TokioListener> {
+    /// it, and be sent tokens. One that is taken is tried again until it is free.
+    async fn serve_twin(
+        bound: SocketAddr,
+        api: Arc<Api>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
         let other: IpAddr = match bound.ip() {
             IpAddr::V4(Ipv4Addr::LOCALHOST) => Ipv6Addr::LOCALHOST.into(),
             IpAddr::V6(Ipv6Addr::LOCALHOST) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V4(_) | IpAddr::V6(_) => return None,
+            IpAddr::V4(_) | IpAddr::V6(_) => return Ok(()),
         };
-        let at = SocketAddr::new(other, bound.port());
-        match TokioListener::bind(at).await {
-            Ok(listener) => Some(listener),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                warn!(%at, "taken by somebody else: clients must not ask for \"localhost\", but for {bound}");
-                None
+        let (at, mut is_told) = (SocketAddr::new(other, bound.port()), false);
+        loop {
+            match TokioListener::bind(at).await {
+                Ok(listener) => return serve_on(listener, api, false, shutdown).await,
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        Self::tell_taken(&api, at, bound).await;
+                    }
+                }
+                // Of a host without IPv6, nobody can take it.
+                Err(error) => {
+                    debug!(%at, %error, "not to be had");
+                    return Ok(());
+                }
             }
-            // Of a host without IPv6, nobody can take it.
-            Err(error) => {
-                debug!(%at, %error, "not to be had");
-                None
+            // Both arms only wait.
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(RETRY_EVERY) => (),
             }
+        }
+    }
+
+    async fn tell_taken(api: &Api, at: SocketAddr, bound: SocketAddr) {
+        let message = format!(
+            "{at} is taken by somebody else, to whom \"localhost\" may lead: clients have to ask for {bound}"
+        );
+        warn!("{message}");
+        let now = Time(clock::wall_ms());
+        let told = move |core: &mut crate::store::Core| {
+            core.event(None, Level::Warning, ("LocalhostTaken", message), now)
+        };
+        if let Err(error) = api.store.write(told).await {
+            warn!(error = chain(&error), "event not stored");
         }
     }
 
@@ -137,16 +163,11 @@ impl Port {
                 None => return Ok(()),
             },
         };
-        let twin = match listener.local_addr() {
-            Ok(bound) => Self::twin(bound).await,
-            Err(_) => None,
+        let Ok(bound) = listener.local_addr() else {
+            return serve_on(listener, api, false, shutdown).await;
         };
-        let Some(twin) = twin else { return serve_on(listener, api, false, shutdown).await };
-        let both = tokio::join!(
-            serve_on(listener, Arc::clone(&api), false, shutdown.clone()),
-            serve_on(twin, api, false, shutdown)
-        );
-        both.0.and(both.1)
+        let twin = Self::serve_twin(bound, Arc::clone(&api), shutdown.clone());
+        tokio::try_join!(serve_on(listener, api, false, shutdown), twin).map(drop)
     }
 
     /// Tries until it succeeds. `None`: the daemon ends.

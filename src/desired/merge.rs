@@ -53,6 +53,8 @@ pub struct Merged {
     pub left: Vec<String>,
     /// Names that another file declares now.
     moved: HashSet<SandboxName>,
+    /// Names that were missing in files that are left for the next look.
+    left_missing: usize,
     /// What is not told.
     untold: usize,
 }
@@ -153,6 +155,7 @@ fn read_files(input: &Merge<'_>, merged: &mut Merged) -> BTreeMap<String, Vec<Pa
             }
             Err(_) if fresh && old.is_none_or(|old| old.digest != digest) => {
                 // It may be half written still. Judged when it has settled.
+                merged.left.push(path.clone());
                 merged.again.push(path.clone());
                 merged.look_again = true;
             }
@@ -313,8 +316,9 @@ fn absences(input: &Merge<'_>, merged: &mut Merged) -> Vec<(String, FileRecord)>
     let left: HashSet<&str> = merged.left.iter().map(String::as_str).collect();
     let mut absent = Vec::new();
     for (path, old) in &input.snapshot.files {
-        // What was missing in it may be in it again.
+        // What was missing in it may be in it again: it does not go, and counts among what would.
         if left.contains(path.as_str()) {
+            merged.left_missing += old.missing.keys().filter(|name| !moved.contains(*name)).count();
             continue;
         }
         let there = input.scan.present.binary_search(path).is_ok();
@@ -360,7 +364,13 @@ fn prune(input: &Merge<'_>, absent: Vec<(String, FileRecord)>, merged: &mut Merg
         .values()
         .filter(|sandbox| matches!(sandbox.owner, Owner::File(_)) && sandbox.deletion.is_none())
         .count();
-    let missing: usize = absent.iter().map(|(_, record)| record.missing.len()).sum();
+    let names = || absent.iter().flat_map(|(_, record)| record.missing.keys());
+    // What goes already, and what stays for an operator's word, is not what would go now.
+    let goes = |name: &&SandboxName| {
+        let is_going = input.snapshot.sandboxes.get(*name).is_none_or(|one| one.deletion.is_some());
+        !is_going && held_by_operator(input, name).is_none()
+    };
+    let missing = names().filter(goes).count() + merged.left_missing;
     // Nor is a directory to be believed that was never seen whole.
     let replaced = input.snapshot.root != Some(input.scan.root);
     let replaced = replaced && !fault::has(Bug::EmptyMountBelieved);
@@ -376,7 +386,9 @@ fn prune(input: &Merge<'_>, absent: Vec<(String, FileRecord)>, merged: &mut Merg
     let all_confirmed = |record: &FileRecord| {
         record.missing.keys().all(|name| record.confirmed_names.contains(name))
     };
-    if missing == 0 || absent.iter().all(|(_, record)| all_confirmed(record)) {
+    let is_whole =
+        names().next().is_none() || absent.iter().all(|(_, record)| all_confirmed(record));
+    if merged.left.is_empty() && is_whole {
         // Everything known is there, or its absence was confirmed: this directory is to be believed.
         merged.changes.root =
             (input.snapshot.root != Some(input.scan.root)).then_some(input.scan.root);
@@ -427,8 +439,8 @@ fn prune_file(
             let names: Vec<&str> = kept.iter().map(|(name, _, _)| name.as_str()).collect();
             let message = format!("{path} is gone; {} kept: {why}", names.join(", "));
             merged.warn(None, "PruneHeld", event::message(message));
+            record.held = Some(why);
         }
-        record.held = Some(why);
     } else if record.held.is_none() {
         merged.look_again = true;
     }

@@ -107,7 +107,10 @@ impl Scanner {
         }
         scan.present.sort_unstable();
         self.seen.retain(|name, _| scan.present.binary_search(name).is_ok());
-        self.begin_at(scan.left.first().cloned().unwrap_or_default());
+        // A look out of turn uses up nobody's turn.
+        if with_doubted || !scan.left.is_empty() {
+            self.begin_at(scan.left.first().cloned().unwrap_or_default());
+        }
         self.root_seen =
             Some(Stat::of(&meta, now_ms)).filter(|stat| stat.settled && scan.left.is_empty());
         Ok(scan)

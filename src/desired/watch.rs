@@ -152,7 +152,8 @@ impl Loop {
             let began = Instant::now();
             self.doubt = match round.everything {
                 true => self.scan_all(in_turn || round.reread),
-                false => self.scan_some(&round.names),
+                // Only a complete one can tell what there was doubt about.
+                false => self.scan_some(&round.names) | self.doubt,
             };
             if self.doubt {
                 // However much there is to be read, it takes no more than its share of a cpu.

@@ -133,8 +133,15 @@ pub(super) fn paths(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// One that the daemon does not take.
+/// One that a daemon of whoever asks does not take. Another user's may.
 fn not_ours(name: &'static str, path: &Path, error: &TrustError) -> Finding {
+    let owner = fs::metadata(path).map_or(0, |about| about.uid());
+    if owner != sys::own_ids().0 {
+        let found = format!("{} belongs to uid {owner}", path.display());
+        let means = "a daemon of this user does not start with it; one of that user may run";
+        let fix = format!("run sodiumd and its doctor as uid {owner}, or name another \"{name}\"");
+        return Finding::bad(name, Severity::Broken, found, (means, fix.as_str()));
+    }
     let means = "sodiumd does not start with it";
     match error {
         TrustError::Distrusted(why) => {

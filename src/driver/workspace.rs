@@ -371,7 +371,9 @@ impl Workspaces {
             }
             tree::Excess::Files(_) => format!("it has more than {files_max} files"),
             tree::Excess::Uncounted(why) => {
-                format!("its files cannot be counted while it changes or closes directories: {why}")
+                format!(
+                    "its files cannot be counted, since it moves directories or has closed one to itself ({why})"
+                )
             }
         })
     }

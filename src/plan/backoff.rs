@@ -6,7 +6,7 @@ use crate::model::{ExitRecord, History, Instance, InstancePhase, Sandbox, Span, 
 /// Running this long, or twice the last pause, counts as healthy again.
 const HEALTHY_AFTER: Span = Span::seconds(60);
 /// Between two starts that nobody asked for.
-const STARTS_APART: Span = Span::seconds(1);
+pub(super) const STARTS_APART: Span = Span::seconds(1);
 /// Yet never longer than this.
 const HEALTHY_AFTER_MAX: Span = Span::seconds(600);
 

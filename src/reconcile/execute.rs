@@ -357,9 +357,14 @@ impl Act<'_> {
         let hold = move |_: &mut Core, sandbox: &mut Sandbox| {
             let Some(instance) = &mut sandbox.instance else { return Ok(()) };
             let held = &mut Arc::make_mut(instance).spec.limits;
-            held.memory_mb = held.memory_mb.max(limits.memory_mb);
-            held.cpu_percent = held.cpu_percent.max(limits.cpu_percent);
-            held.disk_mb = held.disk_mb.max(limits.disk_mb);
+            for (held, new) in [
+                (&mut held.memory_mb, limits.memory_mb),
+                (&mut held.cpu_percent, limits.cpu_percent),
+                (&mut held.disk_mb, limits.disk_mb),
+            ] {
+                // What is unlimited has no total, and is the most already.
+                *held = if *held == 0 { 0 } else { (*held).max(new) };
+            }
             Ok(())
         };
         self.commit_if(fits, hold).map(drop)

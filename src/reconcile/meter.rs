@@ -99,7 +99,10 @@ pub async fn run(world: Arc<World>, shutdown: CancellationToken, clock: fn() -> 
 
 fn count_all(world: &World, due: &[Arc<Sandbox>]) {
     for sandbox in due {
-        if world.meter.count(world, sandbox).is_some() {
+        // Its limit may have been raised while others were counted.
+        let snapshot = world.store.snapshot();
+        let now = snapshot.sandboxes.get(&sandbox.name).filter(|now| now.uid == sandbox.uid);
+        if now.is_some_and(|now| world.meter.count(world, now).is_some()) {
             world.consoles.look_at(&sandbox.name);
         }
     }

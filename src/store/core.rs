@@ -155,7 +155,7 @@ impl Core {
         if inode(&self.path) != Some(self.inode) {
             return Err(StoreError::Gone { path: Arc::clone(&self.path) });
         }
-        self.ids.look_again(&self.working.ids);
+        self.ids.look_again();
         // Immediate: a read that turns into a write later would be refused without waiting.
         self.execute("begin", "BEGIN IMMEDIATE")
     }

@@ -81,6 +81,13 @@ impl FileChanges {
             names.into_iter().map(move |name| (name, path.clone()))
         };
         slice.moved.extend(moved.into_iter().flat_map(left));
+        // Of files that declare nothing, there may be as many as there are files.
+        while self.records.len() > at_once {
+            let rest = self.records.keys().nth(at_once).cloned().unwrap_or_default();
+            let later = self.records.split_off(&rest);
+            let records = std::mem::replace(&mut self.records, later);
+            slices.push(Self { records, ..Self::default() });
+        }
         let Self { root, records, warnings, .. } = self;
         (slice.root, slice.warnings) = (root, warnings);
         slice.records.extend(records);

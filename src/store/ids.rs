@@ -24,21 +24,20 @@ pub(super) struct Ids {
     remains: Remains,
     /// What was there when this daemon gave its first.
     found: Option<BTreeSet<u32>>,
+    /// Whether that was found before the transaction that is open.
+    is_old: bool,
 }
 
 impl Ids {
     pub(super) fn new(range: IdRange, remains: Remains) -> Self {
-        Self { range, remains, found: None }
+        Self { range, remains, found: None, is_old: false }
     }
 
     /// Looks again at what is left on the host, before the next one is given. In the first round, nothing is in the way
     /// but what was there before us; afterwards, those that had them may have left something at any time. It is looked
     /// once for a whole transaction, which takes longer than all else that is done in it.
-    pub(super) fn look_again(&mut self, cursor: &Cursor) {
-        let users = self.range.users();
-        if cursor.given >= u64::from(users.end - users.start) {
-            self.found = None;
-        }
+    pub(super) fn look_again(&mut self) {
+        self.is_old = true;
     }
 
     /// The next one that is free. `None`: all are in use.
@@ -48,6 +47,9 @@ impl Ids {
         }
         let users = self.range.users();
         let size = u64::from(users.end - users.start);
+        if cursor.given >= size && std::mem::take(&mut self.is_old) {
+            self.found = None;
+        }
         let remains = &self.remains;
         let found = self.found.get_or_insert_with(|| remains(&users));
         for passed in 0..size {
@@ -98,7 +100,7 @@ mod tests {
         assert_eq!((given[0], given[12]), (100_000, 100_014));
         // The second round. What has left something meanwhile is passed over.
         *left.lock().unwrap() = BTreeSet::from([100_000, 100_001]);
-        ids.look_again(&cursor);
+        ids.look_again();
         assert_eq!(ids.next(&mut cursor, &used), Some(100_002));
         // Another daemon goes on from there.
         let mut next = Ids::new(RANGE, Box::new(|_| BTreeSet::new()));

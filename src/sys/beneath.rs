@@ -156,11 +156,17 @@ impl Beneath {
         Ok(Self { dir: opened, at: dir.to_owned() })
     }
 
+    /// Holds one that may be entered, whether or not it may be listed.
+    pub fn hold(dir: &Path) -> Result<Self, SysError> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let held = nix::fcntl::open(dir, flags, Mode::empty())
+            .map_err(|errno| SysError::nix(format!("open {}", dir.display()), errno))?;
+        Ok(Self { dir: held, at: dir.to_owned() })
+    }
+
     /// Opens the directory that a file is or will be in, and says what it is called there.
     pub fn parent_of(path: &Path) -> Result<(Self, OsString), SysError> {
-        let name = path.file_name().ok_or_else(|| {
-            SysError::nix(format!("open {}: it has no name", path.display()), Errno::EINVAL)
-        })?;
+        let name = name_of(path)?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         Ok((Self::open(parent.unwrap_or_else(|| Path::new(".")))?, name.to_owned()))
     }
@@ -451,6 +457,13 @@ impl Drop for Unfinished<'_> {
             let _ = nix::unistd::unlinkat(self.dir, name, UnlinkatFlags::NoRemoveDir);
         }
     }
+}
+
+/// What a path's last step is called.
+pub(super) fn name_of(path: &Path) -> Result<&OsStr, SysError> {
+    path.file_name().ok_or_else(|| {
+        SysError::nix(format!("open {}: it has no name", path.display()), Errno::EINVAL)
+    })
 }
 
 /// Begins with a dot, so that nobody takes it for a file of theirs.

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::sys::stat::Mode;
 
 use crate::sys::SysError;
-use crate::sys::beneath::{Beneath, Kind, Meta};
+use crate::sys::beneath::{Beneath, Kind, Meta, name_of};
 use crate::sys::trust::{Distrust, Fault, LINKS_MAX, People, TrustError, has_acl, word};
 
 /// Of a directory that nobody else may enter.
@@ -86,14 +86,20 @@ impl Found {
         let (at, us) = (word(&self.at), people.caller);
         let remedy = match fault {
             Fault::Owner(uid) if us == 0 => format!(
-                "run sodiumd as that user, or look through it and `chown -R 0 {at}` if uid {uid} has put nothing into it"
+                "run it as uid {uid}; or, if nobody does, look through it, then `chown -R 0 {at}`"
             ),
             Fault::Owner(_) => format!("have root `chown -R {us} {at}`"),
             Fault::Writable(_) => {
                 format!("look through it for what is not sodiumd's, then `chmod {mode:o} {at}`")
             }
         };
-        Distrust { path: self.at.clone(), why: fault.to_string(), remedy }
+        let why = match fault {
+            Fault::Owner(uid) => {
+                format!("belongs to uid {uid}, and not to uid {us}, who runs sodiumd")
+            }
+            Fault::Writable(_) => fault.to_string(),
+        };
+        Distrust { path: self.at.clone(), why, remedy }
     }
 }
 
@@ -108,8 +114,9 @@ fn find(
     for _ in 0..LINKS_MAX {
         let above = at.parent().unwrap_or_else(|| Path::new("/")).to_owned();
         make_above(&above)?;
-        let (parent, name) = match Beneath::parent_of(&at) {
-            Ok(opened) => opened,
+        let name = name_of(&at)?.to_owned();
+        let parent = match Beneath::hold(&above) {
+            Ok(held) => held,
             // Only what is looked at and not made.
             Err(error) if error.source.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -138,11 +145,13 @@ fn find(
                 }
                 at = above.join(parent.read_link(&name)?);
             }
-            (Some(meta), _) => {
+            (Some(_), _) => {
+                // What is opened is what is judged, whatever the name stood for a moment ago.
+                let dir = parent.open_dir(&name)?;
+                let meta = dir.meta()?;
                 if let Some(fault) = fault.filter(|fault| !is_kept(people, fault, &meta)) {
                     return Err(lies_badly(&at, &above, &fault).into());
                 }
-                let dir = parent.open_dir(&name)?;
                 return Ok(Some(Found { dir, at }));
             }
         }
@@ -277,7 +286,7 @@ mod tests {
         for (name, want) in [
             (
                 "theirs",
-                "belongs to uid 1234, who is neither root nor the one who reads it: run sodiumd as that user",
+                "belongs to uid 1234, and not to uid 0, who runs sodiumd: run it as uid 1234",
             ),
             ("sticky/theirs", "belongs to uid 1234"),
             ("below/ours", "which belongs to uid 1234"),
@@ -286,6 +295,27 @@ mod tests {
             let found = tried(&at(name));
             assert!(found.contains(want), "{name}: {found}");
         }
+    }
+
+    #[test]
+    fn no_directory_is_taken_where_another_can_be_put_in_its_place() {
+        if !crate::sys::is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let loose = dir.path().join("loose");
+        make(&loose, 0o777);
+        let pair = (loose.join("ours"), loose.join("theirs"));
+        make(&pair.0, 0o700);
+        make(&pair.1, 0o700);
+        chown(&pair.1, Some(1234), Some(1234)).unwrap();
+        let name = pair.0.clone();
+        let exchanges = while_swapped(&[pair], || {
+            for _ in 0..5_000 {
+                assert!(claim(&name, PRIVATE).is_err());
+            }
+        });
+        assert!(exchanges > 100, "{exchanges}");
     }
 
     #[test]

@@ -223,14 +223,14 @@ fn number(field: Option<&&str>) -> Option<u32> {
     field.and_then(|text| text.trim().parse().ok())
 }
 
-/// Whether more is said of who may use a file than its mode says.
+/// Whether more is said of who may use a file than its mode says. It may be held without being open.
 pub(super) fn has_acl(file: &impl AsFd) -> bool {
+    let same = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    let Ok(same) = std::ffi::CString::new(same) else { return false };
     let name = c"system.posix_acl_access";
-    // SAFETY: `name` is NUL-terminated, the descriptor is open while it is borrowed, and nothing is written to
-    // the null buffer, whose size is 0: only the size of the value is asked for.
-    let size = unsafe {
-        libc::fgetxattr(file.as_fd().as_raw_fd(), name.as_ptr(), std::ptr::null_mut(), 0)
-    };
+    // SAFETY: both texts are NUL-terminated, and nothing is written to the null buffer, whose size is 0: only the size
+    // of the value is asked for.
+    let size = unsafe { libc::getxattr(same.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) };
     size > 0
 }
 

@@ -153,3 +153,18 @@ fn what_grows_in_place_waits_for_room_beside_what_others_still_hold() {
     assert_eq!(waits.next, Next::Wait(NOW.after(LOOK_AT_USE)));
     assert!(waits.why.contains("1025 would be promised"), "{}", waits.why);
 }
+
+#[test]
+fn however_short_a_pause_is_asked_for_it_is_waited_for_once() {
+    let mut sandbox = ended(ExitKind::Exited { code: 0 });
+    let mut short = spec();
+    short.restart.policy = RestartPolicy::Always;
+    (short.restart.backoff.initial, short.restart.backoff.max) = (Span(1), Span(1));
+    sandbox.spec = Arc::new(short);
+    sandbox.history.delay_ms = 1;
+    sandbox.history.not_before = Some(NOW.after(Span(900)));
+    let at = |now: Time| plan(&View::of(&sandbox, &GONE, now, &policy())).next;
+    let first = at(NOW);
+    assert_eq!(first, Next::Wait(NOW.after(Span(900))));
+    assert_eq!(at(NOW.after(Span(1))), first, "or each look would be written down");
+}

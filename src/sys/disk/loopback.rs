@@ -126,12 +126,13 @@ pub fn attached(image: &Path) -> Option<u32> {
 /// Whether it is this very file that a device shows. Whoever made the device has named its file as it is called where he
 /// is, which may be a namespace of his own.
 fn is_behind(number: u32, about: &Metadata) -> bool {
-    let Ok(device) = open(&path_of(number)) else { return false };
+    // Not to be asked is no answer: two devices of one image would destroy it.
+    let Ok(device) = File::open(path_of(number)) else { return true };
     // SAFETY: plain integers, for which zero is a value.
     let mut info: Info = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer is to a whole `struct loop_info64` that outlives the call.
     let ret = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) };
-    ret == 0 && (info.device, info.inode) == (about.dev(), about.ino())
+    ret < 0 || (info.device, info.inode) == (about.dev(), about.ino())
 }
 
 pub fn path_of(number: u32) -> PathBuf {
