@@ -131,8 +131,7 @@ impl Shimmed {
                     pid_file: run_dir.join(runsc::PID),
                     user_log: run_dir.join(runsc::USER_LOG),
                     console: run_dir.join(runsc::CONSOLE),
-                    // Later releases listen at a path, below a directory that is ours alone. A network more for each
-                    // of two hundred starts at once keeps the kernel busy with nothing else.
+                    // Later ones listen at a path that is ours alone, and a network more is work.
                     shares_network: !checkpoint::is_old(&runsc.version),
                 };
                 (text(&runsc.program), runsc.args(order, &run_dir, platform, image), confinement)
