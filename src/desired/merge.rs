@@ -51,6 +51,8 @@ pub struct Merged {
     pub look_again: bool,
     /// Files that are left for the next look, those that the scan has left among them.
     pub left: Vec<String>,
+    /// Files that may be half written: nothing is known of what they say, either.
+    unsettled: Vec<String>,
     /// Names that another file declares now.
     moved: HashSet<SandboxName>,
     /// Names that were missing in files that are left for the next look.
@@ -155,7 +157,7 @@ fn read_files(input: &Merge<'_>, merged: &mut Merged) -> BTreeMap<String, Vec<Pa
             }
             Err(_) if fresh && old.is_none_or(|old| old.digest != digest) => {
                 // It may be half written still. Judged when it has settled.
-                merged.left.push(path.clone());
+                merged.unsettled.push(path.clone());
                 merged.again.push(path.clone());
                 merged.look_again = true;
             }
@@ -313,11 +315,12 @@ fn owned_by(input: &Merge<'_>, name: &SandboxName, path: &str) -> bool {
 /// Files that are gone, with the names they leave behind. Those without any are forgotten.
 fn absences(input: &Merge<'_>, merged: &mut Merged) -> Vec<(String, FileRecord)> {
     let moved = std::mem::take(&mut merged.moved);
-    let left: HashSet<&str> = merged.left.iter().map(String::as_str).collect();
+    let unknown = merged.left.iter().chain(&merged.unsettled);
+    let unknown: HashSet<&str> = unknown.map(String::as_str).collect();
     let mut absent = Vec::new();
     for (path, old) in &input.snapshot.files {
         // What was missing in it may be in it again: it does not go, and counts among what would.
-        if left.contains(path.as_str()) {
+        if unknown.contains(path.as_str()) {
             merged.left_missing += old.missing.keys().filter(|name| !moved.contains(*name)).count();
             continue;
         }
@@ -388,7 +391,7 @@ fn prune(input: &Merge<'_>, absent: Vec<(String, FileRecord)>, merged: &mut Merg
     };
     let is_whole =
         names().next().is_none() || absent.iter().all(|(_, record)| all_confirmed(record));
-    if merged.left.is_empty() && is_whole {
+    if merged.left.is_empty() && merged.unsettled.is_empty() && is_whole {
         // Everything known is there, or its absence was confirmed: this directory is to be believed.
         merged.changes.root =
             (input.snapshot.root != Some(input.scan.root)).then_some(input.scan.root);

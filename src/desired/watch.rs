@@ -330,15 +330,10 @@ impl Hints {
 }
 
 /// Sends hints, and no more than may wait: whoever renames files without end fills nobody's memory.
+#[derive(Clone)]
 struct HintSender {
     messages: Sender<Message>,
     waiting: Arc<AtomicUsize>,
-}
-
-impl Clone for HintSender {
-    fn clone(&self) -> Self {
-        Self { messages: self.messages.clone(), waiting: Arc::clone(&self.waiting) }
-    }
 }
 
 impl HintSender {
