@@ -200,7 +200,7 @@ def leaves_nothing(daemon, at):
         daemon.delete(one["metadata"]["name"])
     sandboxes = at / "sandboxes"
     left = sorted(str(path.relative_to(sandboxes)) for path in sandboxes.rglob("*") if path.parent.name != ".templates")
-    assert set(left) <= {".disk", ".disk/.templates", ".mounts"}, left
+    assert set(left) <= {".disk", ".disk/.templates", ".mounts", "lock"}, left
     mounts = [line for line in read("/proc/self/mountinfo").splitlines() if str(sandboxes) in line]
     assert not mounts, mounts
     attached = [line for line in run("losetup", "--all").splitlines() if ".img" in line]
