@@ -186,9 +186,16 @@ pub(super) async fn transfer(
     let missing = || ApiError::Invalid(vec![Violation::new("owner", "is missing")]);
     let (owner, now) = (owner.ok_or_else(missing)?, api.now());
     let name = find(&api, &id)?.name.clone();
+    let file = match &owner {
+        Owner::File(path) => Some(path.clone()),
+        Owner::Api => None,
+    };
     let moved = api
         .write_for(&caller, move |core| edit::transfer(core, name.as_str(), owner, now))
         .await??;
+    if let Some(file) = file {
+        api.watch.reread_file(&file);
+    }
     Ok(shown(&api.store.snapshot().epoch, &moved, StatusCode::OK))
 }
 

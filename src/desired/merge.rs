@@ -16,7 +16,7 @@ use crate::fault::{self, Bug};
 use crate::model::admission::Rules;
 use crate::model::event;
 use crate::model::{Hold, Owner, SandboxName, Span, Time, Violation, weight};
-use crate::store::files::{Declared, FileChanges};
+use crate::store::files::{Declared, FileChanges, Moved, Owned};
 use crate::store::{FileRecord, Snapshot};
 
 /// An absence counts once it has lasted this long, over two scans at least.
@@ -125,7 +125,9 @@ fn read_files(input: &Merge<'_>, merged: &mut Merged) -> BTreeMap<String, Vec<Pa
     let turns =
         read.range::<str, _>(after).chain(read.range::<str, _>((Unbounded, Excluded(from))));
     for (path, text) in turns {
-        if bytes > DECLARED_BYTES_MAX {
+        // One at least is judged at each.
+        let is_over = !claims.is_empty() && input.scan.is_over();
+        if bytes > DECLARED_BYTES_MAX || is_over {
             merged.left.push(path.clone());
             merged.again.push(path.clone());
             continue;
@@ -184,6 +186,7 @@ fn fault(
         missing,
         held: None,
         confirmed_names: BTreeSet::new(),
+        kept_names: BTreeSet::new(),
         ..old.clone()
     };
     if next.is_known_as(&old) {
@@ -220,8 +223,8 @@ fn claim(
         let name = &document.name;
         match standing(input, claims, path, name) {
             Standing::Ours { moved } => {
-                if moved {
-                    merged.changes.moved.push((name.clone(), path.to_owned()));
+                if let Some(from) = moved {
+                    merged.changes.moved.push(Moved { was: from, to: path.to_owned() });
                     merged.moved.insert(name.clone());
                 }
                 record.names.push(name.clone());
@@ -253,6 +256,7 @@ fn claim(
             record.missing.insert(name.clone(), since.min(input.now));
             record.held.clone_from(&old.held);
             record.confirmed_names.clone_from(&old.confirmed_names);
+            record.kept_names.clone_from(&old.kept_names);
             merged.again.push(path.to_owned());
             merged.look_again = true;
         }
@@ -266,9 +270,9 @@ fn claim(
 }
 
 enum Standing {
-    /// The file may declare it; `moved` when the name was another file's that is gone.
+    /// The file may declare it; `moved` if the name was another file's that gave it up.
     Ours {
-        moved: bool,
+        moved: Option<Owned>,
     },
     Conflict(String),
 }
@@ -278,33 +282,37 @@ fn standing(input: &Merge<'_>, claims: &Claims, path: &str, name: &SandboxName) 
         let rival = claims.by_name[name].iter().find(|other| *other != path);
         return match rival {
             Some(other) => Standing::Conflict(format!("{other} declares it too; neither is used")),
-            None => Standing::Ours { moved: false },
+            None => Standing::Ours { moved: None },
         };
     };
     if sandbox.deletion.is_some() {
         return Standing::Conflict("the sandbox of that name is still being deleted".to_owned());
     }
     match &sandbox.owner {
-        Owner::File(owner) if owner == path => Standing::Ours { moved: false },
-        Owner::File(owner) if gave_up(input, claims, owner, name) => Standing::Ours { moved: true },
+        Owner::File(owner) if owner == path => Standing::Ours { moved: None },
+        Owner::File(owner) if gave_up(input, claims, owner, name) => {
+            Standing::Ours { moved: Some(Owned::of(sandbox, owner)) }
+        }
         owner @ (Owner::Api | Owner::File(_)) => {
             Standing::Conflict(format!("it is owned by {owner}"))
         }
     }
 }
 
-/// Whether the file that owned a name no longer declares it: renamed, or the document was moved.
+/// Whether the file that owned a name no longer declares it: renamed, or the document was moved. What is known of a
+/// file that was not read now may be older than that it owns the name.
 fn gave_up(input: &Merge<'_>, claims: &Claims, owner: &str, name: &SandboxName) -> bool {
     if let Some(documents) = claims.by_path.get(owner) {
         return !documents.iter().any(|document| document.name == *name);
     }
-    let declared =
-        input.snapshot.files.get(owner).is_some_and(|record| {
-            record.names.contains(name) && !record.missing.contains_key(name)
-        });
+    let is_without = input.snapshot.files.get(owner).is_some_and(|record| {
+        let is_missing = record.missing.contains_key(name);
+        let may_declare = record.conflicts.contains_key(name) || !record.faults.is_empty();
+        is_missing || !record.names.contains(name) && !may_declare
+    });
     let there = input.scan.present.binary_search_by(|present| present.as_str().cmp(owner)).is_ok();
     // A look at a few files cannot tell that another one is gone.
-    !declared || (input.complete && !there)
+    is_without || (input.complete && !there)
 }
 
 fn owned_by(input: &Merge<'_>, name: &SandboxName, path: &str) -> bool {
@@ -315,7 +323,7 @@ fn owned_by(input: &Merge<'_>, name: &SandboxName, path: &str) -> bool {
 /// Files that are gone, with the names they leave behind. Those without any are forgotten.
 fn absences(input: &Merge<'_>, merged: &mut Merged) -> Vec<(String, FileRecord)> {
     let moved = std::mem::take(&mut merged.moved);
-    let unknown = merged.left.iter().chain(&merged.unsettled);
+    let unknown = merged.left.iter().chain(&merged.unsettled).chain(&input.scan.unread);
     let unknown: HashSet<&str> = unknown.map(String::as_str).collect();
     let mut absent = Vec::new();
     for (path, old) in &input.snapshot.files {
@@ -391,7 +399,9 @@ fn prune(input: &Merge<'_>, absent: Vec<(String, FileRecord)>, merged: &mut Merg
     };
     let is_whole =
         names().next().is_none() || absent.iter().all(|(_, record)| all_confirmed(record));
-    if merged.left.is_empty() && merged.unsettled.is_empty() && is_whole {
+    let all_read =
+        merged.left.is_empty() && merged.unsettled.is_empty() && input.scan.unread.is_empty();
+    if all_read && is_whole {
         // Everything known is there, or its absence was confirmed: this directory is to be believed.
         merged.changes.root =
             (input.snapshot.root != Some(input.scan.root)).then_some(input.scan.root);
@@ -418,7 +428,11 @@ fn prune_file(
     let is_due = |since: &Time| since.until(input.now) >= ABSENT_FOR;
     let (mut gone, mut kept) = (BTreeSet::new(), Vec::new());
     for (name, since) in &record.missing {
-        let why = held.map(String::as_str).or_else(|| held_by_operator(input, name));
+        let by_operator = held_by_operator(input, name);
+        record.kept_names.extend(by_operator.map(|_| name.clone()));
+        // What was told to wait for a word goes with none, whatever became of the reason.
+        let kept_before = record.kept_names.contains(name).then_some("an operator had stopped it");
+        let why = held.map(String::as_str).or(by_operator).or(kept_before);
         match why.filter(|_| !record.confirmed_names.contains(name)) {
             Some(why) => kept.push((name.clone(), why, is_due(since))),
             None if is_due(since) => drop(gone.insert(name.clone())),
@@ -428,7 +442,11 @@ fn prune_file(
     record.names.retain(|name| !gone.contains(name));
     record.missing.retain(|name, _| !gone.contains(name));
     record.confirmed_names.retain(|name| record.missing.contains_key(name));
-    merged.changes.pruned.extend(gone);
+    record.kept_names.retain(|name| record.missing.contains_key(name));
+    merged.changes.pruned.extend(gone.iter().filter_map(|name| {
+        let sandbox = input.snapshot.sandboxes.get(name)?;
+        Some(Owned::of(sandbox, path))
+    }));
     let Some((_, why, _)) = kept.first() else {
         record.held = None;
         return;

@@ -12,6 +12,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
@@ -23,6 +24,9 @@ pub const FILE_BYTES_MAX: u64 = 1 << 20;
 /// So much is read at once; what is beyond waits for the next scan, with its last good text in force. A directory of
 /// links to one file costs nobody the memory of as many files.
 const SCAN_BYTES_MAX: usize = 16 << 20;
+/// So long a look may take, to read and to parse: what is beyond waits in the same way. Whoever makes files that are
+/// dear to find or to understand takes no more of anybody's time than this.
+const LOOK_TIME: Duration = Duration::from_secs(5);
 /// Most files of a directory. Of one that has more, nothing is known.
 const FILE_COUNT_MAX: usize = 100_000;
 /// Times this close to now may hide a second write within the same tick.
@@ -37,8 +41,12 @@ pub struct Scanner {
     root_seen: Option<Stat>,
     /// Up to where [`Scanner::next_few`] has come.
     checked: String,
-    /// Where the next look begins to read, round and round: of more than is read at once, each has its turn.
+    /// Where the next look at everything begins to read, round and round: of more than is read at once, each has its
+    /// turn.
     from: String,
+    /// The same of looks at a few.
+    from_of_few: String,
+    look_time: Duration,
 }
 
 /// One look at the directory.
@@ -55,6 +63,24 @@ pub struct Scan {
     pub from: String,
     /// Those that are left for the next scan: nothing is known of what they say now.
     pub left: Vec<String>,
+    /// Those that it was not the time for: perhaps what they say is not what is known of them.
+    pub unread: Vec<String>,
+    /// When it is to end.
+    pub until: Option<Instant>,
+}
+
+/// What kind of look it is.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    now_ms: u64,
+    with_doubted: bool,
+}
+
+impl Scan {
+    /// Whether it has taken as long as it may.
+    pub fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
 }
 
 /// What reading a file came to.
@@ -86,7 +112,7 @@ struct Stat {
 
 impl Scanner {
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), ..Self::default() }
+        Self { root: root.to_owned(), look_time: LOOK_TIME, ..Self::default() }
     }
 
     /// Looks at everything, and reads what has changed; at its time, what is in doubt as well. An error means that
@@ -95,17 +121,13 @@ impl Scanner {
         self.root_seen = None;
         let dir = open(&self.root)?;
         let meta = dir.meta().map_err(|error| error.source)?;
-        let mut scan = self.begin(&meta);
+        let mut scan = self.begin(&meta, self.from.clone());
         // A directory that breaks off half way must not look as if the rest were gone.
         let names = dir.names(FILE_COUNT_MAX).map_err(|error| error.source)?;
         let specs = names.into_iter().filter_map(|name| name.into_string().ok());
         let mut specs: Vec<String> = specs.filter(|name| is_spec(name)).collect();
         specs.sort_unstable();
-        let from = specs.partition_point(|name| *name < scan.from);
-        for name in specs[from..].iter().chain(&specs[..from]) {
-            self.look(&dir, name, (now_ms, with_doubted), &mut scan);
-        }
-        scan.present.sort_unstable();
+        self.look_at(&dir, &specs, Turn { now_ms, with_doubted }, &mut scan);
         self.seen.retain(|name, _| scan.present.binary_search(name).is_ok());
         // A look out of turn uses up nobody's turn.
         if with_doubted || !scan.left.is_empty() {
@@ -116,11 +138,26 @@ impl Scanner {
         Ok(scan)
     }
 
-    fn begin(&self, root: &Meta) -> Scan {
-        Scan { root: (root.device, root.inode), from: self.from.clone(), ..Scan::default() }
+    fn begin(&self, root: &Meta, from: String) -> Scan {
+        let until = Some(Instant::now() + self.look_time);
+        Scan { root: (root.device, root.inode), from, until, ..Scan::default() }
     }
 
-    /// Has the next look begin to read with this name.
+    /// In turn; `names` are sorted.
+    fn look_at(&mut self, dir: &Beneath, names: &[String], turn: Turn, scan: &mut Scan) {
+        let from = names.partition_point(|name| *name < scan.from);
+        for name in names[from..].iter().chain(&names[..from]) {
+            if scan.is_over() {
+                scan.present.push(name.clone());
+                scan.left.push(name.clone());
+            } else {
+                self.look(dir, name, turn, scan);
+            }
+        }
+        scan.present.sort_unstable();
+    }
+
+    /// Has the next look at everything begin to read with this name.
     pub fn begin_at(&mut self, name: String) {
         self.from = name;
     }
@@ -148,15 +185,13 @@ impl Scanner {
         names
     }
 
-    /// Looks at the named files only, and says nothing of the others.
+    /// Looks at the named files only, which are sorted, and says nothing of the others.
     pub fn scan_some(&mut self, names: &[String], now_ms: u64) -> io::Result<Scan> {
         let dir = open(&self.root)?;
         let meta = dir.meta().map_err(|error| error.source)?;
-        let mut scan = self.begin(&meta);
-        for name in names.iter().filter(|name| is_spec(name)) {
-            self.look(&dir, name, (now_ms, true), &mut scan);
-        }
-        scan.present.sort_unstable();
+        let mut scan = self.begin(&meta, self.from_of_few.clone());
+        self.look_at(&dir, names, Turn { now_ms, with_doubted: true }, &mut scan);
+        self.from_of_few = scan.left.first().cloned().unwrap_or_default();
         Ok(scan)
     }
 
@@ -174,15 +209,9 @@ impl Scanner {
         }
     }
 
-    fn look(
-        &mut self,
-        dir: &Beneath,
-        name: &str,
-        (now_ms, with_doubted): (u64, bool),
-        scan: &mut Scan,
-    ) {
+    fn look(&mut self, dir: &Beneath, name: &str, turn: Turn, scan: &mut Scan) {
         let stat = match dir.stat(OsStr::new(name), Links::Within) {
-            Ok(Some(meta)) => Stat::of(&meta, now_ms),
+            Ok(Some(meta)) => Stat::of(&meta, turn.now_ms),
             // Gone between the listing and now: then it is gone.
             Ok(None) => return,
             Err(error) => {
@@ -192,8 +221,10 @@ impl Scanner {
             }
         };
         scan.present.push(name.to_owned());
-        if stat.settled && self.seen.get(name).is_some_and(|seen| seen.allows(&stat, with_doubted))
+        if let Some(seen) = self.seen.get(name).filter(|seen| stat.settled && seen.is_of(&stat))
+            && !(seen.doubted && turn.with_doubted)
         {
+            scan.unread.extend(seen.doubted.then(|| name.to_owned()));
             return;
         }
         if scan.read_bytes > SCAN_BYTES_MAX {
@@ -244,9 +275,9 @@ impl Stat {
         }
     }
 
-    /// Whether the file need not be read again that is now like this.
-    fn allows(&self, now: &Self, with_doubted: bool) -> bool {
-        *now == Self { doubted: false, ..*self } && !(self.doubted && with_doubted)
+    /// Whether it is the file that is now like this.
+    fn is_of(&self, now: &Self) -> bool {
+        *now == Self { doubted: false, ..*self }
     }
 }
 
@@ -427,6 +458,52 @@ mod tests {
         // Out of turn only what has changed is read.
         std::fs::write(dir.path().join("a.yaml"), "x").unwrap();
         assert_eq!(read_names(&scanner.scan(later, false).unwrap()), ["a.yaml"]);
+    }
+
+    #[test]
+    fn looks_at_a_few_take_no_turn_from_those_at_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a00.yaml"), vec![b'x'; one_mib()]).unwrap();
+        for index in 1..60 {
+            let link = dir.path().join(format!("a{index:02}.yaml"));
+            std::fs::hard_link(dir.path().join("a00.yaml"), link).unwrap();
+        }
+        std::fs::write(dir.path().join("z.yaml"), "x").unwrap();
+        let mut scanner = Scanner::new(dir.path());
+        let few: Vec<String> = (0..20).map(|index| format!("a{index:02}.yaml")).collect();
+        let (mut read, mut read_of_few) = (BTreeSet::new(), BTreeSet::new());
+        for _ in 0..4 {
+            // All were changed just now.
+            read_of_few.extend(scanner.scan_some(&few, 0).unwrap().read.into_keys());
+            read.extend(scanner.scan(0, true).unwrap().read.into_keys());
+        }
+        assert_eq!((read.len(), read_of_few.len()), (61, 20));
+    }
+
+    #[test]
+    fn a_look_ends_in_time_and_the_next_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a.yaml", "b.yaml", "c.yaml"] {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        let mut scanner = Scanner { look_time: Duration::ZERO, ..Scanner::new(dir.path()) };
+        let scan = scanner.scan(LATER, true).unwrap();
+        assert_eq!((scan.left.len(), scan.present.len(), scan.read.len()), (3, 3, 0));
+        assert!(!scanner.same_names(), "it was not seen whole");
+        scanner.look_time = LOOK_TIME;
+        assert_eq!(scanner.scan(LATER, true).unwrap().read.len(), 3);
+    }
+
+    #[test]
+    fn what_is_in_doubt_and_not_read_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.yaml"), "x").unwrap();
+        let mut scanner = Scanner::new(dir.path());
+        scanner.scan(LATER, true).unwrap();
+        scanner.forget("a.yaml");
+        assert_eq!(scanner.scan(LATER, false).unwrap().unread, ["a.yaml"]);
+        let scan = scanner.scan(LATER, true).unwrap();
+        assert_eq!((scan.unread.len(), scan.read.len()), (0, 1));
     }
 
     fn one_mib() -> usize {

@@ -52,6 +52,8 @@ enum Message {
     Look(oneshot::Sender<()>),
     /// What was wrong with a text may be right now: read all again.
     Reread,
+    /// The same of one.
+    RereadFile(String),
     Stop,
 }
 
@@ -83,8 +85,8 @@ impl Watch {
                 let waiting = Arc::default();
                 let hints = HintSender { messages: hints, waiting: Arc::clone(&waiting) };
                 let watcher = Hints { root: source.root.clone(), hints, armed: None };
-                Loop { source, scanner, watcher, unreadable: false, crowded: false, doubt: true }
-                    .run(&inbox, &waiting);
+                let known = Known { doubt: true, ..Known::default() };
+                Loop { source, scanner, watcher, known }.run(&inbox, &waiting);
             })
             .expect("a thread can be started at start-up");
         (Self { messages }, thread)
@@ -104,6 +106,11 @@ impl Watch {
         let _ = self.messages.send(Message::Reread);
     }
 
+    /// Reads this file again, whether or not it has changed: what it may declare has.
+    pub fn reread_file(&self, name: &str) {
+        let _ = self.messages.send(Message::RereadFile(name.to_owned()));
+    }
+
     pub fn stop(&self) {
         let _ = self.messages.send(Message::Stop);
     }
@@ -113,18 +120,28 @@ struct Loop {
     source: Source,
     scanner: Scanner,
     watcher: Hints,
+    known: Known,
+}
+
+/// What one look leaves to know for the next.
+#[derive(Default)]
+struct Known {
     /// Whether the directory could not be read last time, so that it is said once.
     unreadable: bool,
-    /// Whether the last look had to leave some for the next, so that it is said once.
+    /// Whether the last look at everything had to leave some for the next, so that it is said once.
     crowded: bool,
     /// Only a complete scan can tell what is to follow from the last one.
     doubt: bool,
+    /// What a look at a few files has left of them.
+    left_of_few: BTreeSet<String>,
 }
 
 /// What a round of waiting came to.
 #[derive(Default)]
 struct Round {
     names: BTreeSet<String>,
+    /// Of these, to be read whatever can be seen of them.
+    doubted: BTreeSet<String>,
     everything: bool,
     reread: bool,
     askers: Vec<oneshot::Sender<()>>,
@@ -133,9 +150,9 @@ struct Round {
 
 impl Loop {
     fn run(mut self, inbox: &Receiver<Message>, waiting: &AtomicUsize) {
-        let mut due = Instant::now();
+        let (mut due, mut rest) = (Instant::now(), Instant::now());
         loop {
-            let mut round = collect(inbox, due, waiting);
+            let mut round = collect(inbox, (due, rest), waiting);
             if round.stop {
                 return;
             }
@@ -143,22 +160,28 @@ impl Loop {
             if round.reread {
                 self.scanner.forget_all();
             }
+            for name in &round.doubted {
+                self.scanner.forget(name);
+            }
+            round.names.append(&mut round.doubted);
+            round.names.append(&mut self.known.left_of_few);
             let in_turn = Instant::now() >= due;
             if in_turn {
                 due = Instant::now() + ROUND;
-                round.everything |= self.doubt || !self.scanner.same_names();
+                round.everything |= self.known.doubt || !self.scanner.same_names();
                 round.names.extend(self.scanner.next_few(CHECKED_AT_ONCE));
             }
             let began = Instant::now();
-            self.doubt = match round.everything {
+            self.known.doubt = match round.everything {
                 true => self.scan_all(in_turn || round.reread),
                 // Only a complete one can tell what there was doubt about.
-                false => self.scan_some(&round.names) | self.doubt,
+                false => self.scan_some(&round.names) | self.known.doubt,
             };
-            if self.doubt {
-                // However much there is to be read, it takes no more than its share of a cpu.
-                let soon = (ABSENT_FOR.duration() + QUIET).max(began.elapsed() * REST_FACTOR);
-                due = due.min(Instant::now() + soon);
+            // However much there is to be read, it takes no more than its share of a cpu.
+            let pause = began.elapsed() * REST_FACTOR;
+            rest = Instant::now() + pause;
+            if self.known.doubt {
+                due = due.min(Instant::now() + (ABSENT_FOR.duration() + QUIET).max(pause));
             }
             for asker in round.askers {
                 let _ = asker.send(());
@@ -169,12 +192,12 @@ impl Loop {
     fn scan_all(&mut self, with_doubted: bool) -> bool {
         match self.scanner.scan((self.source.clock)(), with_doubted) {
             Ok(scan) => {
-                self.unreadable = false;
+                self.known.unreadable = false;
                 self.take(&scan, true)
             }
             Err(error) => {
                 // Nothing is known, so nothing follows.
-                if !std::mem::replace(&mut self.unreadable, true) {
+                if !std::mem::replace(&mut self.known.unreadable, true) {
                     let path = self.source.root.display().to_string();
                     warn!(path, %error, "directory of specs not readable; everything stays as it is");
                 }
@@ -185,7 +208,7 @@ impl Loop {
 
     /// A file that is not there any more needs the whole picture: was it renamed, or removed?
     fn scan_some(&mut self, names: &BTreeSet<String>) -> bool {
-        let names: Vec<String> = names.iter().cloned().collect();
+        let names: Vec<String> = names.iter().filter(|name| is_spec(name)).cloned().collect();
         match self.scanner.scan_some(&names, (self.source.clock)()) {
             Ok(scan) if scan.present.len() == names.len() => self.take(&scan, false),
             Ok(_) | Err(_) => self.scan_all(false),
@@ -201,17 +224,10 @@ impl Loop {
         for path in &merged.again {
             self.scanner.forget(path);
         }
-        if let Some(first) = merged.left.first() {
-            self.scanner.begin_at(first.clone());
-        }
-        if self.crowded == merged.left.is_empty() {
-            self.crowded = !self.crowded;
-            if self.crowded {
-                info!(
-                    files = merged.left.len(),
-                    "more specs than are read at once: the rest follows"
-                );
-            }
+        if complete {
+            self.leave(&merged.left);
+        } else {
+            self.known.left_of_few = merged.left.into_iter().collect();
         }
         if merged.changes.is_empty() {
             return merged.look_again;
@@ -232,6 +248,17 @@ impl Loop {
         merged.look_again
     }
 
+    /// Begins with these next time.
+    fn leave(&mut self, left: &[String]) {
+        if let Some(first) = left.first() {
+            self.scanner.begin_at(first.clone());
+        }
+        let was_crowded = std::mem::replace(&mut self.known.crowded, !left.is_empty());
+        if self.known.crowded && !was_crowded {
+            info!(files = left.len(), "more specs than are read at once: the rest follows");
+        }
+    }
+
     /// In one transaction. Others have theirs in between.
     fn store(&mut self, changes: FileChanges, now: Time) -> Result<(), StoreError> {
         let names: Vec<SandboxName> = changes.names().cloned().collect();
@@ -248,8 +275,13 @@ impl Loop {
     }
 }
 
-/// Waits for the first hint or the next round, then until it is quiet.
-fn collect(inbox: &Receiver<Message>, due: Instant, waiting: &AtomicUsize) -> Round {
+/// Waits for the first hint or the next round, then until it is quiet and the rest after the last look is over. Who
+/// asks for a look does not wait for that.
+fn collect(
+    inbox: &Receiver<Message>,
+    (due, rest): (Instant, Instant),
+    waiting: &AtomicUsize,
+) -> Round {
     let mut round = Round::default();
     let take = |round: &mut Round, message| {
         if let Message::Hint(_) = &message {
@@ -263,10 +295,11 @@ fn collect(inbox: &Receiver<Message>, due: Instant, waiting: &AtomicUsize) -> Ro
         Err(RecvTimeoutError::Timeout) => return round,
         Err(RecvTimeoutError::Disconnected) => round.stop = true,
     }
-    let latest = Instant::now() + QUIET_MAX;
-    while round.askers.is_empty() && !round.stop {
+    let latest = (Instant::now() + QUIET_MAX).max(rest);
+    while round.askers.is_empty() && !round.stop && Instant::now() < latest {
         let left = latest.saturating_duration_since(Instant::now());
-        match inbox.recv_timeout(QUIET.min(left)) {
+        let quiet = QUIET.max(rest.saturating_duration_since(Instant::now()));
+        match inbox.recv_timeout(quiet.min(left)) {
             Ok(message) => take(&mut round, message),
             Err(RecvTimeoutError::Timeout) => break,
             Err(RecvTimeoutError::Disconnected) => round.stop = true,
@@ -278,6 +311,8 @@ fn collect(inbox: &Receiver<Message>, due: Instant, waiting: &AtomicUsize) -> Ro
 impl Round {
     fn add(&mut self, message: Message) {
         match message {
+            // Of more than this, only that there were some.
+            Message::Hint(Some(_)) if self.names.len() >= HINTS_MAX => self.everything = true,
             Message::Hint(Some(name)) => drop(self.names.insert(name)),
             Message::Hint(None) => self.everything = true,
             Message::Look(asker) => {
@@ -285,6 +320,7 @@ impl Round {
                 self.askers.push(asker);
             }
             Message::Reread => (self.everything, self.reread) = (true, true),
+            Message::RereadFile(name) => drop(self.doubted.insert(name)),
             Message::Stop => self.stop = true,
         }
     }

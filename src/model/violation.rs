@@ -60,6 +60,8 @@ impl fmt::Display for Violation {
 
 /// Nobody means a longer word than this.
 const MEANT_BYTES_MAX: usize = 64;
+/// Of so many that might be meant, each is compared.
+const MEANT_COUNT_MAX: usize = 64;
 
 /// `; did you mean "x"?`, if one of `known` is near enough to be what was meant.
 pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
@@ -69,6 +71,7 @@ pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> S
         // The distance takes memory for each pair of characters, and is no less than this.
         .filter(|candidate| candidate.len() <= MEANT_BYTES_MAX)
         .filter(|candidate| candidate.chars().count().abs_diff(length) <= slack(candidate))
+        .take(MEANT_COUNT_MAX)
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
         .filter(|(distance, candidate)| *distance <= slack(candidate))
         .min();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::sandbox::Sandbox;
+use crate::model::sandbox::{Edit, Owner, Sandbox};
 use crate::model::spec::Spec;
 
 /// Of a string, beside its bytes: where it is, and what an allocation wastes.
@@ -18,19 +18,30 @@ pub fn of_declared(spec: &Spec, labels: &BTreeMap<String, String>) -> u64 {
     (SANDBOX_BYTES + of_spec(spec) + of_map(labels)) as u64
 }
 
-/// Of all specs that a sandbox holds: the declared one, that of what runs, and those of what was kept of it.
+/// Of all that a sandbox holds: the declared spec, that of what runs, those of what was kept of it, and what is
+/// remembered of its edits.
 pub fn of_sandbox(sandbox: &Sandbox) -> u64 {
     let history = &sandbox.history;
     let kept = [&history.asleep, &history.saved].into_iter().flatten().map(|kept| &kept.spec);
     let run = sandbox.instance.iter().map(|instance| &instance.spec);
     let others: usize = run.chain(kept).map(of_spec).sum();
-    of_declared(&sandbox.spec, &sandbox.labels) + others as u64
+    let edits: usize = history.edits.iter().map(of_edit).sum();
+    of_declared(&sandbox.spec, &sandbox.labels) + (others + edits) as u64
 }
 
 fn of_spec(spec: &Spec) -> usize {
     let words: usize = spec.command.iter().map(|word| of_text(word)).sum();
     let own = std::mem::size_of::<Spec>() + spec.image.as_deref().map_or(0, of_text);
     own + words + of_map(&spec.env) + of_map(&spec.files)
+}
+
+fn of_edit(edit: &Edit) -> usize {
+    let by = match &edit.by {
+        Owner::Api => 0,
+        Owner::File(path) => path.len(),
+    };
+    let fields: usize = edit.fields.iter().map(|field| of_text(field)).sum();
+    std::mem::size_of::<Edit>() + by + fields
 }
 
 fn of_map(map: &BTreeMap<String, String>) -> usize {

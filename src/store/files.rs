@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::model::event;
 use crate::model::{Level, Owner, Sandbox, SandboxName, Spec, Time};
 use crate::store::core::Core;
@@ -16,13 +18,40 @@ pub struct FileChanges {
     pub root: Option<(u64, u64)>,
     pub declared: Vec<Declared>,
     /// Sandboxes whose file has another path now.
-    pub moved: Vec<(SandboxName, String)>,
+    pub moved: Vec<Moved>,
     /// Sandboxes whose file is gone for good.
-    pub pruned: Vec<SandboxName>,
+    pub pruned: Vec<Owned>,
     /// New knowledge of each file that was looked at; `None` forgets it.
     pub records: BTreeMap<String, Option<FileRecord>>,
     /// What to tell: the sandbox it is about, if any, reason and message.
     pub warnings: Vec<(Option<SandboxName>, &'static str, String)>,
+}
+
+/// A sandbox of a file's, when it was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owned {
+    pub name: SandboxName,
+    pub uid: Uuid,
+    pub path: String,
+}
+
+/// One that another file declares now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    pub was: Owned,
+    pub to: String,
+}
+
+impl Owned {
+    pub fn of(sandbox: &Sandbox, path: &str) -> Self {
+        Self { name: sandbox.name.clone(), uid: sandbox.uid, path: path.to_owned() }
+    }
+
+    /// The sandbox, if it is that file's still.
+    fn still(&self, core: &Core) -> Option<Arc<Sandbox>> {
+        let owner = Owner::File(self.path.clone());
+        core.get(self.name.as_str()).filter(|now| now.uid == self.uid && now.owner == owner)
+    }
 }
 
 /// One sandbox as a file has it.
@@ -43,7 +72,7 @@ impl FileChanges {
     pub fn names(&self) -> impl Iterator<Item = &SandboxName> {
         let declared = self.declared.iter().map(|declared| &declared.name);
         let recorded = self.records.values().flatten().flat_map(|record| &record.names);
-        declared.chain(&self.pruned).chain(recorded)
+        declared.chain(self.pruned.iter().map(|pruned| &pruned.name)).chain(recorded)
     }
 }
 
@@ -53,34 +82,33 @@ pub const DECLARED_AT_ONCE: usize = 256;
 
 impl FileChanges {
     /// The same in several steps, each of which holds by itself. What goes goes first: as long as a file's record has
-    /// its name, it is missed again.
+    /// its name, it is missed again. What moves comes to be in the record of its new file before it goes from that of
+    /// its old one.
     pub fn slices(mut self, at_once: usize) -> Vec<Self> {
         let pruned = std::mem::take(&mut self.pruned);
-        let going = |pruned: &[SandboxName]| Self { pruned: pruned.to_vec(), ..Self::default() };
+        let going = |pruned: &[Owned]| Self { pruned: pruned.to_vec(), ..Self::default() };
         let mut slices: Vec<Self> = pruned.chunks(at_once).map(going).collect();
-        let mut slice = Self::default();
-        let mut declared = std::mem::take(&mut self.declared).into_iter().peekable();
-        let mut moved: BTreeMap<String, Vec<SandboxName>> = BTreeMap::new();
-        for (name, path) in std::mem::take(&mut self.moved) {
-            moved.entry(path).or_default().push(name);
+        let mut slice = Self { warnings: std::mem::take(&mut self.warnings), ..Self::default() };
+        let mut moved: BTreeMap<String, Vec<Moved>> = BTreeMap::new();
+        for one in std::mem::take(&mut self.moved) {
+            moved.entry(one.to.clone()).or_default().push(one);
         }
+        let mut declared = std::mem::take(&mut self.declared);
+        declared.sort_by_key(|one| !moved.contains_key(&one.path));
+        let mut declared = declared.into_iter().peekable();
         while let Some(one) = declared.next() {
             let is_last_of_file = declared.peek().is_none_or(|next| next.path != one.path);
             if is_last_of_file {
-                let path = one.path.clone();
-                let names = moved.remove(&path).into_iter().flatten();
-                slice.moved.extend(names.map(|name| (name, path.clone())));
-                slice.records.extend(self.records.remove_entry(&path));
+                slice.moved.extend(moved.remove(&one.path).into_iter().flatten());
+                slice.records.extend(self.records.remove_entry(&one.path));
             }
             slice.declared.push(one);
             if is_last_of_file && slice.declared.len() >= at_once {
                 slices.push(std::mem::take(&mut slice));
             }
         }
-        let left = |(path, names): (String, Vec<SandboxName>)| {
-            names.into_iter().map(move |name| (name, path.clone()))
-        };
-        slice.moved.extend(moved.into_iter().flat_map(left));
+        slice.moved.extend(moved.into_values().flatten());
+        slices.push(slice);
         // Of files that declare nothing, there may be as many as there are files.
         while self.records.len() > at_once {
             let rest = self.records.keys().nth(at_once).cloned().unwrap_or_default();
@@ -88,10 +116,9 @@ impl FileChanges {
             let records = std::mem::replace(&mut self.records, later);
             slices.push(Self { records, ..Self::default() });
         }
-        let Self { root, records, warnings, .. } = self;
-        (slice.root, slice.warnings) = (root, warnings);
-        slice.records.extend(records);
-        slices.push(slice);
+        // What is left are the last records, and the directory they are of.
+        slices.push(self);
+        slices.retain(|slice| !slice.is_empty());
         slices
     }
 }
@@ -106,11 +133,9 @@ pub fn apply(
     if let Some(root) = changes.root {
         core.set_root(root)?;
     }
-    for (name, path) in changes.moved {
-        if let Some(old) = core.get(name.as_str())
-            && matches!(old.owner, Owner::File(_))
-        {
-            core.put(Sandbox { owner: Owner::File(path), ..Sandbox::clone(&old) })?;
+    for Moved { was, to } in changes.moved {
+        if let Some(old) = was.still(core) {
+            core.put(Sandbox { owner: Owner::File(to), ..Sandbox::clone(&old) })?;
         }
     }
     let (mut records, mut refused) = (changes.records, Refused::new());
@@ -136,11 +161,10 @@ pub fn apply(
             }
         }
     }
-    for name in changes.pruned {
-        let owned = core.get(name.as_str()).filter(|old| matches!(old.owner, Owner::File(_)));
-        let how = Delete { uid: owned.map(|old| old.uid), keep_workspace: true, force: false };
-        if how.uid.is_some() {
-            let _ = edit::delete(core, name.as_str(), how, now)?;
+    for was in changes.pruned {
+        if was.still(core).is_some() {
+            let how = Delete { uid: Some(was.uid), keep_workspace: true, force: false };
+            let _ = edit::delete(core, was.name.as_str(), how, now)?;
         }
     }
     let not_taken = refused.keys().cloned().collect();

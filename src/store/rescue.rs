@@ -215,6 +215,7 @@ fn files_of<'s>(
         record.digest.clear();
         record.held = None;
         record.confirmed_names.clear();
+        record.kept_names.clear();
     }
     for sandbox in sandboxes {
         let Owner::File(path) = &sandbox.owner else { continue };

@@ -88,6 +88,8 @@ pub struct FileRecord {
     pub held: Option<String>,
     /// Those of which somebody confirmed that they may go: what is missing later is asked about again.
     pub confirmed_names: BTreeSet<SandboxName>,
+    /// Those that an operator had stopped when they were missed: they wait for a word, even if they are started again.
+    pub kept_names: BTreeSet<SandboxName>,
 }
 
 impl Snapshot {
@@ -155,6 +157,8 @@ fn holds_the_same(old: &Sandbox, new: &Sandbox) -> bool {
         && same(old.instance.as_ref(), new.instance.as_ref())
         && same(before.asleep.as_ref(), after.asleep.as_ref())
         && same(before.saved.as_ref(), after.saved.as_ref())
+        && before.edits.len() == after.edits.len()
+        && before.edits.last() == after.edits.last()
 }
 
 /// So much is remembered of what is wrong with all files together; of the others, that something is.

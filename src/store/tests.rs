@@ -454,7 +454,11 @@ fn a_look_is_taken_over_in_steps_of_whole_files() {
         let path = path.to_owned();
         files::Declared { name: put.name, path, labels: put.labels, spec: put.spec }
     };
-    let name = |text: &str| SandboxName::try_from(text).unwrap();
+    let owned = |name: &str| {
+        let name = SandboxName::try_from(name).unwrap();
+        files::Owned { name, uid: Uuid::nil(), path: "d.yaml".to_owned() }
+    };
+    let moved = |name: &str, to: &str| files::Moved { was: owned(name), to: to.to_owned() };
     let record = |path: &str| (path.to_owned(), Some(FileRecord::default()));
     let changes = files::FileChanges {
         root: Some((1, 2)),
@@ -465,8 +469,8 @@ fn a_look_is_taken_over_in_steps_of_whole_files() {
             declared("b.yaml", "b1"),
             declared("c.yaml", "c1"),
         ],
-        moved: vec![(name("b1"), "b.yaml".to_owned()), (name("z"), "z.yaml".to_owned())],
-        pruned: vec![name("old")],
+        moved: vec![moved("c1", "c.yaml"), moved("z", "z.yaml")],
+        pruned: vec![owned("old")],
         records: ["a.yaml", "b.yaml", "c.yaml", "d.yaml"].map(record).into(),
         warnings: vec![(None, "Files", "x".to_owned())],
     };
@@ -475,9 +479,11 @@ fn a_look_is_taken_over_in_steps_of_whole_files() {
         .iter()
         .map(|one| (one.declared.len(), one.records.len(), one.moved.len(), one.pruned.len()))
         .collect();
-    assert_eq!(told, [(0, 0, 0, 1), (3, 1, 0, 0), (2, 2, 1, 0), (0, 1, 1, 0)]);
-    assert_eq!((slices[1].root, slices[3].root), (None, Some((1, 2))));
-    let first = files::FileChanges { pruned: changes.pruned.clone(), ..Default::default() };
-    let rest = files::FileChanges { pruned: Vec::new(), ..changes.clone() };
-    assert_eq!(changes.slices(100), [first, rest]);
+    // What is another file's now is in the record of that before it goes from that of the old one.
+    assert_eq!(told, [(0, 0, 0, 1), (4, 2, 1, 0), (1, 1, 1, 0), (0, 1, 0, 0)]);
+    assert!(slices[1].records.contains_key("c.yaml") && slices[3].records.contains_key("d.yaml"));
+    let warned: Vec<usize> = slices.iter().map(|one| one.warnings.len()).collect();
+    assert_eq!((slices[3].root, warned), (Some((1, 2)), vec![0, 1, 0, 0]));
+    assert_eq!(changes.slices(100).len(), 3);
+    assert!(files::FileChanges::default().slices(100).is_empty());
 }

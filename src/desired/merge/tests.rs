@@ -71,6 +71,16 @@ impl Desk {
         merged
     }
 
+    fn power(&self, name: &'static str, verb: edit::Verb) {
+        let done = self.store.write_blocking(move |core| edit::power(core, name, verb, Time(1)));
+        done.unwrap().unwrap();
+    }
+
+    fn transfer(&self, name: &'static str, owner: Owner) {
+        let given = move |core: &mut _| edit::transfer(core, name, owner, Time(0));
+        self.store.write_blocking(given).unwrap().unwrap();
+    }
+
     /// `name=owner` of all that are not going, and `name!` of those that are.
     fn names(&self) -> String {
         let snapshot = self.store.snapshot();
@@ -395,11 +405,7 @@ fn what_an_operator_has_stopped_goes_when_somebody_confirms_it() {
     let mut desk = Desk::new();
     desk.write("a.yaml", &["a", "b"]);
     desk.look();
-    let power = |name: &'static str, verb| {
-        let done = desk.store.write_blocking(move |core| edit::power(core, name, verb, Time(1)));
-        done.unwrap().unwrap();
-    };
-    power("a", edit::Verb::Kill);
+    desk.power("a", edit::Verb::Kill);
     desk.remove("a.yaml");
     desk.look();
     let told = desk.look().warnings;
@@ -416,4 +422,86 @@ fn what_an_operator_has_stopped_goes_when_somebody_confirms_it() {
     desk.store.write_blocking(files::confirm).unwrap();
     desk.look();
     assert_eq!(desk.names(), "a! b!");
+}
+
+#[test]
+fn what_waited_for_a_word_waits_on_though_it_was_started_again() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    desk.power("a", edit::Verb::Stop);
+    desk.remove("a.yaml");
+    desk.look();
+    desk.look();
+    desk.power("a", edit::Verb::Start);
+    desk.write("other.yaml", &["b"]);
+    desk.look();
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml b=file:other.yaml");
+    desk.store.write_blocking(files::confirm).unwrap();
+    desk.look();
+    assert_eq!(desk.names(), "a! b=file:other.yaml");
+}
+
+#[test]
+fn what_was_given_to_a_file_is_not_taken_by_another_before_that_is_read() {
+    let mut desk = Desk::new();
+    desk.write("own.yaml", &["a"]);
+    desk.look();
+    desk.transfer("a", Owner::Api);
+    desk.write("team.yaml", &["a"]);
+    desk.write("evil.yaml", &["a"]);
+    desk.remove("own.yaml");
+    desk.look();
+    assert_eq!(desk.names(), "a=api");
+    desk.transfer("a", Owner::File("team.yaml".to_owned()));
+    desk.glance(&["evil.yaml"]);
+    assert_eq!(desk.names(), "a=file:team.yaml");
+    desk.glance(&["team.yaml"]);
+    assert!(desk.store.snapshot().files["team.yaml"].conflicts.is_empty());
+    assert_eq!(desk.names(), "a=file:team.yaml");
+}
+
+#[test]
+fn what_became_somebody_elses_during_a_look_is_neither_moved_nor_removed_by_it() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a", "b"]);
+    desk.look();
+    desk.write("new.yaml", &["a"]);
+    desk.remove("a.yaml");
+    desk.look();
+    desk.now = desk.now.after(Span::seconds(15));
+    let scan = Scanner::new(desk.dir.path()).scan(desk.now.0, true).unwrap();
+    let snapshot = desk.store.snapshot();
+    let input = Merge {
+        scan: &scan,
+        complete: true,
+        snapshot: &snapshot,
+        rules: &desk.rules,
+        now: desk.now,
+    };
+    let changes = merge(&input).changes;
+    assert_eq!(changes.pruned.len(), 1, "{changes:?}");
+    for name in ["a", "b"] {
+        desk.transfer(name, Owner::File("third.yaml".to_owned()));
+    }
+    let moved = Moved { was: changes.pruned[0].clone(), to: "new.yaml".to_owned() };
+    let changes = FileChanges { moved: vec![moved], ..changes };
+    desk.store.write_blocking(move |core| files::apply(core, changes, Time(0))).unwrap();
+    assert_eq!(desk.names(), "a=file:third.yaml b=file:third.yaml");
+}
+
+#[test]
+fn a_look_that_is_over_judges_one_file_and_leaves_the_others_as_unknown() {
+    let mut desk = Desk::new();
+    for path in ["a.yaml", "b.yaml", "c.yaml"] {
+        desk.write(path, &[&path[..1]]);
+    }
+    let scan = Scanner::new(desk.dir.path()).scan(desk.now.0, true).unwrap();
+    let over = Scan { until: Some(std::time::Instant::now()), ..scan };
+    let merged = desk.take(&over, true);
+    assert_eq!((desk.names().as_str(), merged.left.len()), ("a=file:a.yaml", 2));
+    assert!(merged.look_again && desk.store.snapshot().root.is_none());
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml b=file:b.yaml c=file:c.yaml");
 }
