@@ -200,6 +200,12 @@ impl Volumes {
         self.found.get_or_init(|| self.find_out()).clone()
     }
 
+    /// Whether what can have no volume is started without one: not where an operator has named what keeps disks, and
+    /// that works here.
+    pub fn may_be_counted(&self) -> bool {
+        self.choice == DiskChoice::Auto || self.kind().is_err()
+    }
+
     fn find_out(&self) -> Result<Kind, String> {
         let mut whys = Vec::new();
         for (choice, kind) in [
@@ -243,9 +249,18 @@ impl Volumes {
 
     /// Tries it for real.
     fn works(&self, kind: Kind) -> Result<(), String> {
+        let sandboxes = self.root.parent().unwrap_or(&self.root);
         match kind {
-            Kind::Quota if quota::is_enforced(&self.root) => Ok(()),
-            Kind::Quota => Err("the file system keeps none (mount it with prjquota)".to_owned()),
+            Kind::Quota if !quota::is_enforced(&self.root) => {
+                Err("the file system keeps none (mount it with prjquota)".to_owned())
+            }
+            // Whoever has a file there may have it counted as a sandbox's.
+            Kind::Quota if self.choice == DiskChoice::Auto && !mount::is_ours_alone(sandboxes) => {
+                Err("others may have files on the file system (mount one at \"sandboxes_path\", \
+                     or close its top to them: chmod 700)"
+                    .to_owned())
+            }
+            Kind::Quota => Ok(()),
             Kind::Btrfs => btrfs::works(&self.root),
             Kind::Image => self.image_works().map_err(|error| crate::error::chain(&error)),
             Kind::Memory => Ok(()),

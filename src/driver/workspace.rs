@@ -127,12 +127,19 @@ impl Workspaces {
 
     /// Where the workspace is now.
     pub fn path(&self, uid: Uuid) -> PathBuf {
-        self.volumes.find(uid).map_or_else(|| self.plain(uid), |volume| volume.files())
+        let in_volume = self.volumes.find(uid).map(|volume| volume.files());
+        let passing = || Some(self.passing(uid)).filter(|dir| dir.exists());
+        in_volume.or_else(passing).unwrap_or_else(|| self.plain(uid))
     }
 
     /// Where it is without a volume.
     fn plain(&self, uid: Uuid) -> PathBuf {
         self.root.join(uid.to_string())
+    }
+
+    /// Where one is that lasts no longer than an instance, if it cannot be in memory.
+    fn passing(&self, uid: Uuid) -> PathBuf {
+        self.plain(uid).with_extension("ephemeral")
     }
 
     fn ids(&self, host_uid: u32) -> Option<(u32, u32)> {
@@ -166,8 +173,12 @@ impl Workspaces {
             let kept = wanted.bytes.map_or_else(Kept::unlimited, by);
             return self.in_volume(&volume, wanted, kept);
         }
+        let passing = self.passing(wanted.uid);
+        tree::remove(&passing)?;
         if wanted.ephemeral {
-            tree::remove(&plain)?;
+            let why = self.volumes.kind().err().unwrap_or_default();
+            let kept = wanted.bytes.map_or_else(Kept::unlimited, |_| Kept::polled(&why));
+            return Ok(Place { files: passing, tmp: None, kept });
         }
         self.volumes.drop_memory(wanted.uid)?;
         let Some(bytes) = wanted.bytes else {
@@ -181,7 +192,7 @@ impl Workspaces {
                 self.enter_volume(&plain, &volume, wanted.host_uid)?;
                 self.in_volume(&volume, wanted, Kept::by(&volume, bytes, wanted.host_uid))
             }
-            Err(error) if is_new => {
+            Err(error) if is_new && self.volumes.may_be_counted() => {
                 let kept = Kept::polled(&chain(&error));
                 Ok(Place { files: plain, tmp: None, kept })
             }
@@ -242,7 +253,7 @@ impl Workspaces {
 
     pub fn remove(&self, uid: Uuid) -> Result<(), SysError> {
         self.volumes.remove(uid)?;
-        for left in ["new", "old"] {
+        for left in ["new", "old", "ephemeral"] {
             tree::remove(&self.plain(uid).with_extension(left))?;
         }
         tree::remove(&self.plain(uid))
@@ -263,6 +274,7 @@ impl Workspaces {
     }
 
     fn put_aside_as(&self, uid: Uuid, label: &str) -> Result<(), SysError> {
+        tree::remove(&self.passing(uid))?;
         if !self.is_there(uid) {
             return Ok(());
         }
@@ -362,20 +374,21 @@ impl Workspaces {
     }
 
     /// Why a workspace takes more of the disk than it may, by counting every file of it.
-    pub fn excess(&self, uid: Uuid, megabytes: u64) -> Option<String> {
+    pub fn excess(&self, uid: Uuid, megabytes: u64) -> Result<Option<String>, SysError> {
         let bytes = megabytes << 20;
         let files_max = volume::inodes_of(bytes);
-        Some(match tree::excess(&self.path(uid), bytes, files_max)? {
+        let found = tree::excess(&self.path(uid), bytes, files_max)?;
+        Ok(found.map(|excess| match excess {
             tree::Excess::Bytes(held) => {
                 format!("its files take {} MiB of {megabytes}", held.div_ceil(volume::MIB))
             }
-            tree::Excess::Files(_) => format!("it has more than {files_max} files"),
+            tree::Excess::Files => format!("it has more than {files_max} files"),
             tree::Excess::Uncounted(why) => {
                 format!(
                     "its files cannot be counted, since it moves directories or has closed one to itself ({why})"
                 )
             }
-        })
+        }))
     }
 }
 

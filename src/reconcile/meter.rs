@@ -60,7 +60,15 @@ impl Meter {
     fn count(&self, world: &World, sandbox: &Sandbox) -> Option<String> {
         let (host, most) = (world.host.as_ref()?, sandbox.spec.limits.disk_mb);
         let limited = (most > 0).then_some(most);
-        let over = limited.and_then(|most| host.workspaces.excess(sandbox.uid, most));
+        let counted = limited.map(|most| host.workspaces.excess(sandbox.uid, most)).transpose();
+        let over = match counted {
+            Ok(over) => over.flatten(),
+            // What keeps us from counting says nothing of what there is to count.
+            Err(error) => {
+                warn!(sandbox = %sandbox.name, error = chain(&error), "files not counted");
+                return self.lock_over().get(&sandbox.uid).cloned();
+            }
+        };
         match &over {
             Some(why) => drop(self.lock_over().insert(sandbox.uid, why.clone())),
             None => drop(self.lock_over().remove(&sandbox.uid)),

@@ -1,5 +1,6 @@
 //! Mounts that only this process and what it starts can see, and what is mounted where.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -260,9 +261,60 @@ fn find(path: &Path, mountinfo: &str) -> Option<About> {
     found
 }
 
+/// Whether nobody else can have files on the file system that `dir`, which is closed to others, lies on: so is the top
+/// of that file system, and nothing of it is mounted elsewhere.
+pub fn is_ours_alone(dir: &Path) -> bool {
+    let Ok(dir) = std::fs::canonicalize(dir) else { return false };
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let closed = |top: &Path| {
+        std::fs::metadata(top).is_ok_and(|about| {
+            about.mode() & 0o077 == 0 && about.uid() == nix::unistd::geteuid().as_raw()
+        })
+    };
+    let tops = entrances(&dir, &mounts);
+    tops.is_some_and(|tops| !tops.is_empty() && tops.iter().all(|top| closed(top)))
+}
+
+/// Where the file system that `dir` lies on is entered at its top. `None`: somewhere outside of `dir`, it is entered
+/// further down, or what is seen at its top is another.
+fn entrances(dir: &Path, mountinfo: &str) -> Option<Vec<PathBuf>> {
+    let mounted = |line: &'_ str| {
+        let mut fields = line.split(' ').skip(2).map(|field| field.replace("\\040", " "));
+        Some((fields.next()?, fields.next()?, PathBuf::from(fields.next()?)))
+    };
+    let mounts: Vec<_> = mountinfo.lines().filter_map(mounted).collect();
+    let seen_at = |path: &Path| {
+        let above = mounts.iter().filter(|(.., at)| path.starts_with(at));
+        // Of those at one place, the last.
+        above.max_by_key(|(.., at)| at.as_os_str().len()).map(|(device, ..)| device)
+    };
+    let device = seen_at(dir)?;
+    let all = mounts.iter().filter(|(other, ..)| other == device);
+    let tops = all.filter(|(_, root, at)| *root == "/" || !at.starts_with(dir));
+    tops.map(|(_, root, at)| (*root == "/" && seen_at(at) == Some(device)).then(|| at.clone()))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_system_is_entered_at_its_top_or_it_is_not_known_by_whom() {
+        let two = "22 1 8:1 / / rw - ext4 /dev/a rw\n30 22 8:2 / /data rw - xfs /dev/b rw\n";
+        let entrances = |dir: &str, more: &str| entrances(Path::new(dir), &format!("{two}{more}"));
+        let at = |paths: &[&str]| Some(paths.iter().map(PathBuf::from).collect::<Vec<_>>());
+        assert_eq!(entrances("/data/boxes", ""), at(&["/data"]));
+        assert_eq!(entrances("/srv/boxes", ""), at(&["/"]));
+        let again = "31 22 8:2 / /again rw - xfs /dev/b rw\n";
+        assert_eq!(entrances("/data/boxes", again), at(&["/data", "/again"]));
+        let ours = "31 30 8:2 /boxes/.mounts /data/boxes/.mounts rw - xfs /dev/b rw\n";
+        assert_eq!(entrances("/data/boxes", ours), at(&["/data"]));
+        let part = "31 22 8:2 /scratch /tmp rw - xfs /dev/b rw\n";
+        assert_eq!(entrances("/data/boxes", part), None);
+        let covered = format!("{again}32 31 0:9 / /again rw - tmpfs none rw\n");
+        assert_eq!(entrances("/data/boxes", &covered), None);
+    }
 
     #[test]
     fn a_path_lies_on_the_deepest_and_last_mount() {

@@ -23,8 +23,10 @@ use crate::sys::{SysError, mount, own};
 
 /// Whose programs make and check ext4.
 const PACKAGE: &str = "e2fsprogs";
-/// Where file systems lie that images begin as copies of: one for each size, made once.
+/// Where file systems lie that images begin as copies of: one for each size, made once, and the sizes that were asked
+/// for last. Each takes up to a MiB, and whoever writes specs chooses the sizes.
 const TEMPLATES: &str = ".templates";
+const TEMPLATE_COUNT_MAX: usize = 16;
 /// What the first is called, which is only tried.
 const TRIAL: &str = ".try";
 /// Trials that were never ended, one upon another.
@@ -241,8 +243,10 @@ fn template(root: &Path, bytes: u64) -> Result<PathBuf, SysError> {
     own::claim_private(&dir)?;
     let template = dir.join(format!("ext4-{}.img", bytes / MIB));
     if template.exists() {
+        volume::touch(&template);
         return Ok(template);
     }
+    forget_oldest(&dir)?;
     let unfinished = template.with_extension(UNFINISHED);
     let failed = |source| SysError::io("make", &unfinished, source);
     let options =
@@ -264,6 +268,17 @@ fn template(root: &Path, bytes: u64) -> Result<PathBuf, SysError> {
     file.sync_all().map_err(failed)?;
     rename(&unfinished, &template)?;
     Ok(template)
+}
+
+/// Has room for one more.
+fn forget_oldest(templates: &Path) -> Result<(), SysError> {
+    let used_last =
+        |entry: fs::DirEntry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()));
+    let entries = fs::read_dir(templates).into_iter().flatten().flatten();
+    let mut known: Vec<_> = entries.filter_map(used_last).collect();
+    known.sort_unstable();
+    let too_many = (known.len() + 1).saturating_sub(TEMPLATE_COUNT_MAX);
+    known.iter().take(too_many).try_for_each(|(_, path)| tree::remove(path))
 }
 
 fn mount(image: &Path, at: &Path) -> Result<(), SysError> {

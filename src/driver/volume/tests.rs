@@ -180,16 +180,37 @@ fn one_in_memory_begins_empty_each_time() {
 
 #[test]
 fn no_more_is_promised_than_the_host_has() {
-    let dir = tempfile::tempdir().unwrap();
-    let free = disk::space(dir.path()).unwrap().free_bytes / MIB;
-    let rules = DiskRules { mechanism: DiskChoice::Image, reserve_mb: free - 16 };
-    let spaces = Workspaces::open(&dir.path().join("sandboxes"), true, &rules).unwrap();
-    let ground = Ground { spaces, dir };
-    let first = ground.prepare(Uuid::now_v7(), Some(8 * MIB)).unwrap();
-    assert_eq!(first.kept.verdict, Verdict::Enforced);
-    let second = ground.prepare(Uuid::now_v7(), Some(12 * MIB)).unwrap();
+    let ground = |mechanism| {
+        let dir = tempfile::tempdir().unwrap();
+        let free = disk::space(dir.path()).unwrap().free_bytes / MIB;
+        let rules = DiskRules { mechanism, reserve_mb: free - 16 };
+        let spaces = Workspaces::open(&dir.path().join("sandboxes"), true, &rules).unwrap();
+        let ground = Ground { spaces, dir };
+        let first = ground.prepare(Uuid::now_v7(), Some(8 * MIB)).unwrap();
+        assert_eq!(first.kept.verdict, Verdict::Enforced);
+        ground
+    };
+    let second = ground(DiskChoice::Auto).prepare(Uuid::now_v7(), Some(12 * MIB)).unwrap();
     assert_eq!(second.kept.verdict, Verdict::Degraded);
     assert!(second.kept.reason.contains("promise 12 MiB"), "{:?}", second.kept);
+    // Whoever says what keeps disks has nothing started that it does not keep.
+    let refused = ground(DiskChoice::Image).prepare(Uuid::now_v7(), Some(12 * MIB));
+    assert!(refused.is_err_and(|why| why.contains("promise 12 MiB")));
+}
+
+#[test]
+fn a_few_sizes_are_kept_ready_and_no_more() {
+    let ground = Ground::new(DiskChoice::Image);
+    let first = Uuid::now_v7();
+    for megabytes in 2..22 {
+        ground.prepare(Uuid::now_v7(), Some(megabytes * MIB)).unwrap();
+        // Asked for again and again, it stays.
+        ground.spaces.remove(first).unwrap();
+        ground.prepare(first, Some(2 * MIB)).unwrap();
+    }
+    let templates = ground.dir.path().join("sandboxes/.disk/.templates");
+    let left = fs::read_dir(&templates).unwrap().count();
+    assert!(left == 16 && templates.join("ext4-2.img").exists(), "{left}");
 }
 
 #[test]

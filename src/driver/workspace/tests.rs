@@ -36,6 +36,29 @@ fn an_images_files_are_laid_once_and_a_specs_always() {
 }
 
 #[test]
+fn what_is_ephemeral_leaves_what_is_kept_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spaces, uid, none) = (spaces(dir.path()), Uuid::now_v7(), BTreeMap::new());
+    let lasting = wanted(uid, &none, &none);
+    let passing = Wanted { ephemeral: true, ..wanted(uid, &none, &none) };
+    fs::write(spaces.prepare(&lasting).unwrap().files.join("kept"), "mine").unwrap();
+    for _ in 0..2 {
+        let files = spaces.prepare(&passing).unwrap().files;
+        assert_eq!((fs::read_dir(&files).unwrap().count(), spaces.path(uid)), (0, files.clone()));
+        fs::write(files.join("gone"), "mine").unwrap();
+    }
+    let files = spaces.prepare(&lasting).unwrap().files;
+    assert_eq!(fs::read_to_string(files.join("kept")).unwrap(), "mine");
+    assert!(!files.join("gone").exists() && spaces.path(uid) == files);
+    spaces.prepare(&passing).unwrap();
+    spaces.put_aside(uid, &SandboxName::try_from("web").unwrap(), &Owner::Api).unwrap();
+    spaces.remove(uid).unwrap();
+    let named =
+        |entry: fs::DirEntry| entry.file_name().to_string_lossy().contains(&uid.to_string());
+    assert!(!fs::read_dir(dir.path()).unwrap().any(|entry| named(entry.unwrap())));
+}
+
+#[test]
 fn a_workspace_put_aside_is_found_again_until_it_expires() {
     let dir = tempfile::tempdir().unwrap();
     let spaces = spaces(dir.path());
@@ -109,16 +132,16 @@ fn a_limit_that_nothing_keeps_is_said_to_be_counted() {
     assert_eq!((place.kept.verdict, place.kept.read_back), (Verdict::Degraded, None));
     assert!(place.tmp.is_none() && place.kept.reason.contains("polled"), "{place:?}");
     fs::write(place.files.join("x"), [1; 10_000]).unwrap();
-    assert_eq!(spaces.excess(uid, 1), None);
+    assert_eq!(spaces.excess(uid, 1).unwrap(), None);
     fs::write(place.files.join("x"), vec![1; 3 << 20]).unwrap();
-    assert_eq!(spaces.excess(uid, 1).unwrap(), "its files take 3 MiB of 1");
+    assert_eq!(spaces.excess(uid, 1).unwrap().unwrap(), "its files take 3 MiB of 1");
     fs::remove_file(place.files.join("x")).unwrap();
     for n in 0..1024 {
         fs::write(place.files.join(n.to_string()), "").unwrap();
     }
-    assert_eq!(spaces.excess(uid, 1), None);
+    assert_eq!(spaces.excess(uid, 1).unwrap(), None);
     fs::write(place.files.join("one more"), "").unwrap();
-    assert_eq!(spaces.excess(uid, 1).unwrap(), "it has more than 1024 files");
+    assert_eq!(spaces.excess(uid, 1).unwrap().unwrap(), "it has more than 1024 files");
 }
 
 #[test]

@@ -24,6 +24,8 @@ use crate::sys::SysError;
 
 /// Directories on the way to where a walk is that stay open. Others are found again by "..".
 const OPEN_MAX: usize = 32;
+/// So many directories of one are known by name while they are removed.
+const EMPTIED_AT_ONCE: usize = 1024;
 /// A count that is broken off by chance is made again; by design, it is broken off again.
 const COUNTED_AGAIN_MAX: usize = 3;
 /// What the owner of a directory may do with it.
@@ -66,6 +68,11 @@ trait Visit {
 
     fn leave(&mut self, _above: &OwnedFd, _name: &CStr) -> nix::Result<()> {
         Ok(())
+    }
+
+    /// Whether what it has left is gone.
+    fn empties(&self) -> bool {
+        false
     }
 }
 
@@ -118,6 +125,10 @@ impl Visit for Remove {
 
     fn leave(&mut self, above: &OwnedFd, name: &CStr) -> nix::Result<()> {
         gone(unlinkat(above, name, UnlinkatFlags::RemoveDir))
+    }
+
+    fn empties(&self) -> bool {
+        true
     }
 }
 
@@ -220,29 +231,32 @@ pub fn allocated_bytes(path: &Path) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Excess {
     Bytes(u64),
-    /// So many, and perhaps more.
-    Files(u64),
+    /// More than it may have; how many more is not counted.
+    Files,
     /// Whoever may change it has not let it be counted.
     Uncounted(&'static str),
 }
 
 /// Counts a tree that its owner may change meanwhile. How long that takes is bounded by what it may hold: a walk
 /// that somebody keeps going in circles meets more files than that, and one that he breaks off, or keeps out of a
-/// directory, has counted nothing.
-pub fn excess(path: &Path, bytes_max: u64, files_max: u64) -> Option<Excess> {
+/// directory, has counted nothing. An error is nothing of his doing, and tells nothing.
+pub fn excess(path: &Path, bytes_max: u64, files_max: u64) -> Result<Option<Excess>, SysError> {
     let mut last = None;
     for _ in 0..COUNTED_AGAIN_MAX {
         let mut count = Count { files_max: Some(files_max), ..Count::default() };
         last = match top(path).and_then(|top| walk(top, &mut count)) {
             Ok(()) if count.allocated_bytes > bytes_max => {
-                return Some(Excess::Bytes(count.allocated_bytes));
+                return Ok(Some(Excess::Bytes(count.allocated_bytes)));
             }
-            Ok(()) | Err(Errno::ENOENT) => return None,
-            Err(Errno::E2BIG) => return Some(Excess::Files(count.files)),
-            Err(errno) => Some(Excess::Uncounted(errno.desc())),
+            Ok(()) | Err(Errno::ENOENT) => return Ok(None),
+            Err(Errno::E2BIG) => return Ok(Some(Excess::Files)),
+            Err(errno @ (Errno::EACCES | Errno::ESTALE | Errno::ELOOP | Errno::ENOTDIR)) => {
+                Some(Excess::Uncounted(errno.desc()))
+            }
+            Err(errno) => return Err(SysError::nix(format!("count {}", path.display()), errno)),
         };
     }
-    last
+    Ok(last)
 }
 
 /// How long the files of a tree are together, as they say themselves.
@@ -374,18 +388,32 @@ impl Trail {
 struct Level {
     name: CString,
     below: Vec<CString>,
+    /// Whether there may be more, which is seen once these are gone.
+    has_more: bool,
+}
+
+impl Level {
+    fn begin(here: &OwnedFd, name: CString, visit: &mut dyn Visit) -> nix::Result<Self> {
+        let below = list(here, visit)?;
+        let has_more = visit.empties() && below.len() >= EMPTIED_AT_ONCE;
+        Ok(Self { name, below, has_more })
+    }
 }
 
 fn walk(top: OwnedFd, visit: &mut dyn Visit) -> nix::Result<()> {
     let mut trail = Trail::new(top);
-    let mut levels = vec![Level { name: CString::default(), below: list(&trail.here, visit)? }];
+    let mut levels = vec![Level::begin(&trail.here, CString::default(), visit)?];
     while let Some(level) = levels.last_mut() {
         if let Some(name) = level.below.pop() {
             if let Some(dir) = visit.open(&trail.here, &name)? {
                 visit.enter(&dir, &name)?;
                 trail.down(dir)?;
-                levels.push(Level { below: list(&trail.here, visit)?, name });
+                levels.push(Level::begin(&trail.here, name, visit)?);
             }
+            continue;
+        }
+        if level.has_more {
+            *level = Level::begin(&trail.here, std::mem::take(&mut level.name), visit)?;
             continue;
         }
         if trail.up()? {
@@ -396,7 +424,8 @@ fn walk(top: OwnedFd, visit: &mut dyn Visit) -> nix::Result<()> {
     Ok(())
 }
 
-/// Visits what is in a directory, and returns the directories of it.
+/// Visits what is in a directory, and returns the directories of it; of those that go, the next few, so that whoever
+/// makes millions of them fills nobody's memory.
 fn list(here: &OwnedFd, visit: &mut dyn Visit) -> nix::Result<Vec<CString>> {
     let mut below = Vec::new();
     let flags = DIRECTORY | OFlag::O_CLOEXEC;
@@ -412,6 +441,9 @@ fn list(here: &OwnedFd, visit: &mut dyn Visit) -> nix::Result<Vec<CString>> {
         visit.entry(Entry { dir: here, name, about: &about })?;
         if is(&about, SFlag::S_IFDIR) {
             below.push(name.to_owned());
+            if visit.empties() && below.len() >= EMPTIED_AT_ONCE {
+                break;
+            }
         }
     }
     Ok(below)

@@ -56,7 +56,7 @@ STAYS = ["sh", "-c", "echo started; while sleep 1; do :; done"]
 
 @contextlib.contextmanager
 def ground(make=(), options="defaults", megabytes=400):
-    """A file system of its own on a loop device; without `make`, a directory of the machine's."""
+    """A file system of its own on a loop device, open to nobody else; without `make`, a directory of the machine's."""
     at = Path(tempfile.mkdtemp(prefix="disk-", dir="/var/lib"))
     at.chmod(0o755)
     if not make:
@@ -71,6 +71,7 @@ def ground(make=(), options="defaults", megabytes=400):
         run(*make, str(image))
         device = run("losetup", "--find", "--show", str(image)).strip()
         run("mount", "-o", options, device, str(at))
+        at.chmod(0o700)
         yield at
         # Whatever still held something of it would be in the way here.
         run("umount", str(at))
@@ -234,6 +235,17 @@ def xfs_keeps_disks_by_its_quotas_of_projects():
 @rule
 def ext4_keeps_disks_by_its_quotas_of_projects():
     keeps_disks(EXT4, "project quota")
+
+
+@rule
+def where_others_may_have_files_no_quota_of_a_project_is_taken():
+    for choice, mechanism in [("auto", "ext4 image on a loop device"), ("quota", "project quota")]:
+        with ground(**XFS) as at:
+            at.chmod(0o755)
+            with daemon_on(at, disk={"reserve_mb": 0, "mechanism": choice}).start() as daemon:
+                declare(daemon, "web")
+                is_kept(daemon, "web", mechanism)
+                daemon.delete("web")
 
 
 @rule
