@@ -100,7 +100,7 @@ fn prepare(config: &Config) -> anyhow::Result<[Lock; 3]> {
     let owned = [
         (&config.state_path, STATE_MODE, "state_path"),
         // What sandboxes are shown lies in the run directory, and gVisor walks there as nobody.
-        (&config.run_path, 0o711, "run_path"),
+        (&config.run_path, own::PASSABLE, "run_path"),
         // What tenants make of the modes of their own files is then of no use to anybody else on the host.
         (&config.sandboxes_path, own::PRIVATE, "sandboxes_path"),
     ];
@@ -186,7 +186,7 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
     let undo = Arc::new(Live::new(config.workspace_undo));
     tasks.spawn(port.serve(tcp, Arc::clone(&api), shutdown.clone()));
     tasks.spawn(serve_on(local, Arc::clone(&api), true, shutdown.clone()));
-    tasks.spawn(audit_task(Arc::clone(&api), shutdown.clone()));
+    let (audited, auditing) = audit_task(&api);
     tasks.spawn(loop_task(Arc::clone(&world), Arc::clone(&queue), shutdown.clone()));
     tasks.spawn(warm_task(Arc::clone(&world), shutdown.clone()));
     tasks.spawn(meter_task(Arc::clone(&world), shutdown.clone()));
@@ -208,6 +208,9 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
     shutdown.cancel();
     watch.stop();
     wind_down(tasks, &running).await;
+    // What has been done until here has its event.
+    audited.cancel();
+    let _ = auditing.await;
     // The thread ends with its present scan.
     let _ = reconcile::blocking(move || watching.join()).await;
     ended
@@ -237,8 +240,8 @@ fn about(address: Option<SocketAddr>) -> api::About {
 async fn wind_down(mut tasks: tokio::task::JoinSet<anyhow::Result<()>>, running: &TaskTracker) {
     running.close();
     let orderly = tokio::time::timeout(std::time::Duration::from_secs(5), async {
-        while tasks.join_next().await.is_some() {}
-        running.wait().await;
+        let ended = async { while tasks.join_next().await.is_some() {} };
+        tokio::join!(ended, running.wait())
     });
     if orderly.await.is_err() {
         warn!("some requests did not end in time and were cut off");
@@ -342,9 +345,10 @@ async fn loop_task(
     sweeping.await.context("sweep")
 }
 
-async fn audit_task(api: Arc<Api>, shutdown: CancellationToken) -> anyhow::Result<()> {
-    api::audit(api, shutdown).await;
-    Ok(())
+/// Ends by a token of its own, as the last.
+fn audit_task(api: &Arc<Api>) -> (CancellationToken, tokio::task::JoinHandle<()>) {
+    let ends = CancellationToken::new();
+    (ends.clone(), tokio::spawn(api::audit(Arc::clone(api), ends)))
 }
 
 async fn warm_task(world: Arc<World>, shutdown: CancellationToken) -> anyhow::Result<()> {

@@ -19,7 +19,8 @@ use crate::error::chain;
 use crate::model::{Level, Time};
 use crate::reconcile;
 use crate::store::Store;
-use crate::sys::{clock, port, service};
+use crate::sys::service::{self, Listener};
+use crate::sys::{clock, port};
 
 /// How often a port that is taken is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(3);
@@ -29,86 +30,66 @@ const RETRY_EVERY: Duration = Duration::from_secs(3);
 pub(super) struct Port {
     host: String,
     port: u16,
-    /// The listener that the service manager has kept for us.
-    kept: Option<TcpListener>,
+    /// The listeners that the service manager has kept for us.
+    kept: Vec<(Listener, TcpListener)>,
+    twin: Option<Twin>,
+}
+
+/// `localhost` is two addresses. Whoever has one of them has the other one, too, or anybody on the host could have it,
+/// and be sent tokens.
+#[derive(Debug)]
+struct Twin {
+    at: SocketAddr,
+    bound: SocketAddr,
+    /// An error: it is tried again.
+    listener: io::Result<TokioListener>,
 }
 
 impl Port {
     /// To be called once, and first of all: what the service manager has opened for us is known by its number.
     pub(super) fn take(config: &Config) -> Self {
         let (host, port) = (config.host.clone(), config.port);
-        let kept = service::listener(|address| is_at(address, &host, port));
-        Self { host, port, kept }
+        let kept = service::listeners(|which, address| match which {
+            Listener::Api => is_at(address, &host, port),
+            Listener::Twin => port == 0 || port == address.port(),
+        });
+        Self { host, port, kept, twin: None }
     }
 
-    /// The listener that was kept, or a new one.
+    /// The listener that was kept, or a new one; and at once the other that localhost leads to, so that nobody else has
+    /// it in between.
     pub(super) async fn listen(&mut self) -> io::Result<TokioListener> {
-        match self.kept.take() {
-            Some(kept) => {
-                kept.set_nonblocking(true)?;
-                TokioListener::from_std(kept)
-            }
+        let first = match self.take_kept(|which, _| which == Listener::Api) {
+            Some(kept) => kept,
             None => self.bind().await,
+        }?;
+        if let Some((bound, at)) = first.local_addr().ok().and_then(|at| Some((at, twin_of(at)?))) {
+            let listener = match self.take_kept(|_, address| address == at) {
+                Some(kept) => kept,
+                None => Twin::bind(at).await,
+            };
+            self.twin = Some(Twin { at, bound, listener });
         }
+        Ok(first)
+    }
+
+    fn take_kept(
+        &mut self,
+        is_it: impl Fn(Listener, SocketAddr) -> bool,
+    ) -> Option<io::Result<TokioListener>> {
+        let fits = |(which, one): &(Listener, TcpListener)| {
+            one.local_addr().is_ok_and(|address| is_it(*which, address))
+        };
+        let (_, kept) = self.kept.remove(self.kept.iter().position(fits)?);
+        Some(kept.set_nonblocking(true).and_then(|()| TokioListener::from_std(kept)))
     }
 
     /// A new listener, which the service manager is given to keep. It shares its port with nobody: SO_REUSEADDR is
     /// set, SO_REUSEPORT is not.
     async fn bind(&self) -> io::Result<TokioListener> {
         let listener = TokioListener::bind((self.host.as_str(), self.port)).await?;
-        if let Err(error) = service::keep(&listener) {
-            debug!(error = chain(&error), "the service manager does not keep the listener");
-        }
+        keep(&listener, Listener::Api);
         Ok(listener)
-    }
-
-    /// `localhost` is two addresses. Whoever has one of them has the other one, too, or anybody on the host could have
-    /// it, and be sent tokens. One that is taken is tried again until it is free.
-    async fn serve_twin(
-        bound: SocketAddr,
-        api: Arc<Api>,
-        shutdown: CancellationToken,
-    ) -> anyhow::Result<()> {
-        let other: IpAddr = match bound.ip() {
-            IpAddr::V4(Ipv4Addr::LOCALHOST) => Ipv6Addr::LOCALHOST.into(),
-            IpAddr::V6(Ipv6Addr::LOCALHOST) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V4(_) | IpAddr::V6(_) => return Ok(()),
-        };
-        let (at, mut is_told) = (SocketAddr::new(other, bound.port()), false);
-        loop {
-            match TokioListener::bind(at).await {
-                Ok(listener) => return serve_on(listener, api, false, shutdown).await,
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                    if !std::mem::replace(&mut is_told, true) {
-                        Self::tell_taken(&api, at, bound).await;
-                    }
-                }
-                // Of a host without IPv6, nobody can take it.
-                Err(error) => {
-                    debug!(%at, %error, "not to be had");
-                    return Ok(());
-                }
-            }
-            // Both arms only wait.
-            tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
-                () = tokio::time::sleep(RETRY_EVERY) => (),
-            }
-        }
-    }
-
-    async fn tell_taken(api: &Api, at: SocketAddr, bound: SocketAddr) {
-        let message = format!(
-            "{at} is taken by somebody else, to whom \"localhost\" may lead: clients have to ask for {bound}"
-        );
-        warn!("{message}");
-        let now = Time(clock::wall_ms());
-        let told = move |core: &mut crate::store::Core| {
-            core.event(None, Level::Warning, ("LocalhostTaken", message), now)
-        };
-        if let Err(error) = api.store.write(told).await {
-            warn!(error = chain(&error), "event not stored");
-        }
     }
 
     /// Why there is no listener, and what to do about it. `None`: there is one.
@@ -163,10 +144,15 @@ impl Port {
                 None => return Ok(()),
             },
         };
-        let Ok(bound) = listener.local_addr() else {
+        let found = || {
+            let bound = listener.local_addr().ok()?;
+            let listener = Err(io::ErrorKind::NotFound.into());
+            Some(Twin { at: twin_of(bound)?, bound, listener })
+        };
+        let Some(twin) = self.twin.or_else(found) else {
             return serve_on(listener, api, false, shutdown).await;
         };
-        let twin = Self::serve_twin(bound, Arc::clone(&api), shutdown.clone());
+        let twin = twin.serve(Arc::clone(&api), shutdown.clone());
         tokio::try_join!(serve_on(listener, api, false, shutdown), twin).map(drop)
     }
 
@@ -204,6 +190,60 @@ impl Port {
             }
         }
     }
+}
+
+impl Twin {
+    async fn bind(at: SocketAddr) -> io::Result<TokioListener> {
+        let listener = TokioListener::bind(at).await?;
+        keep(&listener, Listener::Twin);
+        Ok(listener)
+    }
+
+    async fn serve(self, api: Arc<Api>, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let (mut listener, mut said) = (self.listener, None);
+        loop {
+            match listener {
+                Ok(listener) => return serve_on(listener, api, false, shutdown).await,
+                Err(error) if said == Some(error.kind()) => (),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    said = Some(error.kind());
+                    let (at, bound) = (self.at, self.bound);
+                    let why = format!(
+                        "{at} is taken by somebody else, to whom \"localhost\" may lead: clients have to ask for {bound}"
+                    );
+                    warn!("{why}");
+                    note(&api.store, Level::Warning, ("LocalhostTaken", why)).await;
+                }
+                // Of a host without IPv6, nobody can take it, until it has it.
+                Err(error) => {
+                    said = Some(error.kind());
+                    debug!(at = %self.at, %error, "not to be had");
+                }
+            }
+            // Both arms only wait.
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(RETRY_EVERY) => (),
+            }
+            listener = Self::bind(self.at).await;
+        }
+    }
+}
+
+fn keep(listener: &TokioListener, which: Listener) {
+    if let Err(error) = service::keep(listener, which) {
+        debug!(error = chain(&error), "the service manager does not keep the listener");
+    }
+}
+
+/// Where localhost leads as well. Of all addresses of the newer kind, the older one is among them.
+fn twin_of(bound: SocketAddr) -> Option<SocketAddr> {
+    let other: IpAddr = match bound.ip() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST | Ipv4Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V4(_) | IpAddr::V6(_) => return None,
+    };
+    Some(SocketAddr::new(other, bound.port()))
 }
 
 /// Whether a listener is where the configuration wants one.

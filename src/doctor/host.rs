@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::doctor::{Finding, Severity};
+use crate::driver::process;
+use crate::model::Isolation;
 use crate::sys::trust::TrustError;
 use crate::sys::{self, landlock, mount, own, spawn};
 
@@ -83,12 +85,12 @@ fn pressure() -> Finding {
 pub(super) fn paths(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     let all = [
-        ("state_path", &config.state_path, false),
-        ("run_path", &config.run_path, false),
-        ("sandboxes_path", &config.sandboxes_path, true),
+        ("state_path", &config.state_path, own::PRIVATE, false),
+        ("run_path", &config.run_path, own::PASSABLE, false),
+        ("sandboxes_path", &config.sandboxes_path, own::PRIVATE, true),
     ];
-    for (name, path, runs_programs) in all {
-        if let Err(error) = own::judge(path) {
+    for (name, path, mode, runs_programs) in all {
+        if let Err(error) = own::judge(path, mode) {
             findings.push(not_ours(name, path, &error));
             continue;
         }
@@ -135,8 +137,10 @@ pub(super) fn paths(config: &Config) -> Vec<Finding> {
 
 /// One that a daemon of whoever asks does not take. Another user's may.
 fn not_ours(name: &'static str, path: &Path, error: &TrustError) -> Finding {
-    let owner = fs::metadata(path).map_or(0, |about| about.uid());
-    if owner != sys::own_ids().0 {
+    let owner = fs::metadata(path).map(|about| about.uid());
+    if let Ok(owner) = owner
+        && owner != sys::own_ids().0
+    {
         let found = format!("{} belongs to uid {owner}", path.display());
         let means = "a daemon of this user does not start with it; one of that user may run";
         let fix = format!("run sodiumd and its doctor as uid {owner}, or name another \"{name}\"");
@@ -212,6 +216,28 @@ pub(super) fn port(config: &Config) -> Option<Finding> {
         "end that program (of a sandbox: sodiumd stop NAME), or change \"port\" in config.json",
     );
     Some(Finding::bad("port", Severity::Degraded, format!("{at} is taken by {holder}"), means))
+}
+
+/// What sandboxes can talk to, though they have no network: what they are shown of the host is read-only, and a socket
+/// in it is none the less connected to by whoever may write to that.
+pub(super) fn sockets(config: &Config) -> Finding {
+    let trees: &[&str] = match config.allowed.floor {
+        Isolation::Process => process::READ_ONLY,
+        Isolation::Bubblewrap => &["/usr"],
+        Isolation::Gvisor => &[],
+    };
+    let open = sys::socket::open_to_everybody(trees.iter().map(Path::new));
+    let Some(one) = open.first() else {
+        return Finding::fine("sockets", "none of the host's is open to sandboxes");
+    };
+    let one = format!("{one:?}");
+    let found = match open.len() - 1 {
+        0 => format!("everybody may connect to {one}"),
+        more => format!("everybody may connect to {one} and {more} more"),
+    };
+    let means = "whoever listens there is reachable from sandboxes, with network: none as well";
+    let fix = format!("chmod o-w {one}, or have that program listen below /run");
+    Finding::bad("sockets", Severity::Degraded, found, (means, fix.as_str()))
 }
 
 /// A finding if somebody else may read the file.

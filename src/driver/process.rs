@@ -15,7 +15,7 @@ use crate::shim::launch::Room;
 pub const OWN_PROCESSES: u64 = 1;
 
 /// Read-only trees of the host that programs need.
-const READ_ONLY: &[&str] = &[
+pub const READ_ONLY: &[&str] = &[
     "/usr",
     "/bin",
     "/sbin",

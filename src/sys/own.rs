@@ -23,6 +23,8 @@ use crate::sys::trust::{Distrust, Fault, LINKS_MAX, People, TrustError, has_acl,
 
 /// Of a directory that nobody else may enter.
 pub const PRIVATE: u32 = 0o700;
+/// Of one that others may pass through, if they know what lies in it, and not look into.
+pub const PASSABLE: u32 = 0o711;
 /// Whoever may write to a directory with this bit can still not move what is another's.
 const STICKY: u32 = 0o1000;
 
@@ -63,7 +65,7 @@ pub fn claim_private(dir: &Path) -> Result<(), SysError> {
 }
 
 /// Whether [`claim`] would take the directory, or make it. Changes nothing.
-pub fn judge(dir: &Path) -> Result<(), TrustError> {
+pub fn judge(dir: &Path, mode: u32) -> Result<(), TrustError> {
     let people = People::of_this_host();
     let Some(found) = find(&people, dir, &|_| Ok(()), None)? else { return Ok(()) };
     let about = found.dir.meta()?;
@@ -72,7 +74,7 @@ pub fn judge(dir: &Path) -> Result<(), TrustError> {
         None if about.uid != people.caller => Some(Fault::Owner(about.uid)),
         fault => fault,
     };
-    fault.map_or(Ok(()), |fault| Err(found.refused(&people, &fault, PRIVATE).into()))
+    fault.map_or(Ok(()), |fault| Err(found.refused(&people, &fault, mode).into()))
 }
 
 /// A directory that was opened where nobody can put another one in its place.
@@ -205,7 +207,7 @@ mod tests {
     /// What both say: what would be refused is refused, and what is only looked at stays as it is.
     fn tried(path: &Path) -> String {
         let before = fs::symlink_metadata(path).ok().map(|meta| (meta.mode(), meta.uid()));
-        let judged = said(judge(path));
+        let judged = said(judge(path, PRIVATE));
         let after = fs::symlink_metadata(path).ok().map(|meta| (meta.mode(), meta.uid()));
         assert_eq!(before, after, "{}", path.display());
         let claimed = said(claim(path, PRIVATE));

@@ -10,8 +10,25 @@ use sd_notify::NotifyState;
 
 use crate::sys::SysError;
 
-/// What the listener is called while the service manager keeps it.
-const LISTENER: &str = "sodiumd-api";
+/// A listener that the service manager keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listener {
+    Api,
+    /// At the other address of localhost.
+    Twin,
+}
+
+impl Listener {
+    const ALL: [Self; 2] = [Self::Api, Self::Twin];
+
+    /// What it is called meanwhile.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Api => "sodiumd-api",
+            Self::Twin => "sodiumd-api-twin",
+        }
+    }
+}
 
 /// What the manager is told of us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,31 +62,30 @@ pub fn watchdog() -> Option<Duration> {
 }
 
 /// Has it keep the listener, so that whoever connects while there is no daemon waits for the next one.
-pub fn keep(listener: &impl AsFd) -> Result<(), SysError> {
-    let states = [NotifyState::FdStore, NotifyState::FdName(LISTENER)];
+pub fn keep(listener: &impl AsFd, which: Listener) -> Result<(), SysError> {
+    let states = [NotifyState::FdStore, NotifyState::FdName(which.name())];
     sd_notify::notify_with_fds(&states, &[listener.as_fd()])
         .map_err(|source| SysError { call: "notify(FDSTORE)".to_owned(), source })
 }
 
 /// Forgets what it kept.
-fn forget() {
-    let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(LISTENER)]);
+fn forget(which: Listener) {
+    let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(which.name())]);
 }
 
-/// The listener that it has for us: one that it was told to make, or one that an earlier daemon had it keep,
-/// if that is still the one that is wanted. Call it once, before anything else is opened.
-pub fn listener(is_wanted: impl Fn(SocketAddr) -> bool) -> Option<TcpListener> {
-    let mut found = None;
-    for (fd, name) in sd_notify::listen_fds_with_names().ok()? {
+/// The listeners that it has for us: one that it was told to make, and those that an earlier daemon had it keep,
+/// if they are still wanted. Call it once, before anything else is opened.
+pub fn listeners(is_wanted: impl Fn(Listener, SocketAddr) -> bool) -> Vec<(Listener, TcpListener)> {
+    let mut found = Vec::new();
+    for (fd, name) in sd_notify::listen_fds_with_names().into_iter().flatten() {
         // SAFETY: the manager has opened this descriptor for us, the protocol says so and that it begins at
         // 3; this is called once and before anything else is opened, so nothing of ours owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let listener = TcpListener::from(fd);
         let Ok(address) = listener.local_addr() else { continue };
-        if name != LISTENER || is_wanted(address) {
-            found = Some(listener);
-        } else {
-            forget();
+        match Listener::ALL.into_iter().find(|which| which.name() == name) {
+            Some(which) if !is_wanted(which, address) => forget(which),
+            which => found.push((which.unwrap_or(Listener::Api), listener)),
         }
     }
     found

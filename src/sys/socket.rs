@@ -1,9 +1,11 @@
 //! Unix sockets and who is at their other end.
 
+use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::socket::sockopt::PeerCredentials;
@@ -166,4 +168,63 @@ pub fn listen(path: &Path) -> Result<UnixListener, SysError> {
     start_listening(&made, Backlog::MAXCONN).map_err(failed("listen"))?;
     std::fs::rename(&temporary, path).map_err(|source| SysError::io("publish", path, source))?;
     Ok(UnixListener::from(made))
+}
+
+/// Sockets with a path below one of these trees to which everybody may connect, whom no read-only mount keeps from it,
+/// as /proc tells those of our network.
+pub fn open_to_everybody<'t>(trees: impl IntoIterator<Item = &'t Path>) -> Vec<PathBuf> {
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let paths: BTreeSet<&Path> = table.lines().filter_map(listens_at).collect();
+    let trees: Vec<&Path> = trees.into_iter().collect();
+    let may = |path: &Path, bits: u32| {
+        std::fs::metadata(path).is_ok_and(|about| about.mode() & bits == bits)
+    };
+    let open = |path: &Path, tree: &Path| {
+        let mut above = path.ancestors().skip(1).take_while(|dir| dir.starts_with(tree));
+        path.starts_with(tree) && may(path, 0o002) && above.all(|dir| may(dir, 0o001))
+    };
+    let open = paths.into_iter().filter(|path| trees.iter().any(|tree| open(path, tree)));
+    open.map(Path::to_owned).collect()
+}
+
+/// The path at which a socket of this line of /proc/net/unix waits for whoever comes.
+fn listens_at(line: &str) -> Option<&Path> {
+    let path = Path::new(&line[line.find(" /")? + 1..]);
+    let mut fields = line.split_whitespace().skip(3);
+    let (flags, kind) = (u32::from_str_radix(fields.next()?, 16).ok()?, fields.next()?);
+    (flags & ACCEPTS != 0 || kind == DATAGRAMS).then_some(path)
+}
+
+/// In /proc/net/unix: flags of a socket that takes connections, and the type of one that needs none.
+const ACCEPTS: u32 = 1 << 16;
+const DATAGRAMS: &str = "0002";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_everybody_may_connect_to_is_found_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path, mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(path, mode).unwrap();
+        };
+        mode(dir.path(), 0o755);
+        let [open, closed, inner] =
+            ["open one", "closed", "within/inner"].map(|name| dir.path().join(name));
+        std::fs::create_dir(inner.parent().unwrap()).unwrap();
+        mode(inner.parent().unwrap(), 0o700);
+        let _listen = [&open, &closed, &inner].map(|path| UnixListener::bind(path).unwrap());
+        let datagrams = dir.path().join("datagrams");
+        let _receive = std::os::unix::net::UnixDatagram::bind(&datagrams).unwrap();
+        for path in [&open, &inner, &datagrams] {
+            mode(path, 0o777);
+        }
+        mode(&closed, 0o755);
+        assert_eq!(open_to_everybody([dir.path()]), [datagrams.clone(), open.clone()]);
+        mode(inner.parent().unwrap(), 0o711);
+        assert_eq!(open_to_everybody([dir.path()]), [datagrams, open, inner]);
+        assert!(open_to_everybody([Path::new("/nowhere")]).is_empty());
+    }
 }

@@ -516,12 +516,14 @@ async fn a_host_uid_of_which_anything_is_left_is_passed_over() {
 
 #[tokio::test]
 async fn nobody_else_is_where_localhost_may_lead() {
-    let desk = Desk::new().await;
-    for address in ["127.0.0.1", "[::1]"] {
-        let url = format!("http://{address}:{}/healthz", desk.port);
-        let answer = reqwest::get(&url).await.unwrap();
-        assert_eq!(answer.status(), 200, "{url}");
-        let taken = std::net::TcpListener::bind(format!("{address}:{}", desk.port));
-        assert_eq!(taken.unwrap_err().kind(), std::io::ErrorKind::AddrInUse, "{address}");
+    for host in ["127.0.0.1", "0.0.0.0"] {
+        let desk = Desk::with(json!({"host": host})).await;
+        for address in ["127.0.0.1", "[::1]"] {
+            let url = format!("http://{address}:{}/healthz", desk.port);
+            let answer = reqwest::get(&url).await.unwrap();
+            assert_eq!(answer.status(), 200, "{url}");
+            let taken = std::net::TcpListener::bind(format!("{address}:{}", desk.port));
+            assert_eq!(taken.unwrap_err().kind(), std::io::ErrorKind::AddrInUse, "{address}");
+        }
     }
 }

@@ -142,7 +142,8 @@ impl Desk {
         loop {
             let text = fs::read_to_string(&log).unwrap_or_default();
             let text = text.get(usize::try_from(from).unwrap()..).unwrap_or_default();
-            if let Some((_, rest)) = text.split_once("http://127.0.0.1:") {
+            let address = text.split_once("http://").and_then(|(_, rest)| rest.split_once(':'));
+            if let Some((_, rest)) = address {
                 let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
                 self.port = digits.parse().unwrap();
                 return;

@@ -1,7 +1,9 @@
 """The unit that is shipped, under systemd."""
 
+import errno
 import os
 import shutil
+import socket
 from pathlib import Path
 
 from guest import GROUPS, PAYLOAD, USER, Daemon, alive, eventually, family_of, group_of, read, rule, run
@@ -188,8 +190,19 @@ def where_systemd_knows_no_subgroup_they_lie_beside_the_service():
 @rule
 def who_connects_during_a_restart_waits_and_is_served():
     with Service().start() as daemon:
-        assert show("NFileDescriptorStore") == "1"
+        assert show("NFileDescriptorStore") == "2"
         run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", "sodiumd")
+        # Nor does anybody else come to be at the other address of localhost meanwhile.
+        with socket.socket(socket.AF_INET6) as stranger:
+            assert stranger.connect_ex(("::1", daemon.port)) == 0
+        for _ in range(2):
+            with socket.socket(socket.AF_INET6) as stranger:
+                try:
+                    stranger.bind(("::1", daemon.port))
+                    raise AssertionError("taken")
+                except OSError as error:
+                    assert error.errno == errno.EADDRINUSE, error
+            daemon.ask("GET", "/healthz")
         assert daemon.ask("GET", "/v1/sandboxes")[0] == 200
 
 
