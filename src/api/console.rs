@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use crate::api::audit::Act;
 use crate::api::auth::query;
 use crate::api::caller::{Caller, GONE_WITHIN, Grant, REVOKED, REVOKED_CLOSE, Who};
+use crate::api::rate::Rate;
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::text::Decoder;
@@ -48,6 +49,8 @@ const QUIET: Duration = Duration::from_millis(500);
 const SEND_WITHIN: Duration = Duration::from_secs(60);
 /// For our goodbye, all else having been sent, and then for the client's.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// Frames that one connection by a ticket may send, beside input, which is credited.
+const FRAMES_PER_SECOND: u64 = 20;
 /// Answers waiting for a client that does not read; then its errors are dropped.
 const NOTICE_COUNT_MAX: usize = 16;
 
@@ -148,7 +151,7 @@ async fn listen(
     mut stream: SplitStream<WebSocket>,
     (notices, read_only): (mpsc::Sender<Value>, bool),
 ) {
-    let mut has_spoken = false;
+    let (mut has_spoken, frames) = (false, Rate::default());
     while let Some(Ok(message)) = stream.next().await {
         if caller.grant.is_revoked() {
             continue;
@@ -161,9 +164,12 @@ async fn listen(
         };
         let frame = if read_only { Err(ApiError::Unauthorized) } else { read_frame(text.as_str()) };
         if !matches!(frame, Ok(ClientFrame::Input(_))) {
-            // What is not credited is counted as requests are; who is too fast is heard later.
-            while let Err(ApiError::TooFast(wait)) = api.pace(caller) {
+            // What is not credited is counted; who is too fast is heard later, if he still may be.
+            while let Err(ApiError::TooFast(wait)) = pace_frame(api, caller, &frames) {
                 sleep(wait).await;
+            }
+            if caller.grant.is_revoked() {
+                continue;
             }
         }
         let done = match frame {
@@ -174,6 +180,17 @@ async fn listen(
             let notice = json!({"type": "error", "message": error.told()});
             // A client that reads none of its errors needs no more of them.
             let _ = notices.try_send(notice);
+        }
+    }
+}
+
+/// Who has the token spends what its requests may. A ticket's frames are its connection's alone: they use up nothing of
+/// what others ask from the same place.
+fn pace_frame(api: &Shared, caller: &Caller, frames: &Rate<()>) -> Result<(), ApiError> {
+    match caller.who {
+        Who::Local { .. } | Who::Token { .. } => api.pace(caller),
+        Who::Ticket { .. } | Who::Stranger => {
+            frames.ask((), FRAMES_PER_SECOND).map_err(ApiError::TooFast)
         }
     }
 }

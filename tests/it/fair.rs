@@ -41,6 +41,29 @@ async fn requests_without_a_token_use_up_nothing_of_those_with_one() {
 }
 
 #[tokio::test]
+async fn what_a_ticket_says_without_end_uses_up_nothing_of_the_tokens() {
+    let bounds = json!({"requests_per_second_per_peer": 20});
+    let desk = Desk::with(json!({"api": bounds})).await;
+    desk.write_spec("a.yaml", "a", &json!({"command": ["sleep", "1000"]}));
+    desk.wait_phase("a", "Running").await;
+    let made = desk.post("/v1/sandboxes/a/ticket?read_only=1", Value::Null).await.json;
+    let ticket = made["ticket"].as_str().unwrap();
+    let url = format!("ws://127.0.0.1:{}/console/a?ticket={ticket}", desk.port);
+    let (socket, _) = connect_async(&url).await.unwrap();
+    let (mut says, mut hears) = socket.split();
+    let listening = tokio::spawn(async move { while hears.next().await.is_some() {} });
+    let talking = tokio::spawn(async move {
+        while says.send(Message::Text(r#"{"type":"stop"}"#.into())).await.is_ok() {}
+    });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for _ in 0..60 {
+        assert_eq!(desk.get("/v1/sandboxes").await.status, 200);
+    }
+    talking.abort();
+    listening.abort();
+}
+
+#[tokio::test]
 async fn the_local_socket_is_its_owners_whatever_the_umask_and_the_mode_is() {
     let mut desk = Desk::prepared(json!({}));
     desk.within = vec!["sh", "-c", "umask 0; exec \"$@\"", "sh"];
