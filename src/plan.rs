@@ -185,7 +185,7 @@ fn change_in_place(view: &View<'_>, instance: &Instance) -> (Next, String) {
 
 /// Others may hold more than they are declared with by now, until they hold less.
 fn no_room_to_grow(view: &View<'_>, instance: &Instance) -> Option<String> {
-    let (old, new) = (Promised::by(&instance.spec.limits), Promised::by(&view.sandbox.spec.limits));
+    let (old, new) = (Promised::held_by(instance), Promised::by(&view.sandbox.spec.limits));
     let Policy { allowed, held, .. } = view.policy;
     allowed.totals.refusal(&held.without(old), &old, &new)
 }

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::instance::Instance;
 use crate::model::sandbox::Sandbox;
 use crate::model::spec::{Isolation, Limits, Network, Spec};
 use crate::model::time::Span;
@@ -140,7 +141,13 @@ impl Promised {
 
     /// To what runs of a sandbox, or may.
     pub fn held(sandbox: &Sandbox) -> Self {
-        sandbox.live().map(|live| Self::by(&live.spec.limits)).unwrap_or_default()
+        sandbox.live().map(|live| Self::held_by(live)).unwrap_or_default()
+    }
+
+    /// To one that runs, or may; of what it has and what it is to have, the more.
+    pub fn held_by(live: &Instance) -> Self {
+        let reserved = live.reserved.as_ref().map(Self::by).unwrap_or_default();
+        Self::by(&live.spec.limits).with(reserved, u64::max)
     }
 
     pub fn and(self, other: Self) -> Self {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::spec::Spec;
+use crate::model::spec::{Limits, Spec};
 use crate::model::text::bounded;
 use crate::model::time::Time;
 
@@ -146,6 +146,9 @@ pub struct Instance {
     pub request: u64,
     /// What it was started with, to tell what a later spec changes.
     pub spec: Spec,
+    /// What is kept free for it besides while its limits are being changed: until that is done, it may have either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<Limits>,
     pub phase: InstancePhase,
     pub boot_id: String,
     /// The program that runs it, with its version: `bubblewrap 0.8.0`.

@@ -57,6 +57,7 @@ fn web() -> Sandbox {
 
 fn instance(phase: InstancePhase) -> Instance {
     Instance {
+        reserved: None,
         iid: Iid::new(uuid::Uuid::nil(), 1),
         n: 1,
         generation: 1,

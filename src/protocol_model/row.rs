@@ -271,6 +271,7 @@ fn instance(row: &Row, record: &Record) -> Instance {
         Phase::Dead => InstancePhase::Dead,
     };
     Instance {
+        reserved: None,
         iid: Iid::new(uid(row), record.n.into()),
         n: record.n.into(),
         generation: record.generation.into(),

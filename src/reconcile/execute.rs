@@ -292,6 +292,7 @@ impl Act<'_> {
             exit: None,
             restored: false,
             released: false,
+            reserved: None,
         }
     }
 
@@ -350,21 +351,12 @@ impl Act<'_> {
         if totals == Totals::default() {
             return Ok(());
         }
-        let (old, new) = (Promised::by(&instance.spec.limits), Promised::by(&limits));
+        let (old, new) = (Promised::held_by(instance), Promised::by(&limits));
         let fits =
             move |now: &Snapshot| totals.refusal(&now.held.without(old), &old, &new).is_none();
-        // As long as it may have either, it holds the more.
         let hold = move |_: &mut Core, sandbox: &mut Sandbox| {
             let Some(instance) = &mut sandbox.instance else { return Ok(()) };
-            let held = &mut Arc::make_mut(instance).spec.limits;
-            for (held, new) in [
-                (&mut held.memory_mb, limits.memory_mb),
-                (&mut held.cpu_percent, limits.cpu_percent),
-                (&mut held.disk_mb, limits.disk_mb),
-            ] {
-                // What is unlimited has no total, and is the most already.
-                *held = if *held == 0 { 0 } else { (*held).max(new) };
-            }
+            Arc::make_mut(instance).reserved = Some(limits);
             Ok(())
         };
         self.commit_if(fits, hold).map(drop)
@@ -381,6 +373,7 @@ impl Act<'_> {
         let committed = self.commit_instance(move |core, sandbox, instance| {
             instance.generation = sandbox.generation;
             instance.spec = crate::model::Spec::clone(&sandbox.spec);
+            instance.reserved = None;
             set_limits(sandbox, limits);
             sandbox.status.walls = walls;
             core.event(Some(&sandbox.name), Level::Normal, ("Adjusted", why), now)

@@ -511,9 +511,11 @@ impl Workload {
         let is_workload = |pid: &u32| process::inner_pid(*pid) == Some(WORKLOAD_INNER_PID);
         if let Some(pid) = process::children(init).into_iter().find(is_workload) {
             self.found_main(pid);
-            // Looked at again now that it is open: the number could have become another's.
+            // Looked at again now that it is open: the number could have become another's. One that is not seen then
+            // is looked for again.
             if !is_workload(&pid) || !process::children(init).contains(&pid) {
                 self.main = None;
+                return;
             }
             self.runs();
         }

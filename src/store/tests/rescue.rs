@@ -57,6 +57,7 @@ fn record(sandbox: &Sandbox, generation: u64) -> Record {
         exit: None,
         restored: false,
         released: false,
+        reserved: None,
     };
     let mut running = sandbox.clone();
     (running.generation, running.history.instances) = (generation, 3);
