@@ -10,7 +10,7 @@ use crate::cli::show;
 use crate::config::Config;
 use crate::desired::parse::parse;
 use crate::desired::scan::FILE_BYTES_MAX;
-use crate::sys::beneath::{Beneath, Links};
+use crate::sys::beneath::{Beneath, Links, ReadError};
 
 /// Prints every fault with its place and the line it is in. Exit 2 if there is one.
 pub(super) fn check(files: &[PathBuf], config: &Config) -> anyhow::Result<ExitCode> {
@@ -45,7 +45,13 @@ pub(super) fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     }
     let (dir, name) = Beneath::parent_of(file)?;
     let read = dir.read(&name, Links::Within, FILE_BYTES_MAX);
-    read.context("what is no file of its directory is read from standard input, as `-`")
+    let hint = "what is no file of its directory is read from standard input, as `-`";
+    read.map_err(|error| match error {
+        ReadError::Outside | ReadError::Link | ReadError::NotAFile => {
+            anyhow::Error::new(error).context(hint)
+        }
+        ReadError::TooLarge { .. } | ReadError::Sys(_) => error.into(),
+    })
 }
 
 /// The fault, and the line it is in with a mark below.

@@ -17,6 +17,10 @@ const LOCKS: &str = "/run/sodiumd-uids";
 /// What lies in memory and belongs to somebody, whether a process of theirs runs or not.
 const IN_MEMORY: [&str; 2] = ["/dev/shm", "/dev/mqueue"];
 
+/// Of so many names there, it is found out whose they are: whoever makes millions keeps nobody waiting. No sandbox of
+/// this release can make one on the host, but with a daemon that has no ids to give.
+const ENTRY_COUNT_MAX: usize = 100_000;
+
 /// Which of these ids a process or something in memory has.
 pub fn in_use(ids: &[Range<u32>]) -> BTreeSet<u32> {
     let mut found = BTreeSet::new();
@@ -30,8 +34,9 @@ pub fn in_use(ids: &[Range<u32>]) -> BTreeSet<u32> {
         let text = read_small(&Path::new("/proc/sysvipc").join(kind)).unwrap_or_default();
         ids_of_table(&text).into_iter().for_each(&mut note);
     }
-    for entry in IN_MEMORY.iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten())
-    {
+    let entries =
+        IN_MEMORY.iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
+    for entry in entries.take(ENTRY_COUNT_MAX) {
         if let Ok(meta) = fs::symlink_metadata(entry.path()) {
             note(meta.uid());
         }

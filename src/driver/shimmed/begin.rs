@@ -108,12 +108,9 @@ impl Shimmed {
             Bundle::Gvisor(gvisor) => {
                 let (runsc, run_dir) = (gvisor.runsc()?, self.host.run_dir(order.iid));
                 let platform = gvisor.platform().map_err(DriverError::Refused)?;
-                if order.spec.network == Network::Host && checkpoint::is_old(&runsc.version) {
-                    return Err(DriverError::Refused(format!(
-                        "runsc {} listens where everybody in the host's network can give it orders; `network: none`, \
-                         or install the one of bookworm-backports",
-                        runsc.version
-                    )));
+                let listens_to_all = checkpoint::may_listen_to_all(&runsc.version);
+                if order.spec.network == Network::Host && listens_to_all {
+                    return Err(open_to_orders(&runsc.version));
                 }
                 let mut binds = Vec::new();
                 if let Some(Place { files, tmp, .. }) = place {
@@ -132,7 +129,7 @@ impl Shimmed {
                     user_log: run_dir.join(runsc::USER_LOG),
                     console: run_dir.join(runsc::CONSOLE),
                     // Later ones listen at a path that is ours alone, and a network more is work.
-                    shares_network: !checkpoint::is_old(&runsc.version),
+                    shares_network: !listens_to_all,
                 };
                 (text(&runsc.program), runsc.args(order, &run_dir, platform, image), confinement)
             }
@@ -317,6 +314,13 @@ pub(super) fn not_made(stage: &'static str, iid: &Iid, source: SysError) -> Driv
     } else {
         DriverError::Host { stage, source }
     }
+}
+
+fn open_to_orders(version: &str) -> DriverError {
+    DriverError::Refused(format!(
+        "runsc {version} may listen where everybody in the host's network can give it orders: `network: none`, \
+         or install the one of bookworm-backports"
+    ))
 }
 
 /// Only gVisor's guests can wait for theirs.

@@ -193,6 +193,12 @@ pub(super) fn is_old(version: &str) -> bool {
     release_year(version).is_some_and(|year| year < FIRST_RELEASE)
 }
 
+/// Whether it may listen where everybody in its network can give it orders, as old ones do: one that does not say when
+/// it was released may be.
+pub(super) fn may_listen_to_all(version: &str) -> bool {
+    release_year(version).is_none_or(|year| year < FIRST_RELEASE)
+}
+
 /// `0.0~20240729.0` and `release-20240729.0` are of 2024.
 fn release_year(version: &str) -> Option<u32> {
     let digits: String = version
