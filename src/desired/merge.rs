@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound::{Excluded, Included, Unbounded};
+use std::time::Instant;
 
 use crate::desired::parse::{Parsed, parse};
 use crate::desired::scan::{Scan, Text};
@@ -119,14 +120,15 @@ impl Claims {
 
 /// Parses what changed. Faults become records; good texts are returned.
 fn read_files(input: &Merge<'_>, merged: &mut Merged) -> BTreeMap<String, Vec<Parsed>> {
-    let (mut claims, mut bytes) = (BTreeMap::new(), 0);
+    let (mut claims, mut bytes, mut judged) = (BTreeMap::new(), 0, 0);
+    let until = input.scan.judged_until();
     let (read, from) = (&input.scan.read, input.scan.from.as_str());
     let after = (Included(from), Unbounded);
     let turns =
         read.range::<str, _>(after).chain(read.range::<str, _>((Unbounded, Excluded(from))));
     for (path, text) in turns {
         // One at least is judged at each.
-        let is_over = !claims.is_empty() && input.scan.is_over();
+        let is_over = judged > 0 && until.is_some_and(|until| Instant::now() >= until);
         if bytes > DECLARED_BYTES_MAX || is_over {
             merged.left.push(path.clone());
             merged.again.push(path.clone());
@@ -144,6 +146,7 @@ fn read_files(input: &Merge<'_>, merged: &mut Merged) -> BTreeMap<String, Vec<Pa
                 if settled {
                     continue;
                 }
+                judged += 1;
                 (digest.clone(), *fresh, parse(bytes, input.rules))
             }
             Text::Unusable { reason } => {
@@ -307,7 +310,9 @@ fn gave_up(input: &Merge<'_>, claims: &Claims, owner: &str, name: &SandboxName) 
     }
     let is_without = input.snapshot.files.get(owner).is_some_and(|record| {
         let is_missing = record.missing.contains_key(name);
-        let may_declare = record.conflicts.contains_key(name) || !record.faults.is_empty();
+        let may_declare = record.conflicts.contains_key(name)
+            || record.given_names.contains(name)
+            || !record.faults.is_empty();
         is_missing || !record.names.contains(name) && !may_declare
     });
     let there = input.scan.present.binary_search_by(|present| present.as_str().cmp(owner)).is_ok();
@@ -377,11 +382,15 @@ fn prune(input: &Merge<'_>, absent: Vec<(String, FileRecord)>, merged: &mut Merg
         .count();
     let names = || absent.iter().flat_map(|(_, record)| record.missing.keys());
     // What goes already, and what stays for an operator's word, is not what would go now.
-    let goes = |name: &&SandboxName| {
-        let is_going = input.snapshot.sandboxes.get(*name).is_none_or(|one| one.deletion.is_some());
-        !is_going && held_by_operator(input, name).is_none()
+    let goes = |record: &FileRecord, name: &SandboxName| {
+        let is_going = input.snapshot.sandboxes.get(name).is_none_or(|one| one.deletion.is_some());
+        let was_kept = record.kept_names.contains(name) && !record.confirmed_names.contains(name);
+        !is_going && !was_kept && held_by_operator(input, name).is_none()
     };
-    let missing = names().filter(goes).count() + merged.left_missing;
+    let going = absent
+        .iter()
+        .flat_map(|(_, record)| record.missing.keys().filter(move |name| goes(record, name)));
+    let missing = going.count() + merged.left_missing;
     // Nor is a directory to be believed that was never seen whole.
     let replaced = input.snapshot.root != Some(input.scan.root);
     let replaced = replaced && !fault::has(Bug::EmptyMountBelieved);
@@ -431,7 +440,8 @@ fn prune_file(
         let by_operator = held_by_operator(input, name);
         record.kept_names.extend(by_operator.map(|_| name.clone()));
         // What was told to wait for a word goes with none, whatever became of the reason.
-        let kept_before = record.kept_names.contains(name).then_some("an operator had stopped it");
+        let kept_before =
+            record.kept_names.contains(name).then_some("an operator had put it to rest");
         let why = held.map(String::as_str).or(by_operator).or(kept_before);
         match why.filter(|_| !record.confirmed_names.contains(name)) {
             Some(why) => kept.push((name.clone(), why, is_due(since))),

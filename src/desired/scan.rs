@@ -24,9 +24,13 @@ pub const FILE_BYTES_MAX: u64 = 1 << 20;
 /// So much is read at once; what is beyond waits for the next scan, with its last good text in force. A directory of
 /// links to one file costs nobody the memory of as many files.
 const SCAN_BYTES_MAX: usize = 16 << 20;
-/// So long a look may take, to read and to parse: what is beyond waits in the same way. Whoever makes files that are
-/// dear to find or to understand takes no more of anybody's time than this.
+/// So long a look may take to read: what is beyond waits in the same way. Whoever makes files that are dear to read or to
+/// understand takes no more of anybody's time than this.
 const LOOK_TIME: Duration = Duration::from_secs(5);
+/// So many times as long, to find out what has changed: that is a question for each name, and nothing is known without;
+const FIND_FACTOR: u32 = 2;
+/// and then so many, to judge what was read.
+const JUDGE_FACTOR: u32 = 4;
 /// Most files of a directory. Of one that has more, nothing is known.
 const FILE_COUNT_MAX: usize = 100_000;
 /// Times this close to now may hide a second write within the same tick.
@@ -65,8 +69,8 @@ pub struct Scan {
     pub left: Vec<String>,
     /// Those that it was not the time for: perhaps what they say is not what is known of them.
     pub unread: Vec<String>,
-    /// When it is to end.
-    pub until: Option<Instant>,
+    /// When it began, and how long it may take.
+    pub time: Option<(Instant, Duration)>,
 }
 
 /// What kind of look it is.
@@ -77,9 +81,14 @@ struct Turn {
 }
 
 impl Scan {
-    /// Whether it has taken as long as it may.
-    pub fn is_over(&self) -> bool {
-        self.until.is_some_and(|until| Instant::now() >= until)
+    /// Whether it has taken so many times as long as it may.
+    fn is_over(&self, times: u32) -> bool {
+        self.time.is_some_and(|(began, time)| began.elapsed() >= time * times)
+    }
+
+    /// Until when what was read is judged; `None`: to the end.
+    pub fn judged_until(&self) -> Option<Instant> {
+        self.time.map(|(_, time)| Instant::now() + time * JUDGE_FACTOR)
     }
 }
 
@@ -139,15 +148,15 @@ impl Scanner {
     }
 
     fn begin(&self, root: &Meta, from: String) -> Scan {
-        let until = Some(Instant::now() + self.look_time);
-        Scan { root: (root.device, root.inode), from, until, ..Scan::default() }
+        let time = Some((Instant::now(), self.look_time));
+        Scan { root: (root.device, root.inode), from, time, ..Scan::default() }
     }
 
     /// In turn; `names` are sorted.
     fn look_at(&mut self, dir: &Beneath, names: &[String], turn: Turn, scan: &mut Scan) {
         let from = names.partition_point(|name| *name < scan.from);
         for name in names[from..].iter().chain(&names[..from]) {
-            if scan.is_over() {
+            if scan.is_over(FIND_FACTOR) {
                 scan.present.push(name.clone());
                 scan.left.push(name.clone());
             } else {
@@ -227,7 +236,7 @@ impl Scanner {
             scan.unread.extend(seen.doubted.then(|| name.to_owned()));
             return;
         }
-        if scan.read_bytes > SCAN_BYTES_MAX {
+        if scan.read_bytes > SCAN_BYTES_MAX || scan.is_over(1) {
             scan.left.push(name.to_owned());
             return;
         }

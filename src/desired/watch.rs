@@ -150,9 +150,9 @@ struct Round {
 
 impl Loop {
     fn run(mut self, inbox: &Receiver<Message>, waiting: &AtomicUsize) {
-        let (mut due, mut rest) = (Instant::now(), Instant::now());
+        let [mut due, mut rest_of_few, mut rest_of_all] = [Instant::now(); 3];
         loop {
-            let mut round = collect(inbox, (due, rest), waiting);
+            let mut round = collect(inbox, (due, rest_of_few), waiting);
             if round.stop {
                 return;
             }
@@ -172,17 +172,23 @@ impl Loop {
                 round.names.extend(self.scanner.next_few(CHECKED_AT_ONCE));
             }
             let began = Instant::now();
+            let is_asked = !round.askers.is_empty() || round.reread;
+            if round.everything && !is_asked && began < rest_of_all {
+                (round.everything, self.known.doubt) = (false, true);
+                due = due.min(rest_of_all);
+            }
             self.known.doubt = match round.everything {
                 true => self.scan_all(in_turn || round.reread),
                 // Only a complete one can tell what there was doubt about.
                 false => self.scan_some(&round.names) | self.known.doubt,
             };
             // However much there is to be read, it takes no more than its share of a cpu.
-            let pause = began.elapsed() * REST_FACTOR;
-            rest = Instant::now() + pause;
+            let rest = Instant::now() + began.elapsed() * REST_FACTOR;
+            *(if round.everything { &mut rest_of_all } else { &mut rest_of_few }) = rest;
             if self.known.doubt {
-                due = due.min(Instant::now() + (ABSENT_FOR.duration() + QUIET).max(pause));
+                due = due.min(Instant::now() + ABSENT_FOR.duration() + QUIET);
             }
+            due = due.max(rest_of_all);
             for asker in round.askers {
                 let _ = asker.send(());
             }
@@ -275,8 +281,8 @@ impl Loop {
     }
 }
 
-/// Waits for the first hint or the next round, then until it is quiet and the rest after the last look is over. Who
-/// asks for a look does not wait for that.
+/// Waits for the first hint or the next round, then until it is quiet and the rest after the last look at a few is over.
+/// Who asks for a look does not wait for that.
 fn collect(
     inbox: &Receiver<Message>,
     (due, rest): (Instant, Instant),

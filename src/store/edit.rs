@@ -11,7 +11,7 @@ use crate::model::{
     SandboxName, Spec, State, Status, Time, Totals, weight,
 };
 use crate::store::core::Core;
-use crate::store::{Snapshot, StoreError, snapshot};
+use crate::store::{FileRecord, Snapshot, StoreError, snapshot};
 
 /// Most bytes of all specs together, as [`weight`] counts them. What runs and what was kept of it hold specs of their
 /// own, and are counted too, though nothing keeps them from it.
@@ -403,5 +403,12 @@ pub fn transfer(core: &mut Core, name: &str, owner: Owner, now: Time) -> Outcome
     }
     let message = format!("from {} to {owner}", old.owner);
     core.event(Some(&old.name), Level::Normal, ("Transferred", message), now)?;
+    if let Owner::File(path) = &owner {
+        // What is known of it is older than this: it is to be read again, and nobody else has the name until then.
+        let known = core.now().files.get(path).map(|known| FileRecord::clone(known));
+        let mut record = FileRecord { digest: String::new(), ..known.unwrap_or_default() };
+        record.given_names.insert(old.name.clone());
+        core.put_file(path, Some(record))?;
+    }
     core.put(Sandbox { owner, ..Sandbox::clone(&old) }).map(Ok)
 }

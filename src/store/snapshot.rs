@@ -90,6 +90,8 @@ pub struct FileRecord {
     pub confirmed_names: BTreeSet<SandboxName>,
     /// Those that an operator had stopped when they were missed: they wait for a word, even if they are started again.
     pub kept_names: BTreeSet<SandboxName>,
+    /// Those that it was given by a transfer, and was not read since.
+    pub given_names: BTreeSet<SandboxName>,
 }
 
 impl Snapshot {

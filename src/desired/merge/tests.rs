@@ -447,19 +447,32 @@ fn what_waited_for_a_word_waits_on_though_it_was_started_again() {
 fn what_was_given_to_a_file_is_not_taken_by_another_before_that_is_read() {
     let mut desk = Desk::new();
     desk.write("own.yaml", &["a"]);
+    desk.write("old.yaml", &["b"]);
     desk.look();
     desk.transfer("a", Owner::Api);
     desk.write("team.yaml", &["a"]);
     desk.write("evil.yaml", &["a"]);
     desk.remove("own.yaml");
     desk.look();
-    assert_eq!(desk.names(), "a=api");
+    assert_eq!(desk.names(), "a=api b=file:old.yaml");
     desk.transfer("a", Owner::File("team.yaml".to_owned()));
     desk.glance(&["evil.yaml"]);
-    assert_eq!(desk.names(), "a=file:team.yaml");
+    assert_eq!(desk.names(), "a=file:team.yaml b=file:old.yaml");
     desk.glance(&["team.yaml"]);
     assert!(desk.store.snapshot().files["team.yaml"].conflicts.is_empty());
-    assert_eq!(desk.names(), "a=file:team.yaml");
+    assert_eq!(desk.names(), "a=file:team.yaml b=file:old.yaml");
+    // Nor from one that has it only since it was last read.
+    desk.write("old.yaml", &["a", "b"]);
+    desk.transfer("a", Owner::File("old.yaml".to_owned()));
+    desk.glance(&["evil.yaml"]);
+    assert_eq!(desk.names(), "a=file:old.yaml b=file:old.yaml");
+    desk.glance(&["old.yaml"]);
+    assert!(desk.store.snapshot().files["old.yaml"].given_names.is_empty());
+    // One that does not declare it when it is read has given it up.
+    desk.transfer("a", Owner::File("team.yaml".to_owned()));
+    desk.write("team.yaml", &["c"]);
+    desk.look();
+    assert_eq!(desk.names(), "a=file:evil.yaml b=file:old.yaml c=file:team.yaml");
 }
 
 #[test]
@@ -498,10 +511,17 @@ fn a_look_that_is_over_judges_one_file_and_leaves_the_others_as_unknown() {
         desk.write(path, &[&path[..1]]);
     }
     let scan = Scanner::new(desk.dir.path()).scan(desk.now.0, true).unwrap();
-    let over = Scan { until: Some(std::time::Instant::now()), ..scan };
+    let over = Scan { time: Some((Instant::now(), std::time::Duration::ZERO)), ..scan };
     let merged = desk.take(&over, true);
     assert_eq!((desk.names().as_str(), merged.left.len()), ("a=file:a.yaml", 2));
     assert!(merged.look_again && desk.store.snapshot().root.is_none());
     desk.look();
     assert_eq!(desk.names(), "a=file:a.yaml b=file:b.yaml c=file:c.yaml");
+    // One with a fault is as dear.
+    for path in ["a.yaml", "b.yaml"] {
+        std::fs::write(desk.dir.path().join(path), "spec: [").unwrap();
+    }
+    let scan = Scanner::new(desk.dir.path()).scan(desk.now.0, true).unwrap();
+    let over = Scan { time: Some((Instant::now(), std::time::Duration::ZERO)), ..scan };
+    assert_eq!(desk.take(&over, true).left, ["b.yaml", "c.yaml"]);
 }
