@@ -150,7 +150,7 @@ pub fn take(dir: &Path, key: &str) -> anyhow::Result<Lock> {
 async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<()> {
     let (token, token_path) = token(config.token.as_deref(), &config.state_path)?;
     let tcp = port.listen().await;
-    let bound = tcp.as_ref().ok().and_then(|tcp| tcp.local_addr().ok());
+    let bound = tcp.as_ref().ok().and_then(port::Doors::address);
     let local = local_listener(&config.run_path.join(SOCKET))?;
     let store = open_store(&config)?;
     let queue = Arc::new(Queue::default());

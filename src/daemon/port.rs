@@ -32,7 +32,19 @@ pub(super) struct Port {
     port: u16,
     /// The listeners that the service manager has kept for us.
     kept: Vec<(Listener, TcpListener)>,
+}
+
+/// What the API listens on.
+#[derive(Debug)]
+pub(super) struct Doors {
+    first: TokioListener,
     twin: Option<Twin>,
+}
+
+impl Doors {
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.first.local_addr().ok()
+    }
 }
 
 /// `localhost` is two addresses. Whoever has one of them has the other one, too, or anybody on the host could have it,
@@ -51,26 +63,31 @@ impl Port {
         let (host, port) = (config.host.clone(), config.port);
         let kept = service::listeners(|which, address| match which {
             Listener::Api => is_at(address, &host, port),
-            Listener::Twin => port == 0 || port == address.port(),
+            Listener::Twin => twin_of(address).is_some_and(|first| is_at(first, &host, port)),
         });
-        Self { host, port, kept, twin: None }
+        Self { host, port, kept }
     }
 
     /// The listener that was kept, or a new one; and at once the other that localhost leads to, so that nobody else has
     /// it in between.
-    pub(super) async fn listen(&mut self) -> io::Result<TokioListener> {
+    pub(super) async fn listen(&mut self) -> io::Result<Doors> {
         let first = match self.take_kept(|which, _| which == Listener::Api) {
             Some(kept) => kept,
             None => self.bind().await,
         }?;
+        let mut twin = None;
         if let Some((bound, at)) = first.local_addr().ok().and_then(|at| Some((at, twin_of(at)?))) {
             let listener = match self.take_kept(|_, address| address == at) {
                 Some(kept) => kept,
                 None => Twin::bind(at).await,
             };
-            self.twin = Some(Twin { at, bound, listener });
+            twin = Some(Twin { at, bound, listener });
         }
-        Ok(first)
+        // What else was kept is closed: nobody would answer there.
+        if self.kept.drain(..).any(|(which, _)| which == Listener::Twin) {
+            service::forget(Listener::Twin);
+        }
+        Ok(Doors { first, twin })
     }
 
     fn take_kept(
@@ -95,7 +112,7 @@ impl Port {
     /// Why there is no listener, and what to do about it. `None`: there is one.
     pub(super) async fn missing(
         &self,
-        listener: &io::Result<TokioListener>,
+        listener: &io::Result<Doors>,
         store: &Store,
     ) -> Option<String> {
         match listener {
@@ -133,36 +150,31 @@ impl Port {
     /// Serves the API, once there is a listener.
     pub(super) async fn serve(
         self,
-        first: io::Result<TokioListener>,
+        first: io::Result<Doors>,
         api: Arc<Api>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
-        let listener = match first {
-            Ok(listener) => listener,
-            Err(fault) => match self.wait(fault, &api, &shutdown).await {
-                Some(listener) => listener,
-                None => return Ok(()),
-            },
+        let doors = match first {
+            Ok(doors) => Some(doors),
+            Err(fault) => self.wait(fault, &api, &shutdown).await,
         };
-        let found = || {
-            let bound = listener.local_addr().ok()?;
-            let listener = Err(io::ErrorKind::NotFound.into());
-            Some(Twin { at: twin_of(bound)?, bound, listener })
+        let Some(Doors { first, twin }) = doors else { return Ok(()) };
+        let twin = async {
+            match twin {
+                Some(twin) => twin.serve(Arc::clone(&api), shutdown.clone()).await,
+                None => Ok(()),
+            }
         };
-        let Some(twin) = self.twin.or_else(found) else {
-            return serve_on(listener, api, false, shutdown).await;
-        };
-        let twin = twin.serve(Arc::clone(&api), shutdown.clone());
-        tokio::try_join!(serve_on(listener, api, false, shutdown), twin).map(drop)
+        tokio::try_join!(serve_on(first, Arc::clone(&api), false, shutdown.clone()), twin).map(drop)
     }
 
     /// Tries until it succeeds. `None`: the daemon ends.
     async fn wait(
-        &self,
+        mut self,
         mut fault: io::Error,
         api: &Api,
         shutdown: &CancellationToken,
-    ) -> Option<TokioListener> {
+    ) -> Option<Doors> {
         let mut said = None;
         loop {
             if said != Some(fault.kind()) {
@@ -176,15 +188,15 @@ impl Port {
                 () = shutdown.cancelled() => return None,
                 () = tokio::time::sleep(RETRY_EVERY) => (),
             }
-            match self.bind().await {
-                Ok(listener) => {
-                    let address = listener.local_addr().ok();
+            match self.listen().await {
+                Ok(doors) => {
+                    let address = doors.address();
                     api.about.address.set(address);
                     let at = address.map_or_else(String::new, |address| address.to_string());
                     info!(address = at, "the API listens");
                     note(&api.store, Level::Normal, ("ApiListening", at)).await;
                     told(service::Told::Ready("serving"));
-                    return Some(listener);
+                    return Some(doors);
                 }
                 Err(next) => fault = next,
             }

@@ -69,7 +69,7 @@ pub fn keep(listener: &impl AsFd, which: Listener) -> Result<(), SysError> {
 }
 
 /// Forgets what it kept.
-fn forget(which: Listener) {
+pub fn forget(which: Listener) {
     let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(which.name())]);
 }
 
