@@ -15,6 +15,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::error::chain;
 use crate::shim::child;
@@ -54,6 +55,8 @@ struct Session {
     stderr: Option<OwnedFd>,
     failure: Option<OwnedFd>,
     is_tty: bool,
+    /// Held until the program has ended, whatever it closes.
+    terminal: Option<OwnedFd>,
     usher: Option<u32>,
     /// The program, or the runsc that stands for it; inside of namespaces it becomes known when the
     /// usher has ended.
@@ -128,6 +131,9 @@ pub(super) fn serve(duty: ExecDuty) -> Result<(), SysError> {
         }
         session.advance();
     }
+    if let Some(program) = session.program {
+        let _ = process::reap(program);
+    }
     for extension in FILES {
         // Gone already, with the whole run directory, if the workload has ended.
         let _ = fs::remove_file(duty.order.with_extension(extension));
@@ -152,6 +158,7 @@ impl Session {
             stderr: started.stdio.stderr,
             failure: Some(started.failure),
             is_tty,
+            terminal: started.terminal,
             usher: started.usher,
             program: started.program,
             complaint: Vec::new(),
@@ -165,11 +172,14 @@ impl Session {
     /// Told to the end, or untold because nobody is there; and no process is left.
     fn is_done(&self) -> bool {
         let heard = self.connection.is_gone() || !self.connection.wants_write();
-        self.over && heard && process::children(std::process::id()).is_empty()
+        let has_ended = |pid: &u32| self.ended.is_some() && self.program == Some(*pid);
+        self.over && heard && process::children(std::process::id()).iter().all(has_ended)
     }
 
     fn next_deadline(&self) -> Option<u64> {
-        let drained = self.ended.filter(|_| !self.over).map(|(_, at)| at + DRAIN_MS);
+        // Whoever takes nothing of what was said is not waited for by the clock.
+        let waits = !self.over && self.connection.is_idle();
+        let drained = self.ended.filter(|_| waits).map(|(_, at)| at + DRAIN_MS);
         let kill = self.killing.map(|killing| killing.next_boot_ms);
         let is_starting = matches!(self.way, Way::Gvisor { .. }) && !self.has_begun && !self.over;
         let probe = is_starting.then(|| clock::boot_ms() + PROBE_MS);
@@ -324,21 +334,29 @@ impl Session {
         }
     }
 
+    /// The program itself is not reaped before we end: its number is that of its session, by which we kill, and is
+    /// nobody else's until then.
     fn reap(&mut self) {
-        while let Some((pid, ended)) = process::reap_any() {
+        let now = clock::boot_ms();
+        for pid in process::children(std::process::id()) {
             if self.usher == Some(pid) {
+                let Some(ended) = process::reap(pid) else { continue };
                 self.usher = None;
-                // It has failed, then, and the report says at what.
-                if ended == Ended::Exited(0) {
-                    continue;
+                // It has failed, otherwise, and the report says at what.
+                if ended != Ended::Exited(0) {
+                    self.ended = Some((ended, now));
                 }
             } else if self.program.is_some_and(|program| program != pid) {
-                continue;
+                let _ = process::reap(pid);
+            } else if self.usher.is_none() {
+                self.program = Some(pid);
             }
-            self.ended = Some((ended, clock::boot_ms()));
         }
-        if self.program.is_none() && self.usher.is_none() {
-            self.program = process::children(std::process::id()).first().copied();
+        if self.ended.is_none() {
+            self.ended = self.program.and_then(process::has_ended).map(|ended| (ended, now));
+        }
+        if self.ended.is_some() {
+            self.terminal = None;
         }
     }
 
@@ -386,7 +404,7 @@ impl Session {
                 command.args(args.skip(1)).env_clear();
                 command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
                 // One that fails is tried again.
-                let _ = command.status();
+                let _ = command.spawn().and_then(|mut runsc| wait_a_while(&mut runsc));
             }
             Way::Namespaces { confined, .. } | Way::Beside { confined, .. } => {
                 let Some(program) = self.program else { return kill_children() };
@@ -414,11 +432,67 @@ fn inner_pid(file: &Path) -> Option<u32> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
+/// It talks to gVisor, which need not answer.
+fn wait_a_while(runsc: &mut std::process::Child) -> std::io::Result<()> {
+    let deadline = clock::boot_ms() + KILL_GIVE_UP_MS;
+    while runsc.try_wait()?.is_none() {
+        if clock::boot_ms() > deadline {
+            runsc.kill()?;
+            runsc.wait()?;
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(PROBE_MS));
+    }
+    Ok(())
+}
+
 /// Our own unreaped children: their ids cannot have been given to anybody else.
 fn kill_children() {
     for pid in process::children(std::process::id()) {
         if let Ok(pidfd) = process::open_pidfd(pid) {
             let _ = process::signal(pidfd.as_fd(), 9);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn who_takes_nothing_of_what_was_said_is_not_waited_for_by_the_clock() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (stdin, read) = poll::pipe().unwrap();
+        let (stdout, said) = poll::pipe().unwrap();
+        let mut session = Session {
+            connection: Connection::new(ours),
+            way: Way::Gvisor {
+                program: String::new(),
+                args: Vec::new(),
+                kill_args: Vec::new(),
+                pid_file: "/nowhere".into(),
+            },
+            stdin: Stdin::new(Some(read), false),
+            stdout: Some(stdout),
+            stderr: None,
+            failure: None,
+            is_tty: false,
+            terminal: None,
+            usher: None,
+            program: None,
+            complaint: Vec::new(),
+            has_begun: true,
+            ended: Some((Ended::Exited(0), 0)),
+            killing: None,
+            over: false,
+        };
+        assert_eq!(session.next_deadline(), Some(DRAIN_MS));
+        while session.connection.is_idle() {
+            session.connection.send_frame(&output(false, &[0; OUTPUT_BYTES_MAX]));
+        }
+        assert_eq!(session.next_deadline(), None);
+        drop((theirs, stdin, said));
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 
 use crate::sys::{SysError, read_small};
 
@@ -60,6 +60,29 @@ pub fn reap_any() -> Option<(u32, Ended)> {
             Ok(_) | Err(_) => (),
         }
     }
+}
+
+/// How a child has ended, if it has. It is not reaped: its number stays its own.
+pub fn has_ended(pid: u32) -> Option<Ended> {
+    let child = Id::Pid(nix::unistd::Pid::from_raw(i32::try_from(pid).ok()?));
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    ended(waitid(child, flags).ok()?)
+}
+
+/// Reaps this child, if it has ended.
+pub fn reap(pid: u32) -> Option<Ended> {
+    let child = nix::unistd::Pid::from_raw(i32::try_from(pid).ok()?);
+    ended(waitpid(child, Some(WaitPidFlag::WNOHANG)).ok()?)
+}
+
+fn ended(status: WaitStatus) -> Option<Ended> {
+    if let WaitStatus::Exited(_, code) = status {
+        return Some(Ended::Exited(code));
+    }
+    if let WaitStatus::Signaled(_, signal, _) = status {
+        return Some(Ended::Signaled(signal as i32));
+    }
+    None
 }
 
 /// Reaps this child, whenever it ends.

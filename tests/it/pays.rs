@@ -118,3 +118,34 @@ async fn who_prints_all_it_can_pays_for_its_console() {
     // Ticks are hundredths of a second. The limit, and what helpers may have beyond it; a tick is counted whole.
     assert!(used <= 24.0, "{used:.1} % of a cpu");
 }
+
+/// What is written to a terminal that nobody has open any more is waited with, not tried without end.
+#[tokio::test]
+async fn a_program_that_lets_go_of_its_terminal_keeps_nobody_busy() {
+    use futures_util::SinkExt;
+    use tokio_tungstenite::tungstenite::Message;
+    let desk = Desk::new().await;
+    put(&desk, &json!({"command": ["sleep", "1000"]})).await;
+    desk.wait_phase("a", "Running").await;
+    let token = crate::desk::TOKEN;
+    let url = format!("ws://127.0.0.1:{}/v1/sandboxes/a/exec?token={token}", desk.port);
+    let (mut socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    let command = json!(["sh", "-c", "stty raw; exec sleep 1000 <&- >&- 2>&-"]);
+    let first = json!({"command": command, "tty": true, "cols": 80, "rows": 24});
+    socket.send(Message::Text(first.to_string().into())).await.unwrap();
+    wait_grouped(&desk, "it has let go", |found| {
+        found.iter().filter(|one| one.1 == "sleep").count() == 2
+    })
+    .await;
+    socket.send(Message::Binary(vec![b'x'; 40_000].into())).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let helpers = |desk: &Desk| {
+        let all = grouped(desk).into_iter().filter(|one| one.0 == "helpers");
+        all.map(|one| cpu_ticks(one.2)).sum::<u64>()
+    };
+    let before = helpers(&desk);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let used = helpers(&desk) - before;
+    // It would be all of a cpu, or what helpers may have of one.
+    assert!(used <= 4, "{used} ticks in two seconds");
+}

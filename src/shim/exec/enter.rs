@@ -24,6 +24,8 @@ pub(super) struct Started {
     pub usher: Option<u32>,
     /// The program, where it is known at once.
     pub program: Option<u32>,
+    /// Our own hold on the terminal, if there is one: without it, one that nobody else has open hangs up.
+    pub terminal: Option<OwnedFd>,
 }
 
 /// Starts it, inside the instance with this run directory. Returns in the parent only.
@@ -43,7 +45,8 @@ pub(super) fn start(order: &ExecOrder, run_dir: &Path) -> Result<Started, SysErr
                 Way::Namespaces { .. } | Way::Beside { room: Some(_), .. } => (Some(pid), None),
                 Way::Beside { room: None, .. } | Way::Gvisor { .. } => (None, Some(pid)),
             };
-            Ok(Started { stdio: ours, failure, usher, program })
+            let terminal = order.tty.map(|_| theirs.hold()).transpose()?;
+            Ok(Started { stdio: ours, failure, usher, program, terminal })
         }
         Fork::Child => {
             let failed = become_program(order, run_dir, &theirs, &report, parent);
