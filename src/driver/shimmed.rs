@@ -384,7 +384,7 @@ impl Driver for Shimmed {
         let own = self.host.known_as(iid);
         self.host.family(iid).remove().map_err(host)?;
         if let Some(uid) = self.sandbox_of(&own) {
-            self.host.workspaces.volumes.drop_memory(uid).map_err(host)?;
+            self.host.workspaces.drop_passing(uid).map_err(host)?;
         }
         // The name it was started under first: it is found by the other one.
         let remains = [

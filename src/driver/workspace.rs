@@ -137,6 +137,12 @@ impl Workspaces {
         self.root.join(uid.to_string())
     }
 
+    /// Ends what lasts no longer than an instance. Repeating it is harmless.
+    pub fn drop_passing(&self, uid: Uuid) -> Result<(), SysError> {
+        self.volumes.drop_memory(uid)?;
+        tree::remove(&self.passing(uid))
+    }
+
     /// Where one is that lasts no longer than an instance, if it cannot be in memory.
     fn passing(&self, uid: Uuid) -> PathBuf {
         self.plain(uid).with_extension("ephemeral")

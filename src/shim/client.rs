@@ -14,6 +14,9 @@ use crate::shim::protocol::{
 /// A shim answers at once or is in trouble.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
+/// Unless it is to make mounts for somebody, which takes its time on a busy host; and whether it has is to be known.
+const CLAIMED_WITHIN: Duration = Duration::from_secs(15);
+
 /// An open conversation.
 #[derive(Debug)]
 pub struct Client {
@@ -67,6 +70,9 @@ impl Client {
 
     /// Asks, and expects to hear that it was done.
     pub fn ask(&mut self, request: &Request) -> Result<(), ClientError> {
+        if matches!(request, Request::Claim) {
+            self.stream.set_read_timeout(Some(CLAIMED_WITHIN)).map_err(ClientError::Talk)?;
+        }
         match self.exchange(request)? {
             Reply::Error { code, message } => Err(ClientError::Refused { code, message }),
             Reply::Done | Reply::State(_) | Reply::Console { .. } | Reply::Credit { .. } => Ok(()),

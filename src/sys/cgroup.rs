@@ -352,6 +352,11 @@ impl Group {
         Ok(())
     }
 
+    /// Moves a process of ours into it. Takes some milliseconds.
+    pub fn admit(&self, pid: u32) -> Result<(), SysError> {
+        self.dirs().try_for_each(|dir| write(dir, "cgroup.procs", &pid.to_string()))
+    }
+
     /// The processes in it.
     pub fn pids(&self) -> Vec<u32> {
         let dir = self.dirs().next();

@@ -3,9 +3,11 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,8 +19,13 @@ use crate::error::chain;
 use crate::model::{Iid, Network};
 use crate::sys::{SysError, process};
 
-/// runsc keeps 50 MiB in 0.3 s. Something this slow hangs.
-const WITHIN: Duration = Duration::from_secs(120);
+/// runsc keeps 50 MiB in 0.3 s, and stops and lets go on at once. Something this slow hangs.
+const KEPT_WITHIN: Duration = Duration::from_secs(120);
+const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
+/// Read of what runsc says, which may be what gVisor has told it.
+const SAID_BYTES_MAX: u64 = 4096;
+/// And waited for that, once it has ended.
+const SAID_WITHIN: Duration = Duration::from_secs(1);
 /// In the run directory while gVisor itself has the guest stand still.
 const STILL: &str = "still";
 /// In the directory of a checkpoint.
@@ -115,10 +122,9 @@ impl Shimmed {
         let group = self.host.group(iid);
         let host = |source| DriverError::Host { stage: "keep memory", source };
         group.freeze(false).map_err(host)?;
+        // The mark alone says nothing of what it does now.
+        self.go_on(iid)?;
         let mark = self.mark(iid);
-        if mark.exists() {
-            return Ok(());
-        }
         File::create(&mark).map_err(|source| host(SysError::io("create", &mark, source)))?;
         self.runsc(iid, &["pause"]).inspect_err(|error| {
             // Where no runsc ran, nobody stopped anything.
@@ -158,7 +164,6 @@ impl Shimmed {
         let Bundle::Gvisor(gvisor) = &self.bundle else { return Ok(()) };
         let program = &gvisor.runsc()?.program;
         let failed = |source| DriverError::Spawn { program: program.clone(), source };
-        let log = self.host.run_dir(iid).join("runsc.err");
         let mut child = Command::new(program)
             .arg(format!("--root={}", self.host.run_dir(iid).join(runsc::STATE).display()))
             .args(words)
@@ -167,25 +172,41 @@ impl Shimmed {
             .env("PATH", super::SEARCH_PATH)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(&log).map_err(failed)?)
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(failed)?;
-        let deadline = Instant::now() + WITHIN;
-        loop {
+        // What it makes of what gVisor answers, the tenant pays for.
+        let _ = self.host.family(iid).helpers.admit(child.id());
+        let (says, said) = mpsc::channel();
+        let stderr = child.stderr.take();
+        thread::spawn(move || says.send(stderr.map(last_line)));
+        let within = if words[0] == "checkpoint" { KEPT_WITHIN } else { ANSWERED_WITHIN };
+        let deadline = Instant::now() + within;
+        let done = loop {
             match child.try_wait().map_err(failed)? {
-                Some(status) if status.success() => return Ok(()),
-                Some(_) => break,
+                Some(status) => break status.success(),
                 None if Instant::now() > deadline => {
                     child.kill().and_then(|()| child.wait()).map_err(failed)?;
-                    break;
+                    break false;
                 }
                 None => thread::sleep(Duration::from_millis(2)),
             }
+        };
+        let line = said.recv_timeout(SAID_WITHIN).ok().flatten().unwrap_or_default();
+        match (done, line.as_str()) {
+            (true, _) => Ok(()),
+            (false, "") => Err(DriverError::Refused(format!("runsc {}: no word", words[0]))),
+            (false, line) => Err(DriverError::Refused(format!("runsc {}: {line}", words[0]))),
         }
-        let said = fs::read_to_string(&log).unwrap_or_default();
-        let line = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no word");
-        Err(DriverError::Refused(format!("runsc {}: {line}", words[0])))
     }
+}
+
+/// Of what a program says, so much; what it says then, nobody hears.
+fn last_line(from: impl Read) -> String {
+    let mut said = Vec::new();
+    let _ = from.take(SAID_BYTES_MAX).read_to_end(&mut said);
+    let said = String::from_utf8_lossy(&said);
+    said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
 }
 
 /// Whether it lacks what the newer ones can: keep the memory of what goes on, serve files that came later.

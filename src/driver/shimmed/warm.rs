@@ -183,6 +183,8 @@ impl Shimmed {
                 Err(_) => {
                     let _ = fs::remove_file(self.host.run_dir(order.iid));
                     self.discard(&ready.iid);
+                    // Its end, if it was claimed already, is not that of whoever is started now.
+                    let _ = fs::remove_file(self.host.exit_path(order.iid));
                 }
             }
         }
