@@ -348,7 +348,7 @@ impl Writer {
                     (self.buffer, self.text) = (vec![0; SMALL_BYTES], String::new());
                 }
                 _ = ticks.tick(), if running => {
-                    let sandbox = find(&self.api, self.sandbox.name.as_str()).map_err(|_| Left)?;
+                    let sandbox = find(&self.api, &self.sandbox.uid.to_string()).map_err(|_| Left)?;
                     let mut stats = wire::stats(&self.api.handle.usage(&sandbox).await);
                     stats["type"] = json!("stats");
                     self.send_json(&stats).await?;

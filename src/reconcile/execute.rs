@@ -14,8 +14,8 @@ use crate::driver::{Adjust, Behind, DriverError, Order, Restore, Started, StopOr
 use crate::error::chain;
 use crate::fault::{self, Bug};
 use crate::model::{
-    Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Observed,
-    Promised, Record, Sandbox, Span, Time, Totals, WallStatus,
+    Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Limits,
+    Observed, Promised, Record, Sandbox, Span, Time, Totals, WallStatus,
 };
 use crate::plan::report::{self, report};
 use crate::plan::{Next, Plan, Policy, Step, Stopping, View, alarm, backoff};
@@ -356,7 +356,14 @@ impl Act<'_> {
             move |now: &Snapshot| totals.refusal(&now.held.without(old), &old, &new).is_none();
         let hold = move |_: &mut Core, sandbox: &mut Sandbox| {
             let Some(instance) = &mut sandbox.instance else { return Ok(()) };
-            Arc::make_mut(instance).reserved = Some(limits);
+            // A change before this one may have been made in part.
+            let before = instance.reserved.unwrap_or(limits);
+            Arc::make_mut(instance).reserved = Some(Limits {
+                memory_mb: limits.memory_mb.max(before.memory_mb),
+                cpu_percent: limits.cpu_percent.max(before.cpu_percent),
+                disk_mb: limits.disk_mb.max(before.disk_mb),
+                ..limits
+            });
             Ok(())
         };
         self.commit_if(fits, hold).map(drop)

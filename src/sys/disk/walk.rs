@@ -294,9 +294,13 @@ impl Visit for Count {
 
     /// One that is something else by now does not keep the others from being counted.
     fn open(&mut self, above: &OwnedFd, name: &CStr) -> nix::Result<Option<OwnedFd>> {
-        match (open_at(above, name, DIRECTORY), self.files_max) {
-            (Err(Errno::EACCES), Some(_)) => Err(Errno::EACCES),
-            (opened, _) => Ok(opened.ok()),
+        let opened = open_at(above, name, DIRECTORY);
+        let is_something_else =
+            matches!(opened, Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV));
+        if is_something_else || self.files_max.is_none() {
+            Ok(opened.ok())
+        } else {
+            opened.map(Some)
         }
     }
 }
