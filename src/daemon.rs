@@ -38,6 +38,7 @@ use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
 use crate::reconcile::meter;
 use crate::reconcile::queue::Queue;
+use crate::reconcile::turns::Turns;
 use crate::reconcile::{self, Handle, World, adopt, warm};
 use crate::store::{Remains, Store, database_path};
 use crate::sys::lock::{self, Lock};
@@ -438,6 +439,7 @@ fn world(
         sessions: Arc::default(),
         activity: Activity::default(),
         meter: meter::Meter::default(),
+        turns: Turns::default(),
         idle_freeze: Live::new(config.gvisor_idle_freeze),
     })
 }

@@ -16,6 +16,7 @@ use crate::reconcile::activity::{Activity, Look};
 use crate::reconcile::console::Consoles;
 use crate::reconcile::exec::Sessions;
 use crate::reconcile::meter::Meter;
+use crate::reconcile::turns::Turns;
 use crate::store::{Snapshot, Store};
 
 /// A sandbox that something of exists for is looked at this often, whatever was reported.
@@ -34,6 +35,7 @@ pub struct World {
     pub sessions: Arc<Sessions>,
     pub activity: Activity,
     pub meter: Meter,
+    pub turns: Turns,
     /// How long gVisor's sandboxes may be idle before they are frozen.
     pub idle_freeze: Live<Option<Span>>,
 }
@@ -62,7 +64,7 @@ impl World {
     pub(super) fn policy(&self, sandbox: &Sandbox, snapshot: &Snapshot) -> Policy {
         let isolation = sandbox.spec.isolation;
         let driver = self.driver(isolation);
-        let runtime = self.runtime(isolation);
+        let (runtime, not_yet) = (self.runtime(isolation), driver.and_then(|one| one.not_yet()));
         let changed = sandbox.live().is_some_and(|live| live.generation != sandbox.generation);
         let can_freeze = driver.is_some_and(|driver| driver.can_freeze());
         // bubblewrap costs nothing while it is idle; and what the host's network brings would wake
@@ -79,7 +81,8 @@ impl World {
             is_busy: self.sessions.any(sandbox.uid),
             disk_over: self.meter.over(self, sandbox),
             in_use: if changed { self.in_use(sandbox) } else { InUse::default() },
-            unavailable: runtime.as_ref().err().cloned(),
+            unavailable: runtime.as_ref().err().filter(|_| not_yet.is_none()).cloned(),
+            not_yet,
             runtime: runtime.ok(),
             boot_id: self.boot_id.clone(),
             drained: snapshot.drained,

@@ -23,6 +23,7 @@ use crate::reconcile::meter::Meter;
 use crate::reconcile::pass::pass_blocking;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::task::{Wishes, finish};
+use crate::reconcile::turns::Turns;
 use crate::simulation::scene::{Scene, rules};
 use crate::store::{Store, StoreError, database_path, files};
 
@@ -84,6 +85,7 @@ impl Daemon {
             sessions: Arc::default(),
             activity: Activity::default(),
             meter: Meter::default(),
+            turns: Turns::default(),
             idle_freeze: Live::default(),
         };
         let mut wishes = Wishes::default();

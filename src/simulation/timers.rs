@@ -12,6 +12,7 @@ use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
 use crate::reconcile::meter::Meter;
 use crate::reconcile::queue::Queue;
+use crate::reconcile::turns::Turns;
 use crate::reconcile::{World, run};
 use crate::simulation::scene::{rules, spec, wish};
 use crate::store::{Store, database_path, edit};
@@ -37,6 +38,7 @@ async fn what_failed_is_tried_again_when_it_was_promised_and_not_at_the_resync()
         sessions: Arc::default(),
         activity: Activity::default(),
         meter: Meter::default(),
+        turns: Turns::default(),
         idle_freeze: Live::default(),
     });
     let store = world.store.clone();

@@ -222,6 +222,7 @@ fn world(store: &Store, queue: &Arc<Queue>, rules: &Arc<Live<Rules>>) -> World {
         sessions: Arc::default(),
         activity: Activity::default(),
         meter: Default::default(),
+        turns: Default::default(),
         idle_freeze: Live::default(),
     }
 }
