@@ -45,6 +45,11 @@ pub trait Driver: Send + Sync {
     /// The program behind it, with its version; or why nothing can be started for now.
     fn runtime(&self) -> Result<String, String>;
 
+    /// Why that is not known yet, for a moment.
+    fn not_yet(&self) -> Option<String> {
+        None
+    }
+
     /// Limits that it cannot keep on this host, and why.
     fn unenforced(&self) -> Vec<(&'static str, String)>;
 

@@ -48,6 +48,8 @@ pub struct Policy {
     pub missing_walls: Vec<WallStatus>,
     /// Why the isolation asked for is not to be had here at all.
     pub unavailable: Option<String>,
+    /// Why that is not known yet, for a moment.
+    pub not_yet: Option<String>,
     /// Which boot of the machine this is.
     pub boot_id: String,
     /// The program that would run it, with its version.
@@ -400,6 +402,9 @@ fn without(view: &View<'_>) -> (Next, String) {
 
 /// Begins anew, or goes on from where its memory was kept.
 fn start(view: &View<'_>, why: &str) -> (Next, String) {
+    if let Some(why) = &view.policy.not_yet {
+        return (Next::Wait(view.now.after(LOOK_AGAIN)), why.clone());
+    }
     if let Some(why) = no_room(view) {
         return (Next::Wait(view.now.after(LOOK_AT_USE)), why);
     }

@@ -49,6 +49,7 @@ use warm::Ready;
 pub(super) const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
 /// The file in which it is remembered how gVisor works here.
 const PLATFORM: &str = "gvisor-platform";
+const TRYING: &str = "finding out which platform of gVisor works on this host";
 /// How long a released shim may take to be gone.
 const RELEASE_MS_MAX: u64 = 2_000;
 /// How long a shim may take until it listens. After that its silence means something.
@@ -324,6 +325,12 @@ impl Driver for Shimmed {
         Ok(self.statuses(limits, &applied, &kept))
     }
 
+    fn not_yet(&self) -> Option<String> {
+        let Bundle::Gvisor(gvisor) = &self.bundle else { return None };
+        let is_trying = gvisor.runsc.is_ok() && gvisor.platform.get().is_none();
+        is_trying.then(|| TRYING.to_owned())
+    }
+
     fn can_freeze(&self) -> bool {
         self.host.cgroups.can_freeze()
     }
@@ -469,8 +476,7 @@ impl Gvisor {
     }
 
     fn platform(&self) -> Result<Platform, String> {
-        let trying = || Err("finding out which platform of gVisor works on this host".to_owned());
-        self.platform.get().cloned().unwrap_or_else(trying)
+        self.platform.get().cloned().unwrap_or_else(|| Err(TRYING.to_owned()))
     }
 }
 

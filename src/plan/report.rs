@@ -81,7 +81,13 @@ pub fn report(view: &View<'_>, next: &Next, why: &str) -> Status {
     let on_its_way = sandbox
         .live()
         .is_some_and(|one| matches!(one.phase, InstancePhase::Starting | InstancePhase::Stopping));
-    if !matches!(next, Next::Do(_)) && !on_its_way {
+    // Nor is one of which it is not known for a moment how it can be started.
+    let is_decided = match next {
+        Next::Do(_) => false,
+        Next::Wait(_) => view.policy.not_yet.is_none(),
+        Next::Settled => true,
+    };
+    if is_decided && !on_its_way {
         status.observed_generation = sandbox.generation;
         status.observed_request = sandbox.power.request;
     }
@@ -215,6 +221,7 @@ fn ready(view: &View<'_>, next: &Next) -> (Truth, &'static str) {
     }
     match next {
         Next::Do(_) => (Truth::False, "Progressing"),
+        Next::Wait(_) if view.policy.not_yet.is_some() => (Truth::False, "Preparing"),
         Next::Wait(_) if no_room(view).is_some() => (Truth::False, "NoRoom"),
         Next::Wait(_) => (Truth::False, "BackingOff"),
         Next::Settled if !sandbox.wants_to_run() => match sandbox.history.asleep {
@@ -247,7 +254,7 @@ fn phase(view: &View<'_>, next: &Next) -> Phase {
     }
     match next {
         Next::Do(Step::Start | Step::Restore) => Phase::Pending,
-        Next::Wait(_) if no_room(view).is_some() => Phase::Pending,
+        Next::Wait(_) if view.policy.not_yet.is_some() || no_room(view).is_some() => Phase::Pending,
         Next::Wait(_) => Phase::BackingOff,
         Next::Do(_) | Next::Settled if !sandbox.wants_to_run() => match sandbox.history.asleep {
             Some(_) => Phase::Hibernated,

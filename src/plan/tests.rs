@@ -1,5 +1,6 @@
 //! The planner's decisions, as tables: every test goes through one `check`.
 
+mod ended;
 mod policy;
 
 use std::sync::Arc;
@@ -108,6 +109,7 @@ fn policy() -> Policy {
         unenforced: vec![("disk_mb", "no quota".to_owned())],
         missing_walls: Vec::new(),
         unavailable: None,
+        not_yet: None,
         boot_id: "boot".to_owned(),
         runtime: Some("runsc 1".to_owned()),
         is_busy: false,

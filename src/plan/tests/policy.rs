@@ -113,6 +113,20 @@ fn what_has_no_room_beside_what_runs_waits_for_it() {
 }
 
 #[test]
+fn what_is_found_out_in_a_moment_is_waited_for_and_refuses_nothing() {
+    let policy = Policy { not_yet: Some("finding out".to_owned()), runtime: None, ..policy() };
+    let waits = plan(&View::of(&web(), &GONE, NOW, &policy));
+    assert_eq!(
+        (&waits.next, waits.why.as_str()),
+        (&Next::Wait(NOW.after(LOOK_AGAIN)), "finding out")
+    );
+    assert_eq!((waits.status.phase, waits.status.next_start_at), (Phase::Pending, None));
+    assert_eq!(allowed_and_ready(&waits)[1], Some((Truth::False, "Preparing")));
+    // Whoever waits for it is not answered before.
+    assert!(waits.status.observed_generation < web().generation);
+}
+
+#[test]
 fn what_waits_for_room_is_no_way_around_a_ceiling_that_is_enforced_now() {
     // Its spec asks for less memory by now, as the ceiling wants it, and for more cpu, for which there is no room.
     let ceilings = Ceilings { memory_mb: 256, ..Ceilings::NONE };
