@@ -5,13 +5,14 @@ mod check;
 mod client;
 mod doctor;
 mod exec;
+mod init;
 mod prove;
 mod show;
 mod store;
 mod uids;
 mod workspace;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -58,7 +59,12 @@ impl Output {
 enum Command {
     /// Run the daemon
     Run,
-    /// Check spec files without a daemon; exit 2 when one has a fault
+    /// Write a first config.json, images and examples; what is there already stays as it is
+    Init {
+        #[arg(default_value = ".")]
+        dir: PathBuf,
+    },
+    /// Check spec files, or directories of them, without a daemon; exit 2 when one has a fault
     Check {
         #[arg(required = true)]
         files: Vec<PathBuf>,
@@ -69,13 +75,14 @@ enum Command {
     Prove { subject: String },
     /// Say what would be done and why; exit 2 when something would change
     Plan {
-        /// What these files would change, if they were applied
-        #[arg(long = "file", short = 'f', value_name = "FILE")]
+        /// What these files, or directories of them, would change if they were applied; - is standard input
+        #[arg(long = "file", short = 'f', value_name = "FILE", num_args = 1..)]
         files: Vec<PathBuf>,
     },
     /// Create or change sandboxes from files
     Apply {
-        #[arg(long = "file", short = 'f', required = true, value_name = "FILE")]
+        /// Files, or directories of them; - is standard input
+        #[arg(long = "file", short = 'f', required = true, value_name = "FILE", num_args = 1..)]
         files: Vec<PathBuf>,
         /// Only say what would happen
         #[arg(long)]
@@ -193,6 +200,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         crate::daemon::run(load_config(&cli)?, config_path(&cli))?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Init { dir } = &cli.command {
+        init::init(dir)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Command::Check { files } = &cli.command {
         return check::check(files, &load_config(&cli)?);
     }
@@ -244,16 +255,19 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
     let client = client(&cli)?;
     let output = cli.output;
     let config = config_path(&cli);
+    let desired = Desired(load_config(&cli).ok().map(|config| config.desired_path));
     match cli.command {
         Command::Run
+        | Command::Init { .. }
         | Command::Check { .. }
         | Command::Doctor
         | Command::Store(_)
         | Command::Workspace(_)
         | Command::Uids(_) => Ok(ExitCode::SUCCESS),
-        Command::Plan { files } => plan(&client, &files, output).await,
+        Command::Plan { files } => plan(&client, &files, &desired, output).await,
         Command::Apply { files, dry_run } => {
-            show::applied(&apply(&client, &files, dry_run).await?, output)?;
+            let dry = dry_run.then_some(&desired);
+            show::applied(&apply(&client, &files, dry).await?, output)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Prove { subject } => prove::prove(&client, &config, &subject, output).await,
@@ -278,11 +292,7 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Pause(named) => power(&client, &named.name, "pause", output).await,
         Command::Resume(named) => power(&client, &named.name, "resume", output).await,
         Command::Checkpoint(named) => power(&client, &named.name, "checkpoint", output).await,
-        Command::Restore { name, to: None } => power(&client, &name, "restore", output).await,
-        Command::Restore { name, to: Some(to) } => {
-            let to = client::part(&to);
-            power(&client, &name, &format!("restore?to={to}"), output).await
-        }
+        Command::Restore { name, to } => restore(&client, &name, to, output).await,
         Command::Delete { name, keep_workspace } => {
             let name = client::part(&name);
             let path = format!("/v1/sandboxes/{name}?wait=60s&keep_workspace={keep_workspace}");
@@ -311,27 +321,61 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
+async fn restore(
+    client: &Client,
+    name: &str,
+    to: Option<String>,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let to = to.map(|to| format!("?to={}", client::part(&to))).unwrap_or_default();
+    power(client, name, &format!("restore{to}"), output).await
+}
+
 /// What the loop would do next; with files, what they would change.
-async fn plan(client: &Client, files: &[PathBuf], output: Output) -> anyhow::Result<ExitCode> {
+async fn plan(
+    client: &Client,
+    files: &[PathBuf],
+    desired: &Desired,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
     let changes = if files.is_empty() {
         let plan = client.get("/v1/plan").await?;
         show::plan(&plan, output)?;
         plan["steps"].as_array().is_some_and(|steps| !steps.is_empty())
     } else {
-        let results = apply(client, files, true).await?;
+        let results = apply(client, files, Some(desired)).await?;
         show::applied(&results, output)?;
         results.iter().any(|result| result["action"] != "unchanged")
     };
     Ok(ExitCode::from(if changes { 2 } else { 0 }))
 }
 
-async fn apply(client: &Client, files: &[PathBuf], dry: bool) -> anyhow::Result<Vec<Value>> {
+/// The directory of specs, as far as it is known.
+struct Desired(Option<PathBuf>);
+
+impl Desired {
+    /// The name of a file that lies in it: what that says is its own.
+    fn name_of(&self, file: &Path) -> Option<String> {
+        let above = Path::new(".").join(file.parent()?).canonicalize().ok()?;
+        let name = file.file_name()?.to_str()?;
+        (self.0.as_ref()?.canonicalize().ok()? == above).then(|| name.to_owned())
+    }
+}
+
+/// Applies them, or says what that would do: then as the file of specs that each is, if it is one.
+async fn apply(
+    client: &Client,
+    files: &[PathBuf],
+    dry: Option<&Desired>,
+) -> anyhow::Result<Vec<Value>> {
     let mut results = Vec::new();
-    for file in files {
+    for file in &check::within(files)? {
         let bytes = check::read(file).with_context(|| format!("read {}", file.display()))?;
         let text =
             String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", file.display()))?;
-        let path = format!("/v1/apply?dry_run={}", u8::from(dry));
+        let own = dry.and_then(|desired| desired.name_of(file));
+        let own = own.map(|name| format!("&as={}", client::part(&name))).unwrap_or_default();
+        let path = format!("/v1/apply?dry_run={}{own}", u8::from(dry.is_some()));
         let answer = client.post(&path, &text).await.with_context(|| file.display().to_string())?;
         results.extend(answer["results"].as_array().cloned().unwrap_or_default());
     }

@@ -28,10 +28,13 @@ pub(super) async fn apply(
     let parsed = request::take_apart(bytes.len(), move || parse(&bytes, &rules));
     let documents = parsed.await.map_err(ApiError::Invalid)?;
     let dry = flag(&pairs, "dry_run");
+    // Only what is said, and not done, can be what a file would say.
+    let file = pairs.get("as").filter(|_| dry).cloned().map(Owner::File);
     // All are checked before any is written.
     let mut results: Vec<Value> = Vec::new();
     for document in &documents {
-        results.push(preview(&api, document).await);
+        let owner = file.clone().unwrap_or_else(|| declare::owner(&api, &document.name));
+        results.push(preview(&api, document, &owner).await);
     }
     let conflicts: Vec<Violation> = results
         .iter()
@@ -68,13 +71,13 @@ pub(super) async fn apply(
 }
 
 /// What a document would do: the same classification that the planner uses.
-async fn preview(api: &Shared, document: &Parsed) -> Value {
+async fn preview(api: &Shared, document: &Parsed, owner: &Owner) -> Value {
     let snapshot = api.store.snapshot();
     let name = &document.name;
     let Some(old) = snapshot.sandboxes.get(name) else {
         return json!({"name": name, "action": "create", "effect": "start", "fields": []});
     };
-    if let Some(why) = in_the_way(api, old) {
+    if let Some(why) = in_the_way(owner, old) {
         return json!({"name": name, "action": "conflict", "why": escaped(&why)});
     }
     let in_use = api.handle.in_use(old).await;
@@ -97,12 +100,12 @@ async fn preview(api: &Shared, document: &Parsed) -> Value {
     json!({"name": name, "action": action, "effect": effect, "fields": fields, "effects": effects})
 }
 
-fn in_the_way(api: &Shared, old: &Sandbox) -> Option<String> {
+fn in_the_way(asker: &Owner, old: &Sandbox) -> Option<String> {
     if old.deletion.is_some() {
         return Some("it is being deleted".to_owned());
     }
     match &old.owner {
-        owner if *owner == declare::owner(api, &old.name) => None,
+        owner if owner == asker => None,
         Owner::File(path) => Some(format!("it is owned by the file {path}; edit that")),
         Owner::Api => Some("it is owned by the api".to_owned()),
     }

@@ -9,14 +9,14 @@ use anyhow::Context;
 use crate::cli::show;
 use crate::config::Config;
 use crate::desired::parse::parse;
-use crate::desired::scan::FILE_BYTES_MAX;
+use crate::desired::scan::{FILE_BYTES_MAX, FILE_COUNT_MAX, is_spec};
 use crate::sys::beneath::{Beneath, Links, ReadError};
 
 /// Prints every fault with its place and the line it is in. Exit 2 if there is one.
 pub(super) fn check(files: &[PathBuf], config: &Config) -> anyhow::Result<ExitCode> {
     let rules = crate::daemon::rules(config);
     let mut faults = 0;
-    for file in files {
+    for file in &within(files)? {
         let bytes = read(file).with_context(|| format!("read {}", file.display()))?;
         match parse(&bytes, &rules) {
             Ok(documents) => {
@@ -32,6 +32,26 @@ pub(super) fn check(files: &[PathBuf], config: &Config) -> anyhow::Result<ExitCo
         }
     }
     Ok(ExitCode::from(if faults == 0 { 0 } else { 2 }))
+}
+
+/// Of directories, the files of specs that the daemon would read in them.
+pub(super) fn within(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let names = Beneath::open(path).and_then(|dir| dir.names(FILE_COUNT_MAX));
+        let names = names.with_context(|| format!("read {}", path.display()))?;
+        let mut names: Vec<String> =
+            names.into_iter().filter_map(|name| name.into_string().ok()).collect();
+        names.retain(|name| is_spec(name));
+        anyhow::ensure!(!names.is_empty(), "{} has no file of specs in it", path.display());
+        names.sort_unstable();
+        files.extend(names.into_iter().map(|name| path.join(name)));
+    }
+    Ok(files)
 }
 
 /// As the daemon reads it: whoever may write specs may leave a link to anything among them, and what is in a file is

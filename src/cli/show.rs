@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::cli::Output;
 use crate::desired::yaml;
+use crate::model::ExitRecord;
 use crate::model::text::{escaped, escaped_json, escaped_lines};
 
 /// A line of data, or several.
@@ -181,8 +182,9 @@ pub(super) fn sandbox(sandbox: &Value, output: Output) -> anyhow::Result<()> {
         text(&sandbox["metadata"]["owner"]),
         text(&sandbox["metadata"]["generation"])
     ))?;
-    if !status["last_exit"].is_null() {
-        line(&format!("last exit {}", status["last_exit"]))?;
+    if let Ok(exit) = serde_json::from_value::<ExitRecord>(status["last_exit"].clone()) {
+        let at = text(&status["last_exit"]["ended_at"]);
+        line(&format!("last exit: {}, at {at}", escaped(&exit.summary())))?;
     }
     line("")?;
     let conditions = status["conditions"].as_array().cloned().unwrap_or_default();

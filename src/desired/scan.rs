@@ -32,7 +32,7 @@ const FIND_FACTOR: u32 = 2;
 /// and then so many, to judge what was read.
 const JUDGE_FACTOR: u32 = 4;
 /// Most files of a directory. Of one that has more, nothing is known.
-const FILE_COUNT_MAX: usize = 100_000;
+pub const FILE_COUNT_MAX: usize = 100_000;
 /// Times this close to now may hide a second write within the same tick.
 const RACY_MS: u64 = 2_000;
 
@@ -84,6 +84,15 @@ impl Scan {
     /// Whether it has taken so many times as long as it may.
     fn is_over(&self, times: u32) -> bool {
         self.time.is_some_and(|(began, time)| began.elapsed() >= time * times)
+    }
+
+    /// Whoever wrote these is done: what was read of them is whole, however new it is.
+    pub fn settle(&mut self, written: &BTreeSet<String>) {
+        for name in written {
+            if let Some(Text::Bytes { fresh, .. }) = self.read.get_mut(name) {
+                *fresh = false;
+            }
+        }
     }
 
     /// Until when what was read is judged; `None`: to the end.

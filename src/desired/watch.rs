@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -48,6 +48,8 @@ const HINTS_MAX: usize = 4_096;
 enum Message {
     /// This file may have changed; none: anything may have.
     Hint(Option<String>),
+    /// This file has, and whoever wrote it is done.
+    Written(String),
     /// Scan now and answer when its consequences are stored.
     Look(oneshot::Sender<()>),
     /// What was wrong with a text may be right now: read all again.
@@ -142,6 +144,8 @@ struct Round {
     names: BTreeSet<String>,
     /// Of these, to be read whatever can be seen of them.
     doubted: BTreeSet<String>,
+    /// Of these, not to be waited with, however new they are.
+    written: BTreeSet<String>,
     everything: bool,
     reread: bool,
     askers: Vec<oneshot::Sender<()>>,
@@ -178,9 +182,9 @@ impl Loop {
                 due = due.min(rest_of_all);
             }
             self.known.doubt = match round.everything {
-                true => self.scan_all(in_turn || round.reread),
+                true => self.scan_all(in_turn || round.reread, &round.written),
                 // Only a complete one can tell what there was doubt about.
-                false => self.scan_some(&round.names) | self.known.doubt,
+                false => self.scan_some(&round) | self.known.doubt,
             };
             // However much there is to be read, it takes no more than its share of a cpu.
             let rest = Instant::now() + began.elapsed() * REST_FACTOR;
@@ -195,9 +199,10 @@ impl Loop {
         }
     }
 
-    fn scan_all(&mut self, with_doubted: bool) -> bool {
+    fn scan_all(&mut self, with_doubted: bool, written: &BTreeSet<String>) -> bool {
         match self.scanner.scan((self.source.clock)(), with_doubted) {
-            Ok(scan) => {
+            Ok(mut scan) => {
+                scan.settle(written);
                 self.known.unreadable = false;
                 self.take(&scan, true)
             }
@@ -213,11 +218,15 @@ impl Loop {
     }
 
     /// A file that is not there any more needs the whole picture: was it renamed, or removed?
-    fn scan_some(&mut self, names: &BTreeSet<String>) -> bool {
-        let names: Vec<String> = names.iter().filter(|name| is_spec(name)).cloned().collect();
+    fn scan_some(&mut self, round: &Round) -> bool {
+        let names = round.names.iter().filter(|name| is_spec(name));
+        let names: Vec<String> = names.cloned().collect();
         match self.scanner.scan_some(&names, (self.source.clock)()) {
-            Ok(scan) if scan.present.len() == names.len() => self.take(&scan, false),
-            Ok(_) | Err(_) => self.scan_all(false),
+            Ok(mut scan) if scan.present.len() == names.len() => {
+                scan.settle(&round.written);
+                self.take(&scan, false)
+            }
+            Ok(_) | Err(_) => self.scan_all(false, &round.written),
         }
     }
 
@@ -290,7 +299,7 @@ fn collect(
 ) -> Round {
     let mut round = Round::default();
     let take = |round: &mut Round, message| {
-        if let Message::Hint(_) = &message {
+        if let Message::Hint(_) | Message::Written(_) = &message {
             waiting.fetch_sub(1, Ordering::Relaxed);
         }
         round.add(message);
@@ -318,8 +327,14 @@ impl Round {
     fn add(&mut self, message: Message) {
         match message {
             // Of more than this, only that there were some.
-            Message::Hint(Some(_)) if self.names.len() >= HINTS_MAX => self.everything = true,
+            Message::Hint(Some(_)) | Message::Written(_) if self.names.len() >= HINTS_MAX => {
+                self.everything = true;
+            }
             Message::Hint(Some(name)) => drop(self.names.insert(name)),
+            Message::Written(name) => {
+                self.written.insert(name.clone());
+                self.names.insert(name);
+            }
             Message::Hint(None) => self.everything = true,
             Message::Look(asker) => {
                 self.everything = true;
@@ -379,10 +394,10 @@ struct HintSender {
 }
 
 impl HintSender {
-    fn send(&self, name: Option<String>) -> Result<(), SendError<Message>> {
+    fn send(&self, hint: Message) -> Result<(), SendError<Message>> {
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
         if before < HINTS_MAX {
-            return self.messages.send(Message::Hint(name));
+            return self.messages.send(hint);
         }
         if before == HINTS_MAX {
             // The last of them stands for all that follow.
@@ -398,25 +413,34 @@ fn tell(
     root: &Path,
     event: notify::Result<notify::Event>,
 ) -> Result<(), SendError<Message>> {
-    let Ok(event) = event else { return hints.send(None) };
+    let Ok(event) = event else { return hints.send(Message::Hint(None)) };
     // Our own scans open and read.
     let written = EventKind::Access(AccessKind::Close(AccessMode::Write));
     if event.kind.is_access() && event.kind != written {
         return Ok(());
     }
     if event.need_rescan() || event.paths.is_empty() {
-        return hints.send(None);
+        return hints.send(Message::Hint(None));
     }
+    // What gets its name only now was written under another one.
+    let is_done = event.kind == written
+        || matches!(
+            event.kind,
+            EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both))
+        );
     for path in &event.paths {
         let inside = path.parent() == Some(root);
         let name = path.file_name().and_then(|name| name.to_str()).filter(|_| inside);
         match name {
-            Some(name) if is_spec(name) => hints.send(Some(name.to_owned()))?,
+            Some(name) if is_spec(name) && is_done => {
+                hints.send(Message::Written(name.to_owned()))?;
+            }
+            Some(name) if is_spec(name) => hints.send(Message::Hint(Some(name.to_owned())))?,
             // What leads symlinks elsewhere, as Kubernetes swaps its volumes.
-            Some(name) if name.starts_with("..") => hints.send(None)?,
+            Some(name) if name.starts_with("..") => hints.send(Message::Hint(None))?,
             // Temporary files and the like tell nothing, until one is renamed to a spec.
             Some(_) => (),
-            None => hints.send(None)?,
+            None => hints.send(Message::Hint(None))?,
         }
     }
     Ok(())

@@ -16,6 +16,27 @@ pub struct Node {
     pub at: Option<Position>,
 }
 
+impl Node {
+    /// Where this path leads, such as `spec.limits.memory_mb`; of what is not there, where it would be.
+    pub fn place_of(&self, path: &str) -> Option<Position> {
+        let (mut node, mut rest, mut place) = (self, path, self.at);
+        while let Value::Map(map) = &node.value {
+            // A key may have points of its own.
+            let fits = |key: &str| {
+                let behind = rest.strip_prefix(key)?;
+                (behind.is_empty() || behind.starts_with(['.', '['])).then_some(behind)
+            };
+            let found = map.iter().filter_map(|(key, value)| Some((key, value, fits(&key.name)?)));
+            let Some((key, value, behind)) = found.max_by_key(|(key, ..)| key.name.len()) else {
+                break;
+            };
+            (node, rest) = (value, behind.strip_prefix('.').unwrap_or_default());
+            place = if behind.is_empty() { value.at } else { key.at };
+        }
+        place
+    }
+}
+
 /// What can be written.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
@@ -225,6 +246,8 @@ impl Faults {
             let inner = join(path, &key.name);
             if known.contains(&key.name.as_str()) {
                 field(self, &key.name, &inner, value);
+            } else if self.is_full() {
+                self.count_more(1, key.at);
             } else {
                 let hint = suggestion(&key.name, known.iter().copied());
                 self.push(Violation::new(inner, format!("unknown field{hint}")).at(key.at));

@@ -3,6 +3,7 @@
 #[path = "../../tests/it/disk.rs"]
 #[allow(unreachable_pub, reason = "it is the other tests' too")]
 mod disk;
+mod forgets;
 mod golden;
 mod power;
 mod rescue;

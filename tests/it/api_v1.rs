@@ -120,6 +120,12 @@ async fn apply_says_first_and_does_then() {
     );
     desk.write_spec("f.yaml", "owned", &sleeper());
     desk.wait_phase("owned", "Running").await;
+    // A file of specs is compared with what it says already, and is nobody else's rival.
+    let own = desk.path("desired/f.yaml");
+    let (code, said, _) = desk.cli(&["plan", "-f", own.to_str().unwrap(), "-o", "json"]);
+    assert!(code == 0 && said.contains("unchanged"), "{said}");
+    let (code, said, _) = desk.cli(&["plan", "-f", desk.path("desired").to_str().unwrap()]);
+    assert!(code == 0 && said.contains("unchanged"), "{said}");
     let refused = desk.ask("POST", "/v1/apply", &text.replace("name: b", "name: owned")).await;
     // With specs in files, the file that it is in is edited.
     let want = if crate::STORE == "files" { 200 } else { 409 };

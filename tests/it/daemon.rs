@@ -214,6 +214,60 @@ async fn files_are_edited_broken_mended_renamed_and_removed() {
     assert_eq!(fs::read_to_string(desk.workspace(&back).join("mine")).unwrap(), "kept");
 }
 
+/// A fault of a file that somebody has saved is told at once, with its place: only what is still being written is waited
+/// with, for two seconds.
+#[tokio::test]
+async fn a_bad_file_is_told_as_soon_as_it_is_saved() {
+    let desk = Desk::new().await;
+    let mut fastest = Duration::MAX;
+    for n in 0..3 {
+        let name = format!("bad{n}.yaml");
+        let text =
+            "apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {name: a}\nspec:\n  image: bahs\n";
+        let began = Instant::now();
+        // As editors do it, and as the others do.
+        if n == 1 {
+            fs::write(desk.path("desired/.bad"), text).unwrap();
+            fs::rename(desk.path("desired/.bad"), desk.path("desired").join(&name)).unwrap();
+        } else {
+            fs::write(desk.path("desired").join(&name), text).unwrap();
+        }
+        let found = loop {
+            let files = desk.get("/v1/files").await.json;
+            let mut all = files["items"].as_array().into_iter().flatten();
+            if let Some(found) = all.find(|one| one["path"] == *name) {
+                break found["faults"][0].clone();
+            }
+            assert!(began.elapsed() < PATIENCE, "{files}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        fastest = fastest.min(began.elapsed());
+        assert_eq!(
+            (&found["path"], &found["line"], &found["column"]),
+            (&json!("spec.image"), &json!(5), &json!(10))
+        );
+    }
+    assert!(fastest < Duration::from_millis(1_500), "{fastest:?}");
+}
+
+#[test]
+fn a_first_configuration_is_written_and_all_of_its_examples_are_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sodiumd"));
+        let output = command.current_dir(dir.path()).args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), said, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, _, said) = run(&["init"]);
+    assert!(code == Some(0) && said.contains("sodiumd run --config ./config.json"), "{said}");
+    let (code, said, error) = run(&["check", "desired"]);
+    assert!(code == Some(0) && said.lines().count() == 4, "{said}{error}");
+    let (code, _, error) = run(&["check", "images/none"]);
+    assert!(code == Some(1) && error.contains("No such file"), "{error}");
+    assert!(run(&["init"]).2.contains("kept  ./config.json"));
+}
+
 #[tokio::test]
 async fn an_emptied_or_missing_directory_stops_nothing_until_somebody_confirms() {
     let desk = Desk::new().await;

@@ -71,6 +71,23 @@ impl Desk {
         merged
     }
 
+    /// Over the API.
+    fn declare(&self, name: &str) {
+        let text = format!(
+            "apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {{name: {name}}}\nspec: {{command: [b]}}"
+        );
+        let declared = parse(text.as_bytes(), &self.rules).unwrap().remove(0);
+        let put = Put {
+            name: declared.name,
+            labels: declared.labels,
+            spec: declared.spec,
+            owner: Owner::Api,
+            uid: None,
+            precondition: Precondition::None,
+        };
+        self.store.write_blocking(move |core| edit::put(core, put, Time(0))).unwrap().unwrap();
+    }
+
     fn power(&self, name: &'static str, verb: edit::Verb) {
         let done = self.store.write_blocking(move |core| edit::power(core, name, verb, Time(1)));
         done.unwrap().unwrap();
@@ -290,21 +307,7 @@ fn a_clock_that_is_set_back_puts_no_removal_off() {
 #[test]
 fn one_name_has_one_owner() {
     let mut desk = Desk::new();
-    let put = Put {
-        name: SandboxName::try_from("api").unwrap(),
-        labels: BTreeMap::new(),
-        spec: parse(
-            b"apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {name: x}\nspec: {command: [b]}",
-            &desk.rules,
-        )
-        .unwrap()
-        .remove(0)
-        .spec,
-        owner: Owner::Api,
-        uid: None,
-        precondition: Precondition::None,
-    };
-    desk.store.write_blocking(move |core| edit::put(core, put, Time(0))).unwrap().unwrap();
+    desk.declare("api");
     desk.write("a.yaml", &["api", "a"]);
     desk.write("b.yaml", &["a"]);
     let conflicts = desk.look().warnings.len();
@@ -355,6 +358,58 @@ fn of_text_that_stands_for_much_the_rest_has_its_turn_and_nothing_goes_for_it() 
     assert_eq!((taken[0].2, taken[1].1, taken[2].1), (true, 0, 0), "{taken:?}");
     let names = desk.names();
     assert!(names.ends_with("s99=file:s99.yaml y=file:z.yaml z=file:z.yaml"), "{names}");
+}
+
+#[test]
+fn what_the_api_has_declared_lets_no_more_files_go_at_once() {
+    let mut desk = Desk::new();
+    for n in 0..40 {
+        let name = format!("api{n}");
+        desk.declare(&name);
+    }
+    let names = ["a", "b", "c", "d", "e"];
+    desk.write("a.yaml", &names);
+    desk.look();
+    desk.remove("a.yaml");
+    desk.look();
+    let told = desk.look().warnings;
+    assert!(told[0].2.contains("5 of 5 sandboxes from files"), "{told:?}");
+    assert!(names.iter().all(|name| desk.store.snapshot().sandboxes[*name].deletion.is_none()));
+}
+
+#[test]
+fn a_file_that_comes_back_while_its_sandbox_goes_has_it_again_afterwards() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    desk.remove("a.yaml");
+    desk.look();
+    desk.look();
+    assert_eq!(desk.names(), "a!");
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    let record = desk.store.snapshot().files["a.yaml"].clone();
+    assert!(record.conflicts["a"].contains("still being deleted"), "{record:?}");
+    let name = SandboxName::try_from("a").unwrap();
+    desk.store.write_blocking(move |core| core.remove(&name).map(drop)).unwrap();
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml");
+}
+
+#[test]
+fn a_glance_at_one_file_takes_no_name_of_one_that_it_has_not_looked_at() {
+    let mut desk = Desk::new();
+    desk.write("old.yaml", &["a"]);
+    desk.look();
+    desk.write("new.yaml", &["a"]);
+    desk.glance(&["new.yaml"]);
+    assert_eq!(desk.names(), "a=file:old.yaml");
+    // Nor of one that is gone, as far as that can be seen.
+    desk.remove("old.yaml");
+    desk.glance(&["new.yaml"]);
+    assert_eq!(desk.names(), "a=file:old.yaml");
+    desk.look();
+    assert_eq!(desk.names(), "a=file:new.yaml");
 }
 
 #[test]

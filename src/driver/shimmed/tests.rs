@@ -7,6 +7,7 @@ use super::*;
 use crate::driver::process::View;
 use crate::driver::workspace::Kept;
 use crate::model::{SandboxName, Spec, Verdict};
+use crate::sys::cgroup::Controller;
 
 /// An order for `sh -c id`, for tests of command lines.
 pub(crate) fn order(check: impl FnOnce(&Order<'_>)) {
@@ -68,4 +69,50 @@ fn a_limit_beyond_the_daemons_own_says_so() {
     let disk = statuses.iter().find(|status| status.limit == "disk_mb").unwrap();
     assert_eq!((disk.read_back, disk.requested), (Some(1024), 1024));
     assert_eq!(disk.mechanism, "x of 1008 MiB, 16 MiB for the console");
+}
+
+/// What the kernel has is said, whatever was asked for, and strict runs with nothing else.
+#[test]
+fn a_limit_that_reads_back_as_another_is_not_enforced_and_strict_refuses_it() {
+    let limits = Limits { memory_mb: 64, max_processes: 16, ..Limits::NONE };
+    let kept = Kept {
+        mechanism: String::new(),
+        read_back: None,
+        verdict: Verdict::Enforced,
+        reason: String::new(),
+    };
+    let disk = ledger::Disk { kept: &kept, console_bytes: 0 };
+    let found = |bytes: Option<u64>| {
+        let applied = bytes.map(|bytes| Applied {
+            controller: Controller::Memory,
+            mechanism: "memory.max".to_owned(),
+            read_back: Some(bytes),
+        });
+        let pids = Applied {
+            controller: Controller::Pids,
+            mechanism: "pids.max".to_owned(),
+            read_back: Some(17),
+        };
+        let applied: Vec<Applied> = applied.into_iter().chain([pids]).collect();
+        let all = ledger::statuses(&limits, &applied, Counting::Host { own: 1 }, &disk);
+        let strict = |strict| {
+            let mut refused = None;
+            order(|order| {
+                let spec = Spec { strict, limits, ..order.spec.clone() };
+                refused = ledger::check_strict(&spec, &all).err().map(|error| error.to_string());
+            });
+            refused
+        };
+        let memory = all.iter().find(|one| one.limit == "memory_mb").unwrap();
+        let processes = all.iter().find(|one| one.limit == "max_processes").unwrap();
+        assert_eq!((processes.verdict, processes.read_back), (Verdict::Enforced, Some(16)));
+        (memory.verdict, memory.read_back, strict(true), strict(false))
+    };
+    assert_eq!(found(Some(64 << 20)), (Verdict::Enforced, Some(64), None, None));
+    let (verdict, read_back, refused, lenient) = found(Some(65 << 20));
+    assert_eq!((verdict, read_back, lenient), (Verdict::Degraded, Some(65), None));
+    assert!(refused.is_some_and(|why| why.contains("memory_mb is not enforced")));
+    let (verdict, read_back, refused, lenient) = found(None);
+    assert_eq!((verdict, read_back, lenient), (Verdict::Unsupported, None, None));
+    assert!(refused.is_some());
 }
