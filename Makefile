@@ -33,7 +33,7 @@ run: build runsc
 	exec ./target/release/sodiumd run --config $(CONFIG)
 
 build: tools
-	$(CARGO) build --release --locked --quiet
+	$(CARGO) build --release --locked
 
 test: tools $(RUNSC)
 	$(CARGO) fmt --check

@@ -21,6 +21,7 @@ pub mod meter;
 pub mod pass;
 pub mod queue;
 pub mod task;
+pub mod turns;
 pub mod warm;
 pub mod world;
 
