@@ -72,7 +72,9 @@ pub fn unknown_since(sandbox: &Sandbox) -> Option<Time> {
 pub fn report(view: &View<'_>, next: &Next, why: &str) -> Status {
     let sandbox = view.sandbox;
     let mut status = sandbox.status.clone();
-    status.phase = phase(view, next);
+    // Of one that it is not known for a moment how it can be started, or that has to wait for its turn.
+    let is_not_yet = matches!(next, Next::Wait(_)) && view.policy.not_yet.as_deref() == Some(why);
+    status.phase = if is_not_yet { Phase::Pending } else { phase(view, next) };
     status.next_start_at = match next {
         Next::Wait(at) if status.phase == Phase::BackingOff => Some(*at),
         Next::Do(_) | Next::Wait(_) | Next::Settled => None,
@@ -81,13 +83,7 @@ pub fn report(view: &View<'_>, next: &Next, why: &str) -> Status {
     let on_its_way = sandbox
         .live()
         .is_some_and(|one| matches!(one.phase, InstancePhase::Starting | InstancePhase::Stopping));
-    // Nor is one of which it is not known for a moment how it can be started.
-    let is_decided = match next {
-        Next::Do(_) => false,
-        Next::Wait(_) => view.policy.not_yet.is_none(),
-        Next::Settled => true,
-    };
-    if is_decided && !on_its_way {
+    if !matches!(next, Next::Do(_)) && !is_not_yet && !on_its_way {
         status.observed_generation = sandbox.generation;
         status.observed_request = sandbox.power.request;
     }
@@ -113,7 +109,7 @@ pub fn report(view: &View<'_>, next: &Next, why: &str) -> Status {
     };
     let (truth, reason) = running(view);
     set(ConditionType::Running, truth, reason, why);
-    let (truth, reason) = ready(view, next);
+    let (truth, reason) = if is_not_yet { (Truth::False, "Preparing") } else { ready(view, next) };
     set(ConditionType::Ready, truth, reason, why);
     match &view.policy.source_fault {
         Some((reason, message)) => set(ConditionType::SpecCurrent, Truth::False, reason, message),
@@ -221,7 +217,6 @@ fn ready(view: &View<'_>, next: &Next) -> (Truth, &'static str) {
     }
     match next {
         Next::Do(_) => (Truth::False, "Progressing"),
-        Next::Wait(_) if view.policy.not_yet.is_some() => (Truth::False, "Preparing"),
         Next::Wait(_) if no_room(view).is_some() => (Truth::False, "NoRoom"),
         Next::Wait(_) => (Truth::False, "BackingOff"),
         Next::Settled if !sandbox.wants_to_run() => match sandbox.history.asleep {
@@ -254,7 +249,7 @@ fn phase(view: &View<'_>, next: &Next) -> Phase {
     }
     match next {
         Next::Do(Step::Start | Step::Restore) => Phase::Pending,
-        Next::Wait(_) if view.policy.not_yet.is_some() || no_room(view).is_some() => Phase::Pending,
+        Next::Wait(_) if no_room(view).is_some() => Phase::Pending,
         Next::Wait(_) => Phase::BackingOff,
         Next::Do(_) | Next::Settled if !sandbox.wants_to_run() => match sandbox.history.asleep {
             Some(_) => Phase::Hibernated,

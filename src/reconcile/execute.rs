@@ -14,16 +14,14 @@ use crate::driver::{Adjust, Behind, DriverError, Order, Restore, Started, StopOr
 use crate::error::chain;
 use crate::fault::{self, Bug};
 use crate::model::{
-    Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Isolation, Level, LimitStatus,
-    Limits, Observed, Promised, Record, Sandbox, Span, Time, Totals, WallStatus,
+    Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Limits,
+    Observed, Promised, Record, Sandbox, Span, Time, Totals, WallStatus,
 };
 use crate::plan::report::{self, report};
 use crate::plan::{Next, Plan, Policy, Step, Stopping, View, alarm, backoff};
 use crate::reconcile::world::{Again, RESYNC, World};
 use crate::store::{Core, Snapshot, StoreError};
 
-/// How soon whoever waits for his turn to start looks by himself: he is called before.
-const TURN_MISSED: Span = Span::seconds(2);
 /// How soon to look at something that is expected to be over in a moment.
 const SOON: Span = Span(5);
 
@@ -169,10 +167,6 @@ impl Act<'_> {
         if self.world.rules.get().allowed != self.policy.allowed {
             return Err(StepError::Overtaken);
         }
-        let is_dear = sandbox.spec.isolation == Isolation::Gvisor;
-        if is_dear && !self.world.turns.take(&sandbox.name, sandbox.uid) {
-            return Ok(Again::In(TURN_MISSED));
-        }
         let n = sandbox.history.instances + 1;
         let iid = Iid::new(sandbox.uid, n);
         let intent = Instance { restored, ..self.intent(&iid, n) };
@@ -249,13 +243,6 @@ impl Act<'_> {
         }
     }
 
-    /// It has started, or never will: whoever waits for that is looked at.
-    fn give_turn_back(&self) {
-        if let Some(next) = self.world.turns.give_back(self.sandbox.uid) {
-            self.world.consoles.look_at(&next);
-        }
-    }
-
     /// That there are files of somebody else's under its name, which it does not get.
     fn left_by_others(&self) -> Option<String> {
         let Sandbox { name, owner, .. } = &**self.sandbox;
@@ -310,7 +297,7 @@ impl Act<'_> {
     }
 
     fn mark_running(&self, pid: Option<u32>, started_at: Time) -> Result<Again, StepError> {
-        self.give_turn_back();
+        self.world.give_turn_back(self.sandbox.uid);
         let instance = self.instance()?;
         let limits = match self.world.consoles.take_limits(&instance.iid) {
             Some(limits) => limits,
@@ -471,7 +458,7 @@ impl Act<'_> {
     /// One transaction: dead, how, what is remembered of it, and the event; and whether what there is under its name
     /// is not its own, to be removed.
     fn note_end(&self, exit: &ExitRecord, is_strange: bool) -> Result<Again, StepError> {
-        self.give_turn_back();
+        self.world.give_turn_back(self.sandbox.uid);
         if fault::has(Bug::CleanUpBeforeRecord) {
             let _ = self.driver(self.instance()?)?.clean_up(&exit.iid);
         }

@@ -36,14 +36,17 @@ pub fn pass_blocking(world: &World, name: &SandboxName, now: Time) -> Again {
     let policy = world.policy(sandbox, &snapshot);
     let idle_since = world.idle_since(sandbox, &observed, &policy, now);
     let view = View { sandbox, observed: &observed, now, idle_since, policy: &policy };
-    let plan = plan(&view);
+    let plan = world.in_turn(&view, plan(&view));
     let again = match &plan.next {
         Next::Do(step) => {
             let (step, why) = (step.clone(), plan.why.clone());
             info!(sandbox = name.as_str(), step = step.word(), why, "step");
             match execute::execute(world, &view, sandbox, &plan) {
                 Ok(again) => again,
-                Err(error) => failed(name, &error),
+                Err(error) => {
+                    world.give_turn_back(sandbox.uid);
+                    failed(name, &error)
+                }
             }
         }
         Next::Wait(at) => {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::driver::host::Host;
 use crate::driver::{Behind, Driver, DriverError, Space, Usage};
 use crate::live::Live;
@@ -11,12 +13,12 @@ use crate::model::{
     InUse, Instance, InstancePhase, Isolation, Network, Observed, Owner, Sandbox, SandboxName,
     Span, Time,
 };
-use crate::plan::{Plan, Policy, View, plan};
+use crate::plan::{Next, Plan, Policy, Step, View, plan};
 use crate::reconcile::activity::{Activity, Look};
 use crate::reconcile::console::Consoles;
 use crate::reconcile::exec::Sessions;
 use crate::reconcile::meter::Meter;
-use crate::reconcile::turns::Turns;
+use crate::reconcile::turns::{self, Turns};
 use crate::store::{Snapshot, Store};
 
 /// A sandbox that something of exists for is looked at this often, whatever was reported.
@@ -50,6 +52,25 @@ pub enum Again {
 }
 
 impl World {
+    /// What is planned, unless that is to start what has to wait for its turn.
+    pub(super) fn in_turn(&self, view: &View<'_>, planned: Plan) -> Plan {
+        let sandbox = view.sandbox;
+        let starts = matches!(planned.next, Next::Do(Step::Start | Step::Restore));
+        let is_dear = sandbox.spec.isolation == Isolation::Gvisor;
+        if !starts || !is_dear || self.turns.take(&sandbox.name, sandbox.uid) {
+            return planned;
+        }
+        let policy = Policy { not_yet: Some(turns::WAITS.to_owned()), ..view.policy.clone() };
+        plan(&View { policy: &policy, ..*view })
+    }
+
+    /// It has started, or never will: whoever waits for that is looked at.
+    pub(super) fn give_turn_back(&self, uid: Uuid) {
+        for next in self.turns.give_back(uid) {
+            self.consoles.look_at(&next);
+        }
+    }
+
     /// The driver that started an instance, or would start one; never another one in its place.
     pub fn driver(&self, isolation: Isolation) -> Option<&Arc<dyn Driver>> {
         self.drivers.get(&isolation)
