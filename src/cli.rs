@@ -20,6 +20,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use crate::config;
+use crate::desired::scan::is_spec;
 use client::Client;
 
 /// Runs other people's code: declared, confined, crash-proof.
@@ -266,7 +267,8 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         | Command::Uids(_) => Ok(ExitCode::SUCCESS),
         Command::Plan { files } => plan(&client, &files, &desired, output).await,
         Command::Apply { files, dry_run } => {
-            let dry = dry_run.then_some(&desired);
+            // As the command itself, not as the files.
+            let dry = dry_run.then_some(&Desired(None));
             show::applied(&apply(&client, &files, dry).await?, output)?;
             Ok(ExitCode::SUCCESS)
         }
@@ -358,7 +360,8 @@ impl Desired {
     fn name_of(&self, file: &Path) -> Option<String> {
         let above = Path::new(".").join(file.parent()?).canonicalize().ok()?;
         let name = file.file_name()?.to_str()?;
-        (self.0.as_ref()?.canonicalize().ok()? == above).then(|| name.to_owned())
+        let is_there = self.0.as_ref()?.canonicalize().ok()? == above && is_spec(name);
+        is_there.then(|| name.to_owned())
     }
 }
 

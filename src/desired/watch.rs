@@ -48,7 +48,9 @@ const HINTS_MAX: usize = 4_096;
 enum Message {
     /// This file may have changed; none: anything may have.
     Hint(Option<String>),
-    /// This file has, and whoever wrote it is done.
+    /// This file is being written,
+    Writing(String),
+    /// or has been, and whoever did is done.
     Written(String),
     /// Scan now and answer when its consequences are stored.
     Look(oneshot::Sender<()>),
@@ -192,7 +194,7 @@ impl Loop {
             if self.known.doubt {
                 due = due.min(Instant::now() + ABSENT_FOR.duration() + QUIET);
             }
-            due = due.max(rest_of_all);
+            due = due.max(rest_of_all).max(rest_of_few);
             for asker in round.askers {
                 let _ = asker.send(());
             }
@@ -299,7 +301,7 @@ fn collect(
 ) -> Round {
     let mut round = Round::default();
     let take = |round: &mut Round, message| {
-        if let Message::Hint(_) | Message::Written(_) = &message {
+        if let Message::Hint(_) | Message::Writing(_) | Message::Written(_) = &message {
             waiting.fetch_sub(1, Ordering::Relaxed);
         }
         round.add(message);
@@ -327,10 +329,16 @@ impl Round {
     fn add(&mut self, message: Message) {
         match message {
             // Of more than this, only that there were some.
-            Message::Hint(Some(_)) | Message::Written(_) if self.names.len() >= HINTS_MAX => {
+            Message::Hint(Some(_)) | Message::Writing(_) | Message::Written(_)
+                if self.names.len() >= HINTS_MAX =>
+            {
                 self.everything = true;
             }
             Message::Hint(Some(name)) => drop(self.names.insert(name)),
+            Message::Writing(name) => {
+                self.written.remove(&name);
+                self.names.insert(name);
+            }
             Message::Written(name) => {
                 self.written.insert(name.clone());
                 self.names.insert(name);
@@ -422,6 +430,10 @@ fn tell(
     if event.need_rescan() || event.paths.is_empty() {
         return hints.send(Message::Hint(None));
     }
+    let is_begun = matches!(
+        event.kind,
+        EventKind::Create(_) | EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any)
+    );
     // What gets its name only now was written under another one.
     let is_done = event.kind == written
         || matches!(
@@ -434,6 +446,9 @@ fn tell(
         match name {
             Some(name) if is_spec(name) && is_done => {
                 hints.send(Message::Written(name.to_owned()))?;
+            }
+            Some(name) if is_spec(name) && is_begun => {
+                hints.send(Message::Writing(name.to_owned()))?;
             }
             Some(name) if is_spec(name) => hints.send(Message::Hint(Some(name.to_owned())))?,
             // What leads symlinks elsewhere, as Kubernetes swaps its volumes.

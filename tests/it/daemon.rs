@@ -219,14 +219,14 @@ async fn files_are_edited_broken_mended_renamed_and_removed() {
 #[tokio::test]
 async fn a_bad_file_is_told_as_soon_as_it_is_saved() {
     let desk = Desk::new().await;
-    let mut fastest = Duration::MAX;
-    for n in 0..3 {
+    // As editors do it, by a rename, and as the others do.
+    let mut fastest = [Duration::MAX; 2];
+    for n in 0..6 {
         let name = format!("bad{n}.yaml");
         let text =
             "apiVersion: sodium.dev/v1\nkind: Sandbox\nmetadata: {name: a}\nspec:\n  image: bahs\n";
         let began = Instant::now();
-        // As editors do it, and as the others do.
-        if n == 1 {
+        if n % 2 == 1 {
             fs::write(desk.path("desired/.bad"), text).unwrap();
             fs::rename(desk.path("desired/.bad"), desk.path("desired").join(&name)).unwrap();
         } else {
@@ -241,13 +241,13 @@ async fn a_bad_file_is_told_as_soon_as_it_is_saved() {
             assert!(began.elapsed() < PATIENCE, "{files}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
-        fastest = fastest.min(began.elapsed());
+        fastest[n % 2] = fastest[n % 2].min(began.elapsed());
         assert_eq!(
             (&found["path"], &found["line"], &found["column"]),
             (&json!("spec.image"), &json!(5), &json!(10))
         );
     }
-    assert!(fastest < Duration::from_millis(1_500), "{fastest:?}");
+    assert!(fastest.iter().all(|one| *one < Duration::from_millis(1_500)), "{fastest:?}");
 }
 
 #[test]
