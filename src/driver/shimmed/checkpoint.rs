@@ -22,8 +22,8 @@ use crate::sys::{SysError, process};
 /// runsc keeps 50 MiB in 0.3 s, and stops and lets go on at once. Something this slow hangs.
 const KEPT_WITHIN: Duration = Duration::from_secs(120);
 const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
-/// Read of what runsc says, which may be what gVisor has told it.
-const SAID_BYTES_MAX: u64 = 4096;
+/// Kept of what runsc says, which may be what gVisor has told it.
+const SAID_BYTES_MAX: usize = 4096;
 /// And waited for that, once it has ended.
 const SAID_WITHIN: Duration = Duration::from_secs(1);
 /// In the run directory while gVisor itself has the guest stand still.
@@ -201,10 +201,14 @@ impl Shimmed {
     }
 }
 
-/// Of what a program says, so much; what it says then, nobody hears.
-fn last_line(from: impl Read) -> String {
-    let mut said = Vec::new();
-    let _ = from.take(SAID_BYTES_MAX).read_to_end(&mut said);
+/// Of what a program says, however much that is.
+fn last_line(mut from: impl Read) -> String {
+    let (mut said, mut chunk) = (Vec::new(), [0; 4096]);
+    while let Ok(count @ 1..) = from.read(&mut chunk) {
+        said.extend_from_slice(&chunk[..count]);
+        let late = said.len().saturating_sub(SAID_BYTES_MAX);
+        said.drain(..late);
+    }
     let said = String::from_utf8_lossy(&said);
     said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
 }
