@@ -47,7 +47,7 @@ test: tools $(RUNSC)
 # What docs/security.md names, each an attack; part of `make test` too.
 WALLS := walls walls_ledger door trees policy fair filter bounds pays driver_contract exec gvisor:: \
 	daemon::two_daemons daemon::a_host_uid daemon::a_directory_that store::a_copy_that_was_tampered tidy::every_attack
-WALLS_LIB := sys:: api::auth api::rate driver::workspace driver::shimmed::walls plan::tests::policy
+WALLS_LIB := sys:: api::auth api::rate desired:: store::tests driver::volume driver::workspace driver::shimmed::walls plan::tests::policy
 walls: tools $(RUNSC)
 	$(CARGO) test --locked --quiet --lib -- $(WALLS_LIB)
 	$(CARGO) test --locked --quiet --test it -- $(WALLS)
