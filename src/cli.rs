@@ -256,7 +256,6 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
     let client = client(&cli)?;
     let output = cli.output;
     let config = config_path(&cli);
-    let desired = Desired(load_config(&cli).ok().map(|config| config.desired_path));
     match cli.command {
         Command::Run
         | Command::Init { .. }
@@ -265,7 +264,7 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         | Command::Store(_)
         | Command::Workspace(_)
         | Command::Uids(_) => Ok(ExitCode::SUCCESS),
-        Command::Plan { files } => plan(&client, &files, &desired, output).await,
+        Command::Plan { files } => plan(&client, &files, &config, output).await,
         Command::Apply { files, dry_run } => {
             // As the command itself, not as the files.
             let dry = dry_run.then_some(&Desired(None));
@@ -337,7 +336,7 @@ async fn restore(
 async fn plan(
     client: &Client,
     files: &[PathBuf],
-    desired: &Desired,
+    config: &Path,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let changes = if files.is_empty() {
@@ -345,7 +344,8 @@ async fn plan(
         show::plan(&plan, output)?;
         plan["steps"].as_array().is_some_and(|steps| !steps.is_empty())
     } else {
-        let results = apply(client, files, Some(desired)).await?;
+        let desired = Desired(config::load(config).ok().map(|config| config.desired_path));
+        let results = apply(client, files, Some(&desired)).await?;
         show::applied(&results, output)?;
         results.iter().any(|result| result["action"] != "unchanged")
     };

@@ -403,8 +403,10 @@ impl Session {
                 let mut command = Command::new(program);
                 command.args(args.skip(1)).env_clear();
                 command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-                // One that fails is tried again.
-                let _ = command.spawn().and_then(|mut runsc| wait_a_while(&mut runsc));
+                // One that fails is tried again; and gVisor need not answer it.
+                let longest = Duration::from_millis(KILL_GIVE_UP_MS);
+                let wait = |mut runsc| process::wait_within(&mut runsc, longest);
+                let _ = command.spawn().and_then(wait);
             }
             Way::Namespaces { confined, .. } | Way::Beside { confined, .. } => {
                 let Some(program) = self.program else { return kill_children() };
@@ -430,20 +432,6 @@ pub const PID: &str = "{pid}";
 /// The number that the program has inside, once it runs.
 fn inner_pid(file: &Path) -> Option<u32> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
-}
-
-/// It talks to gVisor, which need not answer.
-fn wait_a_while(runsc: &mut std::process::Child) -> std::io::Result<()> {
-    let deadline = clock::boot_ms() + KILL_GIVE_UP_MS;
-    while runsc.try_wait()?.is_none() {
-        if clock::boot_ms() > deadline {
-            runsc.kill()?;
-            runsc.wait()?;
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(PROBE_MS));
-    }
-    Ok(())
 }
 
 /// Our own unreaped children: their ids cannot have been given to anybody else.

@@ -170,6 +170,11 @@ fn a_job_that_fails_takes_back_all_of_itself_and_nothing_else() {
     // A job that changes nothing is no transaction.
     put(&store, declare("a", "x", Owner::Api)).unwrap();
     assert_eq!(store.snapshot().rv, rv);
+    // Nor are watchers told of what was taken back.
+    put(&store, declare("c", "x", Owner::Api)).unwrap();
+    let changes = store.ring().since(rv).unwrap();
+    let told: Vec<&str> = changes.iter().map(|one| one.sandbox.name.as_str()).collect();
+    assert_eq!(told, ["c"]);
 }
 
 #[test]

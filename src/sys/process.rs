@@ -4,12 +4,18 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 
 use crate::sys::{SysError, read_small};
+
+/// How often it is looked whether a program that is waited for has ended.
+const WAIT_PAUSE: Duration = Duration::from_millis(2);
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +66,20 @@ pub fn reap_any() -> Option<(u32, Ended)> {
             Ok(_) | Err(_) => (),
         }
     }
+}
+
+/// How a program that we started has ended. `None`: it took too long and was killed.
+pub fn wait_within(child: &mut Child, longest: Duration) -> io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + longest;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        thread::sleep(WAIT_PAUSE);
+    }
+    child.kill()?;
+    child.wait()?;
+    Ok(None)
 }
 
 /// How a child has ended, if it has. It is not reaped: its number stays its own.

@@ -6,13 +6,12 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{CONFIG, Guest, Runsc, STATE};
 use crate::driver::shimmed::SEARCH_PATH;
 use crate::model::{IdRange, Limits, Network, Platform};
-use crate::sys::path;
+use crate::sys::{path, process};
 
 /// How long a platform may take to run `true`.
 const TRY_TIME_MAX: Duration = Duration::from_secs(15);
@@ -96,26 +95,12 @@ impl Runsc {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(failed)?;
-        match wait(&mut child, TRY_TIME_MAX).map_err(failed)? {
+        match process::wait_within(&mut child, TRY_TIME_MAX).map_err(failed)? {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(complaint(&mut child).unwrap_or_else(|| status.to_string())),
             None => Err(format!("nothing ran within {} s", TRY_TIME_MAX.as_secs())),
         }
     }
-}
-
-/// `None`: it took too long and was killed.
-fn wait(child: &mut Child, longest: Duration) -> std::io::Result<Option<std::process::ExitStatus>> {
-    let deadline = Instant::now() + longest;
-    while Instant::now() < deadline {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    child.kill()?;
-    child.wait()?;
-    Ok(None)
 }
 
 /// The last thing it said.

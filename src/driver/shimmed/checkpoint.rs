@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -181,17 +181,8 @@ impl Shimmed {
         let stderr = child.stderr.take();
         thread::spawn(move || says.send(stderr.map(last_line)));
         let within = if words[0] == "checkpoint" { KEPT_WITHIN } else { ANSWERED_WITHIN };
-        let deadline = Instant::now() + within;
-        let done = loop {
-            match child.try_wait().map_err(failed)? {
-                Some(status) => break status.success(),
-                None if Instant::now() > deadline => {
-                    child.kill().and_then(|()| child.wait()).map_err(failed)?;
-                    break false;
-                }
-                None => thread::sleep(Duration::from_millis(2)),
-            }
-        };
+        let status = process::wait_within(&mut child, within).map_err(failed)?;
+        let done = status.is_some_and(|status| status.success());
         let line = said.recv_timeout(SAID_WITHIN).ok().flatten().unwrap_or_default();
         match (done, line.as_str()) {
             (true, _) => Ok(()),

@@ -70,19 +70,3 @@ fn the_uid_of_what_is_gone_finds_nobody() {
     assert!(now.find(&gone.to_string()).is_none(), "not even the next one of its name");
     assert_eq!(now.find("web").map(|one| one.uid == gone), Some(false));
 }
-
-#[test]
-fn a_job_that_fails_tells_watchers_nothing() {
-    let (_dir, store) = open();
-    put(&store, declare("a", "x", Owner::Api)).unwrap();
-    let rv = store.snapshot().rv;
-    let failed = store.write_blocking(|core| {
-        edit::put(core, declare("b", "x", Owner::Api), Time(1))?.unwrap();
-        Err::<(), _>(StoreError::Busy)
-    });
-    assert!(failed.is_err());
-    put(&store, declare("c", "x", Owner::Api)).unwrap();
-    let changes = store.ring().since(rv).unwrap();
-    let told: Vec<&str> = changes.iter().map(|one| one.sandbox.name.as_str()).collect();
-    assert_eq!(told, ["c"]);
-}
