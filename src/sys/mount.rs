@@ -214,13 +214,38 @@ pub fn is_at(dir: &Path) -> bool {
 pub fn below(dir: &Path) -> Vec<PathBuf> {
     let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    let mut found: Vec<PathBuf> = points
-        .map(|at| PathBuf::from(at.replace("\\040", " ")))
-        .filter(|at| at.starts_with(&dir))
-        .collect();
+    let points = mounts.lines().filter_map(Line::parse).map(|line| line.at);
+    let mut found: Vec<PathBuf> = points.filter(|at| at.starts_with(&dir)).collect();
     found.reverse();
     found
+}
+
+/// A line of /proc/self/mountinfo.
+struct Line<'l> {
+    /// Major and minor number.
+    device: &'l str,
+    /// Which directory of the file system is mounted.
+    root: &'l str,
+    at: PathBuf,
+    options: &'l str,
+    kind: &'l str,
+    /// Options of the file system, wherever it is mounted.
+    of_disk: &'l str,
+}
+
+impl<'l> Line<'l> {
+    fn parse(line: &'l str) -> Option<Self> {
+        let (left, right) = line.split_once(" - ")?;
+        let (mut left, mut right) = (left.split(' ').skip(2), right.split(' '));
+        Some(Self {
+            device: left.next()?,
+            root: left.next()?,
+            at: PathBuf::from(left.next()?.replace("\\040", " ")),
+            options: left.next()?,
+            kind: right.next().unwrap_or_default(),
+            of_disk: right.nth(1).unwrap_or_default(),
+        })
+    }
 }
 
 /// What a path lies on.
@@ -243,19 +268,18 @@ pub fn of(path: &Path) -> Option<About> {
 /// Of those that a path lies below, the deepest; of those at one place, the last that was mounted.
 fn find(path: &Path, mountinfo: &str) -> Option<About> {
     let mut found: Option<About> = None;
-    for line in mountinfo.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let mut fields = left.split(' ').skip(4);
-        let (Some(at), Some(options)) = (fields.next(), fields.next()) else { continue };
-        let mut right = right.split(' ');
-        let kind = right.next().unwrap_or_default().to_owned();
-        let of_disk = right.nth(1).unwrap_or_default();
-        let at = PathBuf::from(at.replace("\\040", " "));
+    for line in mountinfo.lines().filter_map(Line::parse) {
+        let Line { at, kind, options, of_disk, .. } = line;
         let deeper = found.as_ref().is_none_or(|other| at.starts_with(&other.at));
         if path.starts_with(&at) && deeper {
             let has =
                 |word: &str| options.split(',').chain(of_disk.split(',')).any(|one| one == word);
-            found = Some(About { at, kind, read_only: has("ro"), no_exec: has("noexec") });
+            found = Some(About {
+                at,
+                kind: kind.to_owned(),
+                read_only: has("ro"),
+                no_exec: has("noexec"),
+            });
         }
     }
     found
@@ -278,20 +302,16 @@ pub fn is_ours_alone(dir: &Path) -> bool {
 /// Where the file system that `dir` lies on is entered at its top. `None`: somewhere outside of `dir`, it is entered
 /// further down, or what is seen at its top is another.
 fn entrances(dir: &Path, mountinfo: &str) -> Option<Vec<PathBuf>> {
-    let mounted = |line: &'_ str| {
-        let mut fields = line.split(' ').skip(2).map(|field| field.replace("\\040", " "));
-        Some((fields.next()?, fields.next()?, PathBuf::from(fields.next()?)))
-    };
-    let mounts: Vec<_> = mountinfo.lines().filter_map(mounted).collect();
+    let mounts: Vec<Line<'_>> = mountinfo.lines().filter_map(Line::parse).collect();
     let seen_at = |path: &Path| {
-        let above = mounts.iter().filter(|(.., at)| path.starts_with(at));
+        let above = mounts.iter().filter(|one| path.starts_with(&one.at));
         // Of those at one place, the last.
-        above.max_by_key(|(.., at)| at.as_os_str().len()).map(|(device, ..)| device)
+        above.max_by_key(|one| one.at.as_os_str().len()).map(|one| one.device)
     };
     let device = seen_at(dir)?;
-    let all = mounts.iter().filter(|(other, ..)| other == device);
-    let tops = all.filter(|(_, root, at)| *root == "/" || !at.starts_with(dir));
-    tops.map(|(_, root, at)| (*root == "/" && seen_at(at) == Some(device)).then(|| at.clone()))
+    let all = mounts.iter().filter(|one| one.device == device);
+    let tops = all.filter(|one| one.root == "/" || !one.at.starts_with(dir));
+    tops.map(|one| (one.root == "/" && seen_at(&one.at) == Some(device)).then(|| one.at.clone()))
         .collect()
 }
 
