@@ -1,10 +1,11 @@
 # Two commands do everything: `make run` and `make test`. What is missing is installed with apt.
 
-CARGO ?= cargo
+# One that was brought a moment ago is not in everybody's PATH.
+CARGO ?= $(or $(shell PATH="$${CARGO_HOME:-$$HOME/.cargo}/bin:$$PATH" command -v cargo),cargo)
 CONFIG ?= config.json
-PACKAGES := btrfs-progs bubblewrap build-essential ca-certificates e2fsprogs git nodejs procps python3 python3-pip \
+PACKAGES := btrfs-progs bubblewrap build-essential ca-certificates curl e2fsprogs git nodejs procps python3 python3-pip \
 	python3-setuptools util-linux xfsprogs
-PROGRAMS := btrfs bwrap cc git mke2fs mkfs.xfs node pip3 ps python3 setpriv
+PROGRAMS := btrfs bwrap cc curl git mke2fs mkfs.xfs node pip3 ps python3 setpriv
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 # A test that needs a larger machine than this one says so; nothing is skipped.
@@ -95,7 +96,7 @@ soak: tools
 	MINUTES=$(or $(MINUTES),10) SEED=$(SEED) ISOLATION=$(ISOLATION) $(CARGO) bench --locked --quiet --bench soak
 
 audit:
-	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny@0.20.2 --locked --quiet
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny@0.20.2 --locked --quiet --debug
 	$(CARGO) deny --log-level error check bans licenses sources
 
 # Installs only what is not there, so that a second run needs no network.
@@ -106,12 +107,10 @@ tools:
 		$(APT) install -y --no-install-recommends $(PACKAGES) >/dev/null 2>&1 || \
 		{ $(APT) update && $(APT) install -y --no-install-recommends $(PACKAGES); }; \
 	fi
-	@command -v $(CARGO) >/dev/null 2>&1 || { \
-		$(APT) install -y rustup && rustup default stable; } || { \
-		echo "Rust 1.95 or newer is needed and this system has no package of it: install rustup"; exit 1; }
+	@CARGO=$(CARGO) packaging/toolchain >/dev/null
 
 # From this system's own mirror, with a list of packages of its own: the system's stays as it is.
-$(RUNSC): target/runsc/%:
+$(RUNSC): target/runsc/%: | tools
 	@mkdir -p target/runsc/$*.apt/lists/partial target/runsc/$*.apt/archives/partial
 	@cd target/runsc/$*.apt && \
 	mirror=$$(apt-get indextargets --format '$$(REPO_URI)' 'Created-By: Packages' | head -n 1) && \

@@ -272,7 +272,8 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
     if text.trim_start().starts_with('[') {
         return Err(Fault::Syntax("expected an object, found a list at line 1".to_owned()));
     }
-    let raw: Raw = serde_json::from_str(text).map_err(|error| Fault::Syntax(hinted(&error)))?;
+    let raw: Raw =
+        serde_json::from_slice(text.as_bytes()).map_err(|error| Fault::Syntax(hinted(&error)))?;
     let mut faults = Vec::new();
     let mut bounded = |name: &str, value: u64, max: u64| {
         if value > max {

@@ -81,7 +81,8 @@ fn read(dir: &Beneath, name: &OsStr, room: &mut usize) -> Result<Image, String> 
     if text.trim_start().starts_with('[') {
         return Err("expected an object, found a list".to_owned());
     }
-    let image: Image = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let image: Image =
+        serde_json::from_slice(text.as_bytes()).map_err(|error| error.to_string())?;
     let faults = image.faults();
     if faults.is_empty() { Ok(image) } else { Err(faults.join("; ")) }
 }

@@ -2,17 +2,27 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
-/// Starts logging. `SODIUMD_LOG=debug` says why, `SODIUMD_LOG_FORMAT=json` says it to programs.
+/// Starts logging. `SODIUMD_LOG=debug` says why, `SODIUMD_LOG=info,sodiumd::store=trace` says it of one module, and
+/// `SODIUMD_LOG_FORMAT=json` says it to programs.
 pub fn start() {
-    let filter = EnvFilter::try_from_env("SODIUMD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let json = std::env::var("SODIUMD_LOG_FORMAT").is_ok_and(|format| format == "json");
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let asked = std::env::var("SODIUMD_LOG").unwrap_or_default();
+    let filter = asked.parse::<Targets>().ok().filter(|_| !asked.is_empty());
+    let refused = filter.is_none() && !asked.is_empty();
+    let filter = filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
+    let json = std::env::var("SODIUMD_LOG_FORMAT").is_ok_and(|format| format == "json");
+    let lines = if json { lines.json().boxed() } else { lines.boxed() };
     // Fails only if somebody logs already, which then is what is wanted.
-    let _ = if json { log.json().try_init() } else { log.try_init() };
+    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    if refused {
+        tracing::warn!(%asked, "SODIUMD_LOG is no filter, such as debug or info,sodiumd::store=trace; info is taken");
+    }
 }

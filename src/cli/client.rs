@@ -4,15 +4,19 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use reqwest::{Method, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::net::UnixStream;
 
 use crate::sys::own_ids;
 
 /// A connection to the local daemon. The socket belongs to whoever started it, so no token is needed.
 #[derive(Debug)]
 pub(super) struct Client {
-    http: reqwest::Client,
     socket: PathBuf,
 }
 
@@ -31,13 +35,12 @@ impl Client {
                 socket.display()
             );
         }
-        let http = reqwest::Client::builder().unix_socket(socket.clone()).build();
-        Ok(Self { http: http.context("make an HTTP client")?, socket })
+        Ok(Self { socket })
     }
 
     /// The bare connection.
-    pub(super) async fn connect(&self) -> anyhow::Result<tokio::net::UnixStream> {
-        let connected = tokio::net::UnixStream::connect(&self.socket).await;
+    pub(super) async fn connect(&self) -> anyhow::Result<UnixStream> {
+        let connected = UnixStream::connect(&self.socket).await;
         connected.with_context(|| self.silent())
     }
 
@@ -67,26 +70,39 @@ impl Client {
         path: &str,
         mut each: impl FnMut(&[u8]) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let mut response = self.send(Method::GET, path, "").await?;
-        while let Some(bytes) = response.chunk().await.context("read from the daemon")? {
-            each(&bytes)?;
+        let mut body = self.send(Method::GET, path, "").await?.into_body();
+        while let Some(frame) = body.frame().await {
+            if let Ok(bytes) = frame.context("read from the daemon")?.into_data() {
+                each(&bytes)?;
+            }
         }
         Ok(())
     }
 
     async fn json(&self, method: Method, path: &str, body: &str) -> anyhow::Result<Value> {
-        self.send(method, path, body).await?.json().await.context("read the daemon's answer")
+        read(self.send(method, path, body).await?).await
     }
 
-    async fn send(&self, method: Method, path: &str, body: &str) -> anyhow::Result<Response> {
-        let url = format!("http://sodiumd{path}");
-        let sent = self.http.request(method, url).body(body.to_owned()).send().await;
-        let response = sent.with_context(|| self.silent())?;
+    /// On a connection of its own: it costs less than to keep one.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: &str,
+    ) -> anyhow::Result<Response<Incoming>> {
+        let stream = TokioIo::new(self.connect().await?);
+        let (mut sender, connection) =
+            http1::handshake(stream).await.with_context(|| self.silent())?;
+        // What it ends with, the answer or its body ends with too.
+        tokio::spawn(connection);
+        let request = Request::builder().method(method).uri(path).header("Host", "sodiumd");
+        let request = request.body(body.to_owned()).context("make a request")?;
+        let response = sender.send_request(request).await.with_context(|| self.silent())?;
         if response.status().is_success() {
             return Ok(response);
         }
         let status = response.status();
-        let answer: Value = response.json().await.unwrap_or_default();
+        let answer = read(response).await.unwrap_or_default();
         let violations = answer["violations"].as_array().cloned().unwrap_or_default();
         if violations.is_empty() {
             bail!("{}", answer["error"].as_str().unwrap_or(status.as_str()));
@@ -98,6 +114,11 @@ impl Client {
             .collect();
         bail!("{}", texts.join("\n"))
     }
+}
+
+async fn read(response: Response<Incoming>) -> anyhow::Result<Value> {
+    let body = response.into_body().collect().await.context("read the daemon's answer")?;
+    serde_json::from_slice(&body.to_bytes()).context("read the daemon's answer")
 }
 
 /// A name as part of a path: what is no name must not become another path.

@@ -91,9 +91,10 @@ impl Core {
             files: Default::default(),
             conflicts: Default::default(),
             events: Default::default(),
-            root: meta(rows::ROOT)?.and_then(|text| serde_json::from_str(&text).ok()),
+            root: meta(rows::ROOT)?.and_then(|text| serde_json::from_slice(text.as_bytes()).ok()),
             drained: meta(rows::DRAINED)?.is_some(),
-            rescued: meta(rows::RESCUED)?.and_then(|text| serde_json::from_str(&text).ok()),
+            rescued: meta(rows::RESCUED)?
+                .and_then(|text| serde_json::from_slice(text.as_bytes()).ok()),
             declared: Default::default(),
             held: Default::default(),
             spec_bytes: 0,

@@ -321,7 +321,7 @@ pub(super) fn json(value: &impl Serialize) -> String {
 }
 
 pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_str(text).map_err(|error| error.to_string())
+    serde_json::from_slice(text.as_bytes()).map_err(|error| error.to_string())
 }
 
 fn signed(value: u64) -> i64 {
