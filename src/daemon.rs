@@ -43,7 +43,7 @@ use crate::reconcile::{self, Handle, World, adopt, warm};
 use crate::store::{Remains, Store, database_path};
 use crate::sys::lock::{self, Lock};
 use crate::sys::trust::TrustError;
-use crate::sys::{clock, own, path, service, socket, spawn};
+use crate::sys::{clock, mount, own, path, service, socket, spawn};
 
 use port::Port;
 use reload::Reload;
@@ -76,6 +76,7 @@ pub fn rules(config: &Config) -> Rules {
 
 /// Runs until asked to end. `path` is where the configuration came from, and is read again on SIGHUP.
 pub fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
+    spawn::forget_umask();
     let port = Port::take(&config);
     spawn::tune_allocator();
     spawn::raise_open_files();
@@ -98,6 +99,19 @@ pub fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
 
 /// Directories and locks, before anything else is touched.
 fn prepare(config: &Config) -> anyhow::Result<[Lock; 3]> {
+    let locks = lock_places(config)?;
+    if crate::sys::is_root()
+        && let Err(error) = mount::allow_exec(&config.run_path)
+    {
+        warn!(
+            error = chain(&error),
+            "nothing can be run from the run directory: sandboxes will not start"
+        );
+    }
+    Ok(locks)
+}
+
+fn lock_places(config: &Config) -> anyhow::Result<[Lock; 3]> {
     let owned = [
         (&config.state_path, STATE_MODE, "state_path"),
         // What sandboxes are shown lies in the run directory, and gVisor walks there as nobody.

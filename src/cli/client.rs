@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use crate::sys::own_ids;
+use crate::sys::{self, own_ids};
 
 /// A connection to the local daemon. The socket belongs to whoever started it, so no token is needed.
 #[derive(Debug)]
@@ -40,8 +40,11 @@ impl Client {
 
     /// The bare connection.
     pub(super) async fn connect(&self) -> anyhow::Result<UnixStream> {
-        let connected = UnixStream::connect(&self.socket).await;
-        connected.with_context(|| self.silent())
+        let stream = sys::socket::connect(&self.socket).with_context(|| self.silent())?;
+        stream
+            .set_nonblocking(true)
+            .and_then(|()| UnixStream::from_std(stream))
+            .with_context(|| self.silent())
     }
 
     fn silent(&self) -> String {

@@ -9,9 +9,12 @@ use serde_json::json;
 use crate::cli::{Output, show};
 use crate::config::{self, ConfigError};
 use crate::doctor::{self, Finding, Severity};
+use crate::sys;
 
 /// Exit 0: all works. 1: something is degraded. 2: something is broken.
 pub(super) fn doctor(path: &Path, output: Output) -> anyhow::Result<ExitCode> {
+    // What a daemon does, a trial does.
+    sys::spawn::forget_umask();
     let findings = match config::load(path) {
         Ok(config) => doctor::examine(&config),
         // Nothing that such a file names is tried.

@@ -54,6 +54,10 @@ impl Ground {
         })?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
         let _ = fs::set_permissions(&dir, mode);
+        // As a daemon does it.
+        if sys::is_root() {
+            sys::mount::allow_exec(&dir).map_err(failed("run programs beside run_path"))?;
+        }
         let own = std::env::current_exe().unwrap_or_default();
         let paths = Paths {
             run: dir.join("run"),
@@ -83,6 +87,9 @@ impl Drop for Ground {
     fn drop(&mut self) {
         self.host.cgroups.remove();
         volume::unmount_all(&self.dir.join("sandboxes"));
+        if sys::mount::is_at(&self.dir) {
+            let _ = sys::mount::unmount(&self.dir, true);
+        }
         let _ = fs::remove_dir_all(&self.dir);
     }
 }

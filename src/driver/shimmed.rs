@@ -29,7 +29,7 @@ use crate::shim::exit;
 use crate::shim::launch::{FILE, LOCK, Launch};
 use crate::shim::protocol::{Phase, Request, State};
 use crate::sys::cgroup::{self, Applied, Usage};
-use crate::sys::{self, SysError, clock, lock};
+use crate::sys::{self, SysError, clock, lock, socket};
 
 mod begin;
 pub(super) mod checkpoint;
@@ -461,7 +461,7 @@ impl Driver for Shimmed {
     }
 
     fn connect(&self, iid: &Iid) -> Option<UnixStream> {
-        UnixStream::connect(self.host.socket(iid)).ok()
+        socket::connect(&self.host.socket(iid)).ok()
     }
 }
 

@@ -10,6 +10,7 @@ use crate::shim::protocol::{
     Frame, FrameError, Reply, Request, State, UNSUPPORTED_VERSION, agree, control, hello,
     take_frame,
 };
+use crate::sys::socket;
 
 /// A shim answers at once or is in trouble.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -45,7 +46,7 @@ pub enum ClientError {
 impl Client {
     /// Connects and introduces the daemon of `epoch`.
     pub fn connect(socket: &Path, epoch: u64) -> Result<(Self, State), ClientError> {
-        let stream = UnixStream::connect(socket).map_err(ClientError::Connect)?;
+        let stream = socket::connect(socket).map_err(ClientError::Connect)?;
         stream
             .set_read_timeout(Some(ANSWER_WITHIN))
             .and_then(|()| stream.set_write_timeout(Some(ANSWER_WITHIN)))

@@ -163,7 +163,7 @@ impl Root {
     /// Finds the hierarchies and makes the directory `name` in each. What cannot be made is left
     /// out: the limits that need it will say so.
     pub fn detect(name: &str) -> Self {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = super::mount::table().unwrap_or_default();
         let mut root = Self::from_mounts(&mounts);
         if let Some(mount) = root.unified.take() {
             let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();

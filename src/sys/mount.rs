@@ -1,5 +1,7 @@
 //! Mounts that only this process and what it starts can see, and what is mounted where.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -81,8 +83,13 @@ pub fn tree_at(root: &Path, from: &Path, at: &Path) -> Result<(), SysError> {
     let about = std::fs::metadata(from).map_err(|source| SysError::io("stat", from, source))?;
     make_point(&at, about.is_dir())?;
     bind(from, &at)?;
+    restrict(&at, MsFlags::empty())
+}
+
+/// Gives a mount that is there these flags, and none of the others it had but to be without devices and set-uid programs.
+fn restrict(at: &Path, more: MsFlags) -> Result<(), SysError> {
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(None::<&str>, &at, None::<&str>, flags, None::<&str>)
+    mount(None::<&str>, at, None::<&str>, flags | more, None::<&str>)
         .map_err(|errno| SysError::nix(format!("remount {}", at.display()), errno))
 }
 
@@ -112,9 +119,7 @@ pub fn terminals_at(root: &Path) -> Result<(), SysError> {
 
 /// Makes `root`, a mount, the root of this mount namespace, read-only, and lets go of the old one.
 pub fn become_root(root: &Path) -> Result<(), SysError> {
-    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
-    mount(None::<&str>, root, None::<&str>, flags | MsFlags::MS_NODEV, None::<&str>)
-        .map_err(|errno| SysError::nix(format!("remount {}", root.display()), errno))?;
+    restrict(root, MsFlags::MS_RDONLY)?;
     std::env::set_current_dir(root).map_err(|source| SysError::io("chdir", root, source))?;
     // The old root comes to lie over the new one, and is taken off it.
     nix::unistd::pivot_root(".", ".").map_err(|errno| SysError::nix("pivot_root", errno))?;
@@ -152,6 +157,16 @@ pub fn bind(from: &Path, at: &Path) -> Result<(), SysError> {
     mount(Some(from), at, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|errno| {
         SysError::nix(format!("bind {} at {}", from.display(), at.display()), errno)
     })
+}
+
+/// Mounts a directory onto itself where its file system is noexec, as /run is on many hosts, so that programs can be run
+/// from it. The mount stays until somebody takes it away.
+pub fn allow_exec(dir: &Path) -> Result<(), SysError> {
+    if !of(dir).is_some_and(|about| about.no_exec) {
+        return Ok(());
+    }
+    bind(dir, dir)?;
+    restrict(dir, MsFlags::empty())
 }
 
 /// A /proc of this pid namespace at another place.
@@ -213,11 +228,17 @@ pub fn is_at(dir: &Path) -> bool {
 /// Where anything is mounted below `dir`, the last mount first.
 pub fn below(dir: &Path) -> Vec<PathBuf> {
     let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = table().unwrap_or_default();
     let points = mounts.lines().filter_map(Line::parse).map(|line| line.at);
     let mut found: Vec<PathBuf> = points.filter(|at| at.starts_with(&dir)).collect();
     found.reverse();
     found
+}
+
+/// What is mounted where, a line each. A name that is no UTF-8 is somebody else's, and hides none of the others.
+pub(super) fn table() -> std::io::Result<String> {
+    let bytes = std::fs::read("/proc/self/mountinfo")?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// A line of /proc/self/mountinfo.
@@ -240,12 +261,26 @@ impl<'l> Line<'l> {
         Some(Self {
             device: left.next()?,
             root: left.next()?,
-            at: PathBuf::from(left.next()?.replace("\\040", " ")),
+            at: plain(left.next()?),
             options: left.next()?,
             kind: right.next().unwrap_or_default(),
             of_disk: right.nth(1).unwrap_or_default(),
         })
     }
+}
+
+/// A path as the table has it: what would end a word or a line, and the escape itself, are three octal digits there.
+fn plain(word: &str) -> PathBuf {
+    let mut plain = Vec::with_capacity(word.len());
+    let mut rest = word.as_bytes();
+    while let [byte, tail @ ..] = rest {
+        let digits = tail.first_chunk::<3>().filter(|_| *byte == b'\\');
+        let code =
+            digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
+        plain.push(code.unwrap_or(*byte));
+        rest = if code.is_some() { &tail[3..] } else { tail };
+    }
+    PathBuf::from(OsString::from_vec(plain))
 }
 
 /// What a path lies on.
@@ -261,7 +296,7 @@ pub struct About {
 /// The mount that a path lies on. `None`: it cannot be told.
 pub fn of(path: &Path) -> Option<About> {
     let path = std::fs::canonicalize(path).ok()?;
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts = table().ok()?;
     find(&path, &mounts)
 }
 
@@ -289,7 +324,7 @@ fn find(path: &Path, mountinfo: &str) -> Option<About> {
 /// of that file system, and nothing of it is mounted elsewhere.
 pub fn is_ours_alone(dir: &Path) -> bool {
     let Ok(dir) = std::fs::canonicalize(dir) else { return false };
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = table().unwrap_or_default();
     let closed = |top: &Path| {
         std::fs::metadata(top).is_ok_and(|about| {
             about.mode() & 0o077 == 0 && about.uid() == nix::unistd::geteuid().as_raw()
@@ -341,7 +376,9 @@ mod tests {
         let mounts = "22 1 8:1 / / rw,relatime - ext4 /dev/root rw\n\
             30 22 0:25 / /data rw,noexec - tmpfs none rw\n\
             31 30 0:26 / /data rw - xfs /dev/b ro\n\
-            32 22 0:27 / /data\\040two rw - btrfs /dev/c rw\n";
+            32 22 0:27 / /data\\040two rw - btrfs /dev/c rw\n\
+            33 22 0:28 / /ta\\011b\\134x\\9 rw - vfat /dev/d rw\n";
+        assert_eq!(find(Path::new("/ta\tb\\x\\9/y"), mounts).unwrap().kind, "vfat");
         let of = |path: &str| find(Path::new(path), mounts).unwrap();
         assert_eq!(of("/srv/x").kind, "ext4");
         let data = of("/data/x");

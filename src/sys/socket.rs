@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
@@ -151,6 +152,8 @@ pub fn receive_with_fds(
 pub fn listen(path: &Path) -> Result<UnixListener, SysError> {
     let temporary = path.with_extension("new");
     let _ = std::fs::remove_file(&temporary);
+    let (_dir, short) = short_name(&temporary)
+        .map_err(|source| SysError::io("open the directory of", path, source))?;
     let failed = |verb: &'static str| {
         let call = format!("{verb} {}", temporary.display());
         move |errno| SysError::nix(call, errno)
@@ -159,7 +162,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, SysError> {
     let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)
         .map_err(|errno| SysError::nix("socket(AF_UNIX)", errno))?;
     fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed("fchmod"))?;
-    let address = UnixAddr::new(&temporary).map_err(failed("bind"))?;
+    let address = UnixAddr::new(&short).map_err(failed("bind"))?;
     bind(made.as_raw_fd(), &address).map_err(failed("bind"))?;
     // A umask may have taken the owner's own bits.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
@@ -168,6 +171,23 @@ pub fn listen(path: &Path) -> Result<UnixListener, SysError> {
     start_listening(&made, Backlog::MAXCONN).map_err(failed("listen"))?;
     std::fs::rename(&temporary, path).map_err(|source| SysError::io("publish", path, source))?;
     Ok(UnixListener::from(made))
+}
+
+/// Connects to the socket at `path`, however long that is.
+pub fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    let (_dir, short) = short_name(path)?;
+    UnixStream::connect(short)
+}
+
+/// An address has room for some hundred bytes of a path. The directory, open, is as good as its name; the address
+/// holds as long as it is.
+fn short_name(path: &Path) -> std::io::Result<(OwnedFd, PathBuf)> {
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let dir = nix::fcntl::open(above.unwrap_or_else(|| Path::new(".")), flags, Mode::empty())?;
+    let name = path.file_name().unwrap_or_default();
+    let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+    Ok((dir, short))
 }
 
 /// Sockets with a path below one of these trees to which everybody may connect, whom no read-only mount keeps from it,

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
+use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
 
 use crate::sys::SysError;
@@ -197,6 +198,12 @@ pub enum Limit {
 /// The hard limit on open files that this process could hand on.
 pub fn open_files_max() -> u64 {
     nix::sys::resource::getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)
+}
+
+/// Files get the mode that whoever makes them says, whatever the shell that started us would have closed: sandboxes
+/// look at some. What is secret says so.
+pub fn forget_umask() {
+    nix::sys::stat::umask(Mode::S_IWGRP | Mode::S_IWOTH);
 }
 
 /// Lets this process itself open as many files as it may hand on.
