@@ -56,6 +56,9 @@ pub const SOCKET: &str = "sodiumd.sock";
 const WORKER_COUNT_MAX: usize = 4;
 /// Threads for passes and other work that blocks.
 const BLOCKING_COUNT_MAX: usize = 32;
+/// How long a platform of gVisor is given to run a program: so at first, and at last.
+const PLATFORM_WITHIN: std::time::Duration = std::time::Duration::from_secs(15);
+const PLATFORM_WITHIN_MAX: std::time::Duration = std::time::Duration::from_secs(240);
 /// How often expired workspaces are looked for.
 const EXPIRE_EVERY: std::time::Duration = std::time::Duration::from_secs(600);
 
@@ -466,7 +469,12 @@ fn gvisor(config: &Config, host: &Arc<Host>, store: &Store, queue: &Arc<Queue>) 
     if !driver.remember_platform(asked) {
         let (driver, store, queue) = (Arc::clone(&driver), store.clone(), Arc::clone(queue));
         let find_out = move || {
-            driver.choose_platform(asked);
+            let mut within = PLATFORM_WITHIN;
+            while !driver.choose_platform(asked, within) {
+                let why = driver.not_yet().unwrap_or_default();
+                info!(why, "gvisor is slow to start here, and is tried again");
+                within = (within * 2).min(PLATFORM_WITHIN_MAX);
+            }
             match driver.runtime() {
                 Ok(runtime) => info!(runtime, "gvisor is available"),
                 Err(why) => warn!(why, "gvisor is unavailable"),

@@ -73,6 +73,8 @@ enum Bundle {
 struct Gvisor {
     runsc: Result<Runsc, String>,
     platform: OnceLock<Result<Platform, String>>,
+    /// What it was too slow for, so far.
+    slow: Mutex<Option<String>>,
     /// Guests that were started ahead.
     ready: Mutex<Vec<Ready>>,
     /// The id that such a guest is given next; `None`: it is to be read what it was.
@@ -99,6 +101,7 @@ impl Shimmed {
         let gvisor = Gvisor {
             runsc,
             platform: OnceLock::new(),
+            slow: Mutex::default(),
             ready: Mutex::default(),
             next_id: Mutex::default(),
         };
@@ -124,16 +127,33 @@ impl Shimmed {
         remembered.is_some_and(|found| platform.set(Ok(found)).is_ok())
     }
 
-    /// Finds it out; takes seconds if a platform hangs.
-    pub fn choose_platform(&self, asked: Option<Platform>) {
-        let Bundle::Gvisor(Gvisor { runsc: Ok(runsc), platform, .. }) = &self.bundle else {
-            return;
+    /// Finds it out, giving each platform that long. False: it is not known yet, for nothing ran in that time, which
+    /// a busy host is as good a reason for as a platform that hangs.
+    pub fn choose_platform(&self, asked: Option<Platform>, within: Duration) -> bool {
+        let Bundle::Gvisor(gvisor @ Gvisor { runsc: Ok(runsc), platform, .. }) = &self.bundle
+        else {
+            return true;
         };
-        platform.get_or_init(|| {
-            let memory = self.host.paths.state.join(PLATFORM);
-            let found = runsc.choose(asked, &self.host.paths.run, &self.host.ids);
-            found.inspect(|platform| runsc.remember(asked, *platform, &memory))
-        });
+        let found = match runsc.choose(asked, &self.host.paths.run, &self.host.ids, within) {
+            Ok(found) => {
+                // What is not sure is found out again by the next daemon.
+                if found.is_sure {
+                    runsc.remember(asked, found.platform, &self.host.paths.state.join(PLATFORM));
+                }
+                Ok(found.platform)
+            }
+            Err(unfit) if unfit.is_slow => {
+                *gvisor.slow() = Some(unfit.why);
+                return false;
+            }
+            Err(unfit) => {
+                let why = unfit.why;
+                Err(format!("runsc {} works with no platform here: {why}", runsc.version))
+            }
+        };
+        // Whoever was first has found out the same.
+        let _ = platform.set(found);
+        true
     }
 
     pub fn process(host: Arc<Host>) -> Self {
@@ -328,7 +348,7 @@ impl Driver for Shimmed {
     fn not_yet(&self) -> Option<String> {
         let Bundle::Gvisor(gvisor) = &self.bundle else { return None };
         let is_trying = gvisor.runsc.is_ok() && gvisor.platform.get().is_none();
-        is_trying.then(|| TRYING.to_owned())
+        is_trying.then(|| gvisor.trying())
     }
 
     fn can_freeze(&self) -> bool {
@@ -476,7 +496,17 @@ impl Gvisor {
     }
 
     fn platform(&self) -> Result<Platform, String> {
-        self.platform.get().cloned().unwrap_or_else(|| Err(TRYING.to_owned()))
+        self.platform.get().cloned().unwrap_or_else(|| Err(self.trying()))
+    }
+
+    fn slow(&self) -> MutexGuard<'_, Option<String>> {
+        self.slow.lock().expect("nobody panics while holding why it is slow")
+    }
+
+    /// Why it is not known yet.
+    fn trying(&self) -> String {
+        let slow = self.slow().as_ref().map(|why| format!("; so far, {why}"));
+        format!("{TRYING}{}", slow.unwrap_or_default())
     }
 }
 

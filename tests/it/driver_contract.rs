@@ -20,6 +20,8 @@ use uuid::Uuid;
 
 use crate::gvisor::versions;
 
+mod platform;
+
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -67,7 +69,7 @@ fn claimed() -> Bench {
 fn gvisor(program: &Path) -> Bench {
     bench(|host| {
         let driver = Shimmed::gvisor(host, Some(program));
-        driver.choose_platform(None);
+        while !driver.choose_platform(None, Duration::from_secs(60)) {}
         driver.runtime().expect("a platform works");
         Box::new(driver)
     })

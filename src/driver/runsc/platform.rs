@@ -13,8 +13,19 @@ use crate::driver::shimmed::SEARCH_PATH;
 use crate::model::{IdRange, Limits, Network, Platform};
 use crate::sys::{path, process};
 
-/// How long a platform may take to run `true`.
-const TRY_TIME_MAX: Duration = Duration::from_secs(15);
+/// A platform that runs programs here. Not sure, if one that goes before it has only been too slow.
+#[derive(Debug, Clone, Copy)]
+pub struct Found {
+    pub platform: Platform,
+    pub is_sure: bool,
+}
+
+/// Why there is none. Being slow proves nothing: the host may have been busy.
+#[derive(Debug)]
+pub struct Unfit {
+    pub why: String,
+    pub is_slow: bool,
+}
 
 impl Runsc {
     /// What an earlier daemon found out about this very program on this very kernel.
@@ -37,35 +48,54 @@ impl Runsc {
         format!("{} {} {changed} {asked} {kernel}", self.program.display(), self.version)
     }
 
-    /// The first platform that runs a program on this host. Being there proves nothing of /dev/kvm,
+    /// The first platform that runs a program on this host within that time. Being there proves nothing of /dev/kvm,
     /// so each is tried. kvm is never chosen by itself: inside a virtual machine it is the slowest.
     pub fn choose(
         &self,
         asked: Option<Platform>,
         run: &Path,
         ids: &IdRange,
-    ) -> Result<Platform, String> {
+        within: Duration,
+    ) -> Result<Found, Unfit> {
         let candidates =
             asked.map_or_else(|| vec![Platform::Systrap, Platform::Ptrace], |one| vec![one]);
-        let mut faults = Vec::new();
+        let (mut faults, mut is_slow) = (Vec::new(), false);
         for platform in candidates {
-            match self.try_platform(platform, run, ids) {
-                Ok(()) => return Ok(platform),
-                Err(why) => faults.push(format!("platform {}: {why}", platform.as_str())),
+            match self.try_platform(platform, run, ids, within) {
+                Ok(true) => return Ok(Found { platform, is_sure: !is_slow }),
+                Ok(false) => {
+                    is_slow = true;
+                    let seconds = within.as_secs();
+                    faults.push(format!("{}: nothing ran within {seconds} s", platform.as_str()));
+                }
+                Err(why) => faults.push(format!("{}: {why}", platform.as_str())),
             }
         }
-        Err(format!("runsc {} works with no platform here: {}", self.version, faults.join("; ")))
+        Err(Unfit { why: faults.join("; "), is_slow })
     }
 
-    fn try_platform(&self, platform: Platform, run: &Path, ids: &IdRange) -> Result<(), String> {
+    fn try_platform(
+        &self,
+        platform: Platform,
+        run: &Path,
+        ids: &IdRange,
+        within: Duration,
+    ) -> Result<bool, String> {
         let dir = run.join(format!("try-{}", platform.as_str()));
         let _ = fs::remove_dir_all(&dir);
-        let tried = self.try_in(platform, &dir, ids);
+        let tried = self.try_in(platform, &dir, ids, within);
         let _ = fs::remove_dir_all(&dir);
         tried
     }
 
-    fn try_in(&self, platform: Platform, dir: &Path, ids: &IdRange) -> Result<(), String> {
+    /// False: nothing ran in time.
+    fn try_in(
+        &self,
+        platform: Platform,
+        dir: &Path,
+        ids: &IdRange,
+        within: Duration,
+    ) -> Result<bool, String> {
         let guest = Guest {
             hostname: "try",
             command: &["/usr/bin/true".to_owned()],
@@ -95,10 +125,10 @@ impl Runsc {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(failed)?;
-        match process::wait_within(&mut child, TRY_TIME_MAX).map_err(failed)? {
-            Some(status) if status.success() => Ok(()),
+        match process::wait_within(&mut child, within).map_err(failed)? {
+            Some(status) if status.success() => Ok(true),
             Some(status) => Err(complaint(&mut child).unwrap_or_else(|| status.to_string())),
-            None => Err(format!("nothing ran within {} s", TRY_TIME_MAX.as_secs())),
+            None => Ok(false),
         }
     }
 }
