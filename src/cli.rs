@@ -1,6 +1,7 @@
 //! The command line. Tables for people, `-o json|yaml` for programs; data on standard output,
 //! everything else on standard error. It finds the local daemon by itself.
 
+mod about;
 mod check;
 mod client;
 mod doctor;
@@ -10,6 +11,7 @@ mod prove;
 mod show;
 mod store;
 mod uids;
+mod uninstall;
 mod workspace;
 
 use std::path::{Path, PathBuf};
@@ -58,6 +60,15 @@ impl Output {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Here(Here),
+    #[command(flatten)]
+    Asked(Asked),
+}
+
+/// What works on this machine, and not through a daemon.
+#[derive(Debug, Subcommand)]
+enum Here {
     /// Run the daemon
     Run,
     /// Write a first config.json, images and examples; what is there already stays as it is
@@ -72,6 +83,34 @@ enum Command {
     },
     /// Try on this host everything that sandboxes need; exit 1 if something is degraded, 2 if broken
     Doctor,
+    /// Copy what the daemon knows of its sandboxes, or put a copy back
+    #[command(subcommand)]
+    Store(store::Verb),
+    /// List the workspaces that removed sandboxes left, or take one over
+    #[command(subcommand)]
+    Workspace(workspace::Verb),
+    /// Say to the host which uids are for sandboxes
+    #[command(subcommand)]
+    Uids(uids::Verb),
+    /// End what runs and take away every mount, cgroup and device of it; the daemon must not run
+    Uninstall {
+        /// Remove what is declared over the API and the files of all sandboxes, too
+        #[arg(long)]
+        purge: bool,
+        /// Do not ask
+        #[arg(long, requires = "purge")]
+        yes: bool,
+    },
+    /// Print what a shell needs to complete commands, such as `source <(sodiumd completions bash)`
+    Completions { shell: clap_complete::Shell },
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man { dir: PathBuf },
+}
+
+/// What the daemon is asked for.
+#[derive(Debug, Clone, Subcommand)]
+enum Asked {
     /// Really try to pass every limit of a sandbox, or of an image, in one like it; exit 1 if one was passed
     Prove { subject: String },
     /// Say what would be done and why; exit 2 when something would change
@@ -143,15 +182,6 @@ enum Command {
         #[arg(long, short = 'f')]
         follow: bool,
     },
-    /// Copy what the daemon knows of its sandboxes, or put a copy back
-    #[command(subcommand)]
-    Store(store::Verb),
-    /// List the workspaces that removed sandboxes left, or take one over
-    #[command(subcommand)]
-    Workspace(workspace::Verb),
-    /// Say to the host which uids are for sandboxes
-    #[command(subcommand)]
-    Uids(uids::Verb),
     /// Stop every sandbox and start none, until `undrain`; waits until all have ended
     Drain {
         /// How long to wait
@@ -164,7 +194,7 @@ enum Command {
     Confirm,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct Named {
     name: String,
 }
@@ -196,39 +226,35 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
-    if let Command::Run = &cli.command {
-        crate::telemetry::start();
-        crate::daemon::run(load_config(&cli)?, config_path(&cli))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if let Command::Init { dir } = &cli.command {
-        init::init(dir)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if let Command::Check { files } = &cli.command {
-        return check::check(files, &load_config(&cli)?);
-    }
-    if let Command::Doctor = &cli.command {
-        return doctor::doctor(&config_path(&cli), cli.output);
-    }
-    if let Command::Store(verb) = &cli.command {
-        store::run(verb, &load_config(&cli)?)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if let Command::Workspace(verb) = &cli.command {
-        workspace::run(verb, &load_config(&cli)?, cli.output)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if let Command::Uids(verb) = &cli.command {
-        uids::run(verb, &load_config(&cli)?)?;
-        return Ok(ExitCode::SUCCESS);
-    }
+    let asked = match &cli.command {
+        Command::Here(here) => return work_here(&cli, here),
+        Command::Asked(asked) => asked.clone(),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("start the runtime")?;
-    let done = runtime.block_on(ask(cli));
+    let done = runtime.block_on(ask(&cli, asked));
     // Not waiting for a thread that reads standard input.
     runtime.shutdown_background();
     done
+}
+
+fn work_here(cli: &Cli, command: &Here) -> anyhow::Result<ExitCode> {
+    match command {
+        Here::Run => {
+            crate::telemetry::start();
+            crate::daemon::run(load_config(cli)?, config_path(cli))?;
+        }
+        Here::Init { dir } => init::init(dir)?,
+        Here::Check { files } => return check::check(files, &load_config(cli)?),
+        Here::Doctor => return doctor::doctor(&config_path(cli), cli.output),
+        Here::Store(verb) => store::run(verb, &load_config(cli)?)?,
+        Here::Workspace(verb) => workspace::run(verb, &load_config(cli)?, cli.output)?,
+        Here::Uids(verb) => uids::run(verb, &load_config(cli)?)?,
+        Here::Uninstall { purge, yes } => uninstall::run(&load_config(cli)?, *purge, *yes)?,
+        Here::Completions { shell } => about::completions(*shell)?,
+        Here::Man { dir } => about::manual(dir)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Whatever lies there: what is not to be believed is refused, not passed over.
@@ -252,70 +278,63 @@ fn client(cli: &Cli) -> anyhow::Result<Client> {
     Client::new(socket)
 }
 
-async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
-    let client = client(&cli)?;
+async fn ask(cli: &Cli, command: Asked) -> anyhow::Result<ExitCode> {
+    let client = client(cli)?;
     let output = cli.output;
-    let config = config_path(&cli);
-    match cli.command {
-        Command::Run
-        | Command::Init { .. }
-        | Command::Check { .. }
-        | Command::Doctor
-        | Command::Store(_)
-        | Command::Workspace(_)
-        | Command::Uids(_) => Ok(ExitCode::SUCCESS),
-        Command::Plan { files } => plan(&client, &files, &config, output).await,
-        Command::Apply { files, dry_run } => {
+    let config = config_path(cli);
+    match command {
+        Asked::Plan { files } => plan(&client, &files, &config, output).await,
+        Asked::Apply { files, dry_run } => {
             // As the command itself, not as the files.
             let dry = dry_run.then_some(&Desired(None));
             show::applied(&apply(&client, &files, dry).await?, output)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Prove { subject } => prove::prove(&client, &config, &subject, output).await,
-        Command::Get { name } => get(&client, name.as_deref(), output).await,
-        Command::Logs { name, follow, tail } => {
+        Asked::Prove { subject } => prove::prove(&client, &config, &subject, output).await,
+        Asked::Get { name } => get(&client, name.as_deref(), output).await,
+        Asked::Logs { name, follow, tail } => {
             let tail = tail.map(|bytes| format!("&tail={bytes}")).unwrap_or_default();
             let follow = u8::from(follow);
             let path = format!("/v1/sandboxes/{}/logs?follow={follow}{tail}", client::part(&name));
             client.stream(&path, show::raw).await?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Explain(named) => {
+        Asked::Explain(named) => {
             let path = format!("/v1/sandboxes/{}/explain", client::part(&named.name));
             show::explained(&client.get(&path).await?, output)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Exec(exec) => exec::exec(&client, exec).await,
-        Command::Start(named) => power(&client, &named.name, "start", output).await,
-        Command::Stop(named) => power(&client, &named.name, "stop", output).await,
-        Command::Kill(named) => power(&client, &named.name, "kill", output).await,
-        Command::Restart(named) => power(&client, &named.name, "restart", output).await,
-        Command::Pause(named) => power(&client, &named.name, "pause", output).await,
-        Command::Resume(named) => power(&client, &named.name, "resume", output).await,
-        Command::Checkpoint(named) => power(&client, &named.name, "checkpoint", output).await,
-        Command::Restore { name, to } => restore(&client, &name, to, output).await,
-        Command::Delete { name, keep_workspace } => {
+        Asked::Exec(exec) => exec::exec(&client, exec).await,
+        Asked::Start(named) => power(&client, &named.name, "start", output).await,
+        Asked::Stop(named) => power(&client, &named.name, "stop", output).await,
+        Asked::Kill(named) => power(&client, &named.name, "kill", output).await,
+        Asked::Restart(named) => power(&client, &named.name, "restart", output).await,
+        Asked::Pause(named) => power(&client, &named.name, "pause", output).await,
+        Asked::Resume(named) => power(&client, &named.name, "resume", output).await,
+        Asked::Checkpoint(named) => power(&client, &named.name, "checkpoint", output).await,
+        Asked::Restore { name, to } => restore(&client, &name, to, output).await,
+        Asked::Delete { name, keep_workspace } => {
             let name = client::part(&name);
             let path = format!("/v1/sandboxes/{name}?wait=60s&keep_workspace={keep_workspace}");
             client.delete(&path).await?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Transfer { name, owner } => {
+        Asked::Transfer { name, owner } => {
             let path = format!("/v1/sandboxes/{}/transfer", client::part(&name));
             client.post(&path, &serde_json::json!({"owner": owner}).to_string()).await?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Events { name, follow } => events(&client, name, follow, output).await,
-        Command::Drain { wait } => {
+        Asked::Events { name, follow } => events(&client, name, follow, output).await,
+        Asked::Drain { wait } => {
             let path = format!("/v1/drain?wait={}", client::part(&wait));
             show::value(&client.post(&path, "").await?, output)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Undrain => {
+        Asked::Undrain => {
             client.delete("/v1/drain").await?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Confirm => {
+        Asked::Confirm => {
             show::value(&client.post("/v1/files/confirm", "").await?, output)?;
             Ok(ExitCode::SUCCESS)
         }

@@ -4,6 +4,7 @@
 //! values. All faults are reported together.
 
 use std::io::{Error, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -338,8 +339,9 @@ fn run_path(state: &Path, base: &Path) -> PathBuf {
             (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
         });
     let ours = PathBuf::from(format!("/run/sodiumd-{hash:08x}"));
-    let usable = ours.is_dir() || std::fs::create_dir(&ours).is_ok();
-    if usable { ours } else { clean(&base.join("./run")) }
+    // Whoever only reads a configuration makes nothing there.
+    let may_make = std::fs::metadata("/run").is_ok_and(|run| run.uid() == crate::sys::own_ids().0);
+    if ours.is_dir() || may_make { ours } else { clean(&base.join("./run")) }
 }
 
 /// Without `.` components; `..` stays, since a symlink may precede it.

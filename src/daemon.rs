@@ -6,6 +6,7 @@
 pub mod ids;
 mod port;
 mod reload;
+pub mod uninstall;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -23,7 +23,7 @@ const INPUT_COUNT_MAX: usize = 4;
 const NOT_STARTED: u8 = 127;
 
 /// What the command line says.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct Exec {
     name: String,
     /// With a terminal; the default if this is one

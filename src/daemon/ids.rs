@@ -58,6 +58,18 @@ pub(super) fn take(range: IdRange) -> anyhow::Result<Option<Lock>> {
     }
 }
 
+/// Takes [`reserve`] back. Returns the tables that had it.
+pub(super) fn give_back(range: IdRange) -> anyhow::Result<Vec<&'static str>> {
+    let line = range.reservation();
+    let mut had = Vec::new();
+    for file in [ids::SUBUID, ids::SUBGID] {
+        if sys::ids::remove_line(file, &line)? {
+            had.push(file);
+        }
+    }
+    Ok(had)
+}
+
 /// Has other programs of this host give none of the range to anybody. Returns the tables that did not say so yet.
 pub fn reserve(range: IdRange) -> anyhow::Result<Vec<&'static str>> {
     let claims = claims()?;

@@ -6,13 +6,17 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::sys::lock::{self, Lock};
 use crate::sys::{SysError, process, read_small};
 
 /// Where daemons lock the ranges that they use, a file each: `FIRST-COUNT`.
 const LOCKS: &str = "/run/sodiumd-uids";
+
+/// How long somebody else may be writing to a table.
+const TABLE_LOCK_WITHIN: Duration = Duration::from_secs(10);
 
 /// What lies in memory and belongs to somebody, whether a process of theirs runs or not.
 const IN_MEMORY: [&str; 2] = ["/dev/shm", "/dev/mqueue"];
@@ -137,6 +141,59 @@ pub fn add_line(path: &str, line: &str) -> Result<(), SysError> {
     written.and_then(|()| file.sync_all()).map_err(failed)
 }
 
+/// Takes a line out of a table. False: it is not in it. Whoever reads meanwhile sees the table before or after; who
+/// writes by the rules of shadow(5)'s programs waits.
+pub fn remove_line(path: &str, line: &str) -> Result<bool, SysError> {
+    if !table(path)?.lines().any(|found| found.trim() == line) {
+        return Ok(false);
+    }
+    let held = TableLock::take(path)?;
+    let failed = |source| SysError::io("take a line out of", Path::new(path), source);
+    let before = fs::read(path).map_err(failed)?;
+    let lines = before.split_inclusive(|byte| *byte == b'\n');
+    let after: Vec<u8> =
+        lines.filter(|found| found.trim_ascii() != line.as_bytes()).flatten().copied().collect();
+    let half = format!("{path}.sodiumd-new");
+    // With the mode and the owner of the table.
+    let copied = fs::copy(path, &half).and_then(|_| fs::write(&half, &after));
+    let synced = copied.and_then(|()| fs::File::open(&half)?.sync_all());
+    let renamed = synced.and_then(|()| fs::rename(&half, path));
+    drop(held);
+    renamed.map_err(|source| {
+        let _ = fs::remove_file(&half);
+        failed(source)
+    })?;
+    Ok(true)
+}
+
+/// The lock that useradd and its like take on a table.
+struct TableLock(PathBuf);
+
+impl TableLock {
+    fn take(path: &str) -> Result<Self, SysError> {
+        let lock = PathBuf::from(format!("{path}.lock"));
+        let until = Instant::now() + TABLE_LOCK_WITHIN;
+        loop {
+            let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&lock);
+            match made.and_then(|mut file| write!(file, "{}\0", std::process::id())) {
+                Ok(()) => return Ok(Self(lock)),
+                Err(error)
+                    if error.kind() == ErrorKind::AlreadyExists && Instant::now() < until =>
+                {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Err(source) => return Err(SysError::io("lock", &lock, source)),
+            }
+        }
+    }
+}
+
+impl Drop for TableLock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +207,20 @@ mod tests {
         let (own, _) = crate::sys::own_ids();
         let ranges = [own..own + 1, 0..0];
         assert!(in_use(&ranges).contains(&own), "we run ourselves");
+    }
+
+    #[test]
+    fn a_line_is_added_and_taken_out_and_the_others_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subuid");
+        let path = path.to_str().unwrap();
+        assert!(!remove_line(path, "sodiumd:1:2").unwrap(), "there is no table");
+        fs::write(path, b"J\xf6rg:100000:65536").unwrap();
+        add_line(path, "sodiumd:1:2").unwrap();
+        assert!(remove_line(path, "sodiumd:1:2").unwrap());
+        assert!(!remove_line(path, "sodiumd:1:2").unwrap());
+        assert_eq!(fs::read(path).unwrap(), b"J\xf6rg:100000:65536\n");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -225,6 +225,22 @@ pub fn is_at(dir: &Path) -> bool {
     real.is_ok_and(|real| of(dir).is_some_and(|about| about.at == real))
 }
 
+/// Whether a directory is mounted onto itself, as [`allow_exec`] does it: what somebody mounts there is another one.
+pub fn is_itself(at: &Path) -> bool {
+    let table = table().unwrap_or_default();
+    let lines: Vec<Line<'_>> = table.lines().filter_map(Line::parse).collect();
+    let Some(here) = lines.iter().rposition(|line| line.at == at) else { return false };
+    let above = lines[..here]
+        .iter()
+        .filter(|line| at.starts_with(&line.at))
+        .max_by_key(|line| line.at.as_os_str().len());
+    above.is_some_and(|above| {
+        let within = at.strip_prefix(&above.at).unwrap_or(at);
+        above.device == lines[here].device
+            && Path::new(above.root).join(within) == plain(lines[here].root)
+    })
+}
+
 /// Where anything is mounted below `dir`, the last mount first.
 pub fn below(dir: &Path) -> Vec<PathBuf> {
     let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());

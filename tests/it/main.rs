@@ -28,6 +28,7 @@ mod power;
 mod store;
 mod tidy;
 mod trees;
+mod uninstall;
 mod upgrade;
 mod version_1;
 mod walls;

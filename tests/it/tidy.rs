@@ -52,6 +52,8 @@ const IMPURE: &[&str] =
 const ADAPTERS: &[(&str, &[&str])] = &[
     ("axum", &["api", "daemon"]),
     ("clap", &["cli"]),
+    ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
     ("http_body_util", &["cli"]),
     ("hyper", &["api", "cli"]),
     ("hyper_util", &["api", "cli"]),
