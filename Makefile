@@ -14,13 +14,14 @@ export RUST_BACKTRACE ?= 1
 # gVisor as Debian has it: the version of its stable release, and the one that is recommended.
 RUNSC := target/runsc/bookworm target/runsc/bookworm-backports
 
-.PHONY: help run test walls test-vm fuzz simulate torture bench soak audit build tools runsc clean
+.PHONY: help run test walls test-vm deb tarball package fuzz simulate torture bench soak audit build tools runsc clean
 
 help:
 	@echo "make run     build, start the daemon on $(CONFIG) with the sandboxes of desired/"
 	@echo "make test    every check"
 	@echo "make walls   every attack on the walls, and nothing else"
 	@echo "make test-vm  what only cgroup v2 and systemd can show, in an emulated machine; MACHINE=systemd TOPIC=service for one"
+	@echo "make deb     a package, in target/package; make tarball for other systems"
 	@echo "make fuzz MINUTES=1 TARGET=http   bad input for each way in, or for one"
 	@echo "make simulate SEEDS=100000   many more histories on a machine where everything goes wrong"
 	@echo "make torture MINUTES=10      the real daemon, while everything about it is killed, stopped and changed"
@@ -57,6 +58,7 @@ walls: tools $(RUNSC)
 # A Debian that is booted twice, without systemd and with it. The first time, it is made: some 40 s more.
 test-vm: tools
 	$(CARGO) build --locked --quiet
+	@$(MAKE) --no-print-directory deb PROFILE=release
 	$(SUDO) tests/vm/run target/debug "$(MACHINE)" "$(TOPIC)"
 
 # Every pair of deaths too, and as many histories as asked for; and each order of things with a fault more.
@@ -94,6 +96,34 @@ bench: tools $(RUNSC)
 # SEED=… for other luck, ISOLATION=process where there is no bubblewrap.
 soak: tools
 	MINUTES=$(or $(MINUTES),10) SEED=$(SEED) ISOLATION=$(ISOLATION) $(CARGO) bench --locked --quiet --bench soak
+
+# What is shipped is linked statically: one package for Debian 12, Ubuntu 24.04 and newer, and a tarball for the rest.
+PROFILE ?= dist
+HOST = $(shell $(CARGO) -vV | sed -n 's/^host: //p')
+BUILT = target/static/$(HOST)/$(PROFILE)
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+package: tools
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --bins --profile $(PROFILE) --target $(HOST) --target-dir target/static
+	@rm -rf target/package && mkdir -p target/package
+	sed 's|"\./images"|"/etc/sodium/images"|; s|"\./desired"|"/etc/sodium/desired"|; s|"\./|"/var/lib/sodium/|' config.json > target/package/config.json
+	$(BUILT)/sodiumd man target/package/man
+	for shell in bash zsh fish; do $(BUILT)/sodiumd completions $$shell > target/package/$$shell || exit 1; done
+
+deb: package
+	@$(CARGO) deb --version >/dev/null 2>&1 || $(CARGO) install cargo-deb@3.8.0 --locked --quiet --debug
+	CARGO_TARGET_DIR=target/static $(CARGO) deb --quiet --no-build --no-strip --profile $(PROFILE) --target $(HOST) --output target/package/
+	@ls target/package/*.deb
+
+# Unpacked into /usr/local, it is what the package would be in /usr; docs/operating.md has the rest.
+tarball: package
+	@rm -rf target/package/tree && mkdir -p target/package/tree/bin target/package/tree/share/sodiumd target/package/tree/share/man/man1
+	cp $(BUILT)/sodiumd $(BUILT)/sodium-shim target/package/tree/bin/
+	cp -r target/package/config.json images packaging/udev.rules LICENSE target/package/tree/share/sodiumd/
+	for file in apparmor sodiumd.service; do \
+		sed 's|/usr/bin/|/usr/local/bin/|' packaging/$$file > target/package/tree/share/sodiumd/$$file; done
+	cp target/package/man/*.1 target/package/tree/share/man/man1/
+	tar -C target/package/tree --owner=0 --group=0 --mode=u=rwX,go=rX -czf target/package/sodiumd-$(VERSION)-$(HOST).tar.gz bin share
+	@ls target/package/*.tar.gz
 
 audit:
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny@0.20.2 --locked --quiet --debug

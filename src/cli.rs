@@ -30,7 +30,7 @@ use client::Client;
 #[command(name = "sodiumd", version, arg_required_else_help = true)]
 struct Cli {
     /// The daemon's configuration, which nobody but root and you may write to. Default: ./config.json, then
-    /// /etc/sodiumd/config.json
+    /// /etc/sodium/config.json
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The local daemon's socket. Default: found by the configuration
@@ -259,7 +259,7 @@ fn work_here(cli: &Cli, command: &Here) -> anyhow::Result<ExitCode> {
 
 /// Whatever lies there: what is not to be believed is refused, not passed over.
 fn config_path(cli: &Cli) -> PathBuf {
-    let usual = ["config.json", "/etc/sodiumd/config.json"].map(PathBuf::from);
+    let usual = ["config.json", "/etc/sodium/config.json"].map(PathBuf::from);
     let is_there = |path: &&PathBuf| path.symlink_metadata().is_ok();
     let found = usual.iter().find(is_there).unwrap_or(&usual[0]).clone();
     cli.config.clone().unwrap_or(found)
@@ -273,7 +273,7 @@ fn load_config(cli: &Cli) -> anyhow::Result<config::Config> {
 fn client(cli: &Cli) -> anyhow::Result<Client> {
     let socket = match &cli.socket {
         Some(socket) => socket.clone(),
-        None => load_config(cli)?.run_path.join(crate::daemon::SOCKET),
+        None => load_config(cli)?.socket(),
     };
     Client::new(socket)
 }

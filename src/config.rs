@@ -332,6 +332,13 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
     })
 }
 
+impl Config {
+    /// Where the daemon's own user talks to it.
+    pub fn socket(&self) -> PathBuf {
+        self.run_path.join("sodiumd.sock")
+    }
+}
+
 /// One directory per state directory, so that two daemons on one machine do not meet.
 fn run_path(state: &Path, base: &Path) -> PathBuf {
     let hash =
@@ -365,7 +372,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Config, Fault> {
-        interpret(text, Path::new("/etc/sodiumd"))
+        interpret(text, Path::new("/etc/sodium"))
     }
 
     #[test]
@@ -378,8 +385,8 @@ mod tests {
                 "run_path": "run"}"#,
         )
         .unwrap();
-        assert_eq!(config.sandboxes_path, Path::new("/etc/sodiumd/sandboxes"));
-        assert_eq!(config.run_path, Path::new("/etc/sodiumd/run"));
+        assert_eq!(config.sandboxes_path, Path::new("/etc/sodium/sandboxes"));
+        assert_eq!(config.run_path, Path::new("/etc/sodium/run"));
         assert_eq!((config.default_limits.memory_mb, config.default_limits.max_files), (128, 1024));
         assert_eq!(config.default_limits.output, 16 << 20);
         assert_eq!(config.allowed.floor, Isolation::Bubblewrap);

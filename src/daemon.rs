@@ -51,8 +51,6 @@ use reload::Reload;
 
 /// Of the state directory, which has the token in it.
 pub const STATE_MODE: u32 = 0o700;
-/// The local socket's name in the run directory.
-pub const SOCKET: &str = "sodiumd.sock";
 /// Threads for HTTP, consoles and the loop's waiting.
 const WORKER_COUNT_MAX: usize = 4;
 /// Threads for passes and other work that blocks.
@@ -170,7 +168,7 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
     let (token, token_path) = token(config.token.as_deref(), &config.state_path)?;
     let tcp = port.listen().await;
     let bound = tcp.as_ref().ok().and_then(port::Doors::address);
-    let local = local_listener(&config.run_path.join(SOCKET))?;
+    let local = local_listener(&config.socket())?;
     let store = open_store(&config)?;
     let queue = Arc::new(Queue::default());
     let rules = Arc::new(Live::new(rules(&config)));

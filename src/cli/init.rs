@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::cli::show;
-use crate::sys;
+use crate::{config, sys};
 
 /// A file that is written, whether it may get to hold a secret, and what is in it.
 type Given = (&'static str, bool, &'static str);
@@ -36,14 +36,24 @@ pub(super) fn init(dir: &Path) -> anyhow::Result<()> {
         show::complain(&format!("{word} {}", path.display()));
     }
     let config = dir.join("config.json");
-    let config = sys::trust::word(&config);
     show::complain("next:");
+    if is_served(&config) {
+        show::complain("  sodiumd get");
+        return Ok(());
+    }
+    let config = sys::trust::word(&config);
     if sys::is_root() {
         show::complain(&format!("  sodiumd uids reserve --config {config}"));
     }
     show::complain(&format!("  sodiumd doctor --config {config}"));
     show::complain(&format!("  sodiumd run --config {config}"));
     Ok(())
+}
+
+/// Whether a daemon serves this configuration already.
+fn is_served(config: &Path) -> bool {
+    let socket = config::load(config).map(|config| config.socket());
+    socket.is_ok_and(|socket| sys::socket::connect(&socket).is_ok())
 }
 
 /// Each file, and whether it was written. Examples are for who begins: none is put among the specs of somebody else.

@@ -30,7 +30,7 @@ fn privileges() -> Finding {
     }
     let means = (
         "all sandboxes share this user on the host; gVisor and limits need what root may hand over",
-        "sudo sodiumd run --config /etc/sodiumd/config.json",
+        "sudo sodiumd run --config /etc/sodium/config.json",
     );
     Finding::bad("privileges", Severity::Degraded, "an ordinary user", means)
 }

@@ -131,7 +131,7 @@ fn read_all(file: File, bytes_max: u64) -> io::Result<Vec<u8>> {
 }
 
 fn in_directory(path: &Path, dir: &Path, fault: &Fault) -> Distrust {
-    let elsewhere = format!("install -D -m 600 {} /etc/sodiumd/config.json", word(path));
+    let elsewhere = format!("install -D -m 600 {} /etc/sodium/config.json", word(path));
     let remedy = match fault {
         Fault::Owner(_) => elsewhere,
         // One with a sticky bit is meant to be written to.

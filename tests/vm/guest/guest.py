@@ -74,6 +74,16 @@ def processes():
     return found
 
 
+def journal(*which):
+    """What daemons of the unit have said."""
+    return run("journalctl", "-u", "sodiumd", "-o", "cat", "--no-pager", *which, check=False)
+
+
+def complaints(log):
+    """What a daemon has warned of."""
+    return [line for line in log.splitlines() if " WARN " in line or " ERROR " in line]
+
+
 class Daemon:
     """A real daemon. As a context, it leaves nothing behind, and says so if it does."""
 
@@ -213,9 +223,8 @@ class Daemon:
         eventually("shims are gone", lambda: not any("/bin/sodium-shim" in line for line in self.around().values()))
         self.terminate()
         assert not self.around(), self.around()
-        complaints = [line for line in self.log().splitlines() if " WARN " in line or " ERROR " in line]
-        complaints = [line for line in complaints if not any(text in line for text in self.expected)]
-        assert not complaints, complaints
+        unexpected = [line for line in complaints(self.log()) if not any(text in line for text in self.expected)]
+        assert not unexpected, unexpected
         mounts = [line for line in read("/proc/self/mountinfo").splitlines() if str(self.path) in line]
         assert not mounts, mounts
         assert not self.groups(), self.groups()

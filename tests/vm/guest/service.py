@@ -2,11 +2,12 @@
 
 import errno
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
 
-from guest import GROUPS, PAYLOAD, USER, Daemon, alive, eventually, family_of, group_of, read, rule, run
+from guest import GROUPS, PAYLOAD, USER, Daemon, alive, eventually, family_of, group_of, journal, read, rule, run
 
 MACHINES = ["systemd"]
 LIMITS = {"memory_mb": 48, "cpu_percent": 50, "max_processes": 12}
@@ -59,13 +60,15 @@ class Service(Daemon):
         super().__init__(user, port=8081, **config)
         self.port = 8081
         shutil.copy(PAYLOAD / "sodiumd.service", UNIT)
-        links = {Path("/usr/local/bin", name): PAYLOAD / "bin" / name for name in ["sodiumd", "sodium-shim"]}
-        for link, target in (links | {Path("/etc/sodiumd"): self.path}).items():
+        links = {Path("/usr/bin", name): PAYLOAD / "bin" / name for name in ["sodiumd", "sodium-shim"]}
+        for link, target in (links | {Path("/etc/sodium"): self.path}).items():
             link.unlink(missing_ok=True)
             link.symlink_to(target)
         DROP_IN.parent.mkdir(exist_ok=True)
         DROP_IN.write_text(f"[Service]\n{extra}\n")
         run("systemctl", "daemon-reload")
+        newest = run("journalctl", "--show-cursor", "-n", "1", "-o", "cat", "--no-pager")
+        self.began = re.search(r"cursor: (\S+)", newest)[1]
 
     def start(self):
         run("systemctl", "start", "sodiumd")
@@ -84,7 +87,7 @@ class Service(Daemon):
         run("systemctl", "stop", "sodiumd")
 
     def log(self):
-        return run("journalctl", "-u", "sodiumd", "-o", "cat", "--no-pager", check=False)
+        return journal("--after-cursor", self.began)
 
 
 def survives(daemon, above):
