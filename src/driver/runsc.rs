@@ -10,6 +10,7 @@ mod platform;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -20,6 +21,7 @@ use crate::driver::shown::{
 };
 use crate::driver::{DriverError, Order};
 use crate::model::{IdRange, Iid, Limits, Network, Platform};
+use crate::shim::launch::RUNSC_STAGE;
 use crate::sys::{SysError, process};
 
 /// A process of the guest is a few threads and stubs on the host, and the sentry has some of its own.
@@ -27,6 +29,9 @@ use crate::sys::{SysError, process};
 const HOST_TASKS_PER_PROCESS: u64 = 4;
 const HOST_TASKS_OWN: u64 = 128;
 
+/// Names in [`Shown::made`]: what is mounted where homes are, and a mount point that nobody looks at.
+const HOMES_MADE: &str = "homes";
+const PROC_MADE: &str = "proc";
 /// In a guest's /tmp.
 const OCCUPIED: &str = ".sodium";
 /// What a guest's root needs to become somebody, and gives up with that.
@@ -48,7 +53,10 @@ pub struct Runsc {
     /// As it says itself: `release-20240729.0`, or Debian's `0.0~20240729.0`.
     pub version: String,
     pub shown: Shown,
-    /// The root of every sandbox, read-only.
+    /// Where its processes, which are nobody on the host, find what is in [`Shown::made`]: there, or at
+    /// [`RUNSC_STAGE`].
+    pub found: PathBuf,
+    /// The root of every sandbox, read-only, as they find it.
     pub root: PathBuf,
 }
 
@@ -70,6 +78,28 @@ pub struct Guest<'a> {
     pub has_tmp: bool,
 }
 
+/// Why gVisor could not work with this run directory: it finds its sandboxes by a pattern below it. The usual one
+/// suits it wherever else things are.
+fn unfit(run: &Path) -> Option<String> {
+    let is_pattern = run.as_os_str().as_encoded_bytes().iter().any(|byte| b"*?[\\".contains(byte));
+    is_pattern.then(|| {
+        format!(
+            "runsc takes * ? [ and \\ in {} for a pattern: leave \"run_path\" out of config.json, or name another",
+            run.display()
+        )
+    })
+}
+
+/// Where whoever is nobody finds what is in a directory of ours. By no link, since there is no telling what that leads
+/// through.
+fn found_at(made: &Path) -> Result<PathBuf, SysError> {
+    let real = fs::canonicalize(made).map_err(|source| SysError::io("resolve", made, source))?;
+    let is_passable = real.ancestors().skip(1).all(|above| {
+        fs::metadata(above).is_ok_and(|about| about.permissions().mode() & 0o001 != 0)
+    });
+    Ok(if is_passable { real } else { RUNSC_STAGE.into() })
+}
+
 impl Runsc {
     /// Finds the program, `configured` or usual, and writes what its sandboxes are shown.
     pub fn detect(configured: Option<&Path>, run: &Path, shim: &Path) -> Result<Self, DriverError> {
@@ -81,17 +111,27 @@ impl Runsc {
         if !crate::sys::is_root() {
             return Err(DriverError::Refused("gvisor needs a daemon that runs as root".to_owned()));
         }
+        if let Some(why) = unfit(run) {
+            return Err(DriverError::Refused(why));
+        }
         let version = version(&program)?;
         let failed = |source| DriverError::Host { stage: "write what sandboxes are shown", source };
         let shown = Shown::make(run).map_err(failed)?;
         let root = shown.root(shim, Tmp::Link).map_err(failed)?;
-        let runsc = Self { program, version, shown, root };
-        for dir in [runsc.workspace(), runsc.tmp(), runsc.whole_proc()] {
-            fs::create_dir_all(&dir)
-                .map_err(|source| failed(SysError::io("mkdir", &dir, source)))?;
+        let homes = shown.made.join(HOMES_MADE);
+        let tmp = homes.join(TMP_NAME);
+        for dir in [&homes.join(HOME_NAME), &tmp, &shown.made.join(PROC_MADE)] {
+            fs::create_dir_all(dir).map_err(|source| failed(SysError::io("mkdir", dir, source)))?;
         }
-        occupy(&runsc.tmp()).map_err(failed)?;
-        Ok(runsc)
+        occupy(&tmp).map_err(failed)?;
+        let found = found_at(&shown.made).map_err(failed)?;
+        let root = found.join(root.strip_prefix(&shown.made).unwrap_or(&root));
+        Ok(Self { program, version, shown, found, root })
+    }
+
+    /// What is to be mounted at [`RUNSC_STAGE`] for its processes, if they could not walk to it.
+    pub(super) fn staged(&self) -> Option<&Path> {
+        (self.found == Path::new(RUNSC_STAGE)).then_some(self.shown.made.as_path())
     }
 
     /// Where each sandbox's workspace is mounted, in a mount namespace in which there is no other.
@@ -106,12 +146,12 @@ impl Runsc {
 
     /// What is mounted where homes are: a directory with nothing in it but these.
     fn homes(&self) -> PathBuf {
-        self.shown.made.join("homes")
+        self.found.join(HOMES_MADE)
     }
 
     /// A mount point as well, and seen by nobody.
     pub(super) fn whole_proc(&self) -> PathBuf {
-        self.shown.made.join("proc")
+        self.found.join(PROC_MADE)
     }
 
     /// Flags that come before the command, the program's name included.
@@ -321,4 +361,24 @@ fn version(program: &Path) -> Result<String, DriverError> {
     version.map(str::to_owned).ok_or_else(|| {
         DriverError::Refused(format!("{} --version does not say which", program.display()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_nobody_may_walk_to_is_found_on_a_stage_by_whatever_name_it_goes() {
+        assert_eq!(found_at(Path::new("/usr/bin")).unwrap(), Path::new("/usr/bin"));
+        let top = tempfile::tempdir().unwrap();
+        let [closed, link] = ["closed", "link"].map(|name| top.path().join(name));
+        fs::create_dir_all(closed.join("run/shown")).unwrap();
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+        symlink(closed.join("run"), &link).unwrap();
+        for run in [closed.join("run"), link] {
+            assert_eq!(found_at(&run.join("shown")).unwrap(), Path::new(RUNSC_STAGE));
+        }
+    }
 }

@@ -14,7 +14,8 @@ use self::room::Opened;
 use crate::error::chain;
 use crate::shim::init;
 use crate::shim::launch::{
-    Confinement, Launch, OPTIONS_FD, ORDER_FD, Program, STAGE, STATUS_FD, Stage, UNSHARE_NETWORK,
+    Confinement, Launch, OPTIONS_FD, ORDER_FD, Program, RUNSC_STAGE, STAGE, STATUS_FD, Stage,
+    UNSHARE_NETWORK,
 };
 use crate::shim::stdio::{self, Ours, Theirs};
 use crate::sys::landlock::{self, Scope};
@@ -210,15 +211,9 @@ fn become_workload(
 fn confine(confinement: &Confinement) -> Result<(), Failed> {
     match confinement {
         Confinement::Bubblewrap { .. } => Ok(()),
-        Confinement::Gvisor { binds, whole_proc, hidden, cpus, .. } => {
-            mount::private_namespace().map_err(|error| ("mounts", error))?;
-            mount::proc_at(whole_proc).map_err(|error| ("mounts", error))?;
-            for (from, at) in binds {
-                mount::bind(from, at).map_err(|error| ("mounts", error))?;
-            }
-            if let Some(dir) = hidden.as_ref().filter(|dir| mount::is_at(dir)) {
-                mount::unmount(dir, true).map_err(|error| ("mounts", error))?;
-            }
+        Confinement::Gvisor { stage, binds, whole_proc, hidden, cpus, .. } => {
+            mount_for_runsc(stage.as_deref(), binds, whole_proc, hidden.as_deref())
+                .map_err(|error| ("mounts", error))?;
             let narrowed = cpus.map_or(Ok(()), spawn::narrow_to_cpus);
             narrowed.map_err(|error| ("cpus", error))
         }
@@ -226,6 +221,28 @@ fn confine(confinement: &Confinement) -> Result<(), Failed> {
             let scope = scope_of(room.as_ref().map(|room| room.shares_network), *without_tcp);
             confine_itself(read_only, writable, scope)
         }
+    }
+}
+
+/// Mounts what runsc and its processes are to find, and takes away what is none of their business.
+fn mount_for_runsc(
+    stage: Option<&Path>,
+    binds: &[(PathBuf, PathBuf)],
+    whole_proc: &Path,
+    hidden: Option<&Path>,
+) -> Result<(), SysError> {
+    mount::private_namespace()?;
+    // First: the others are mounted in there.
+    if let Some(made) = stage {
+        mount::bind(made, Path::new(RUNSC_STAGE))?;
+    }
+    mount::proc_at(whole_proc)?;
+    for (from, at) in binds {
+        mount::bind(from, at)?;
+    }
+    match hidden.filter(|dir| mount::is_at(dir)) {
+        Some(dir) => mount::unmount(dir, true),
+        None => Ok(()),
     }
 }
 

@@ -109,6 +109,9 @@ pub enum Confinement {
     /// `program` is runsc, which starts a sandbox and returns. It sees `binds` mounted over what is
     /// there, and only it; `cpus` is how many its guest is to count.
     Gvisor {
+        /// What is made for sandboxes, and is to be found at [`RUNSC_STAGE`]. `None`: whoever is nobody may walk to it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stage: Option<PathBuf>,
         binds: Vec<(PathBuf, PathBuf)>,
         /// Where there is to be a /proc that nothing is mounted over: the kernel lets a sandbox have a
         /// new one only if it could see all of an old one.
@@ -173,6 +176,9 @@ pub struct Room {
 
 /// Where a [`Stage`] is. Every host has it, and no runtime that gets one needs what is there.
 pub const STAGE: &str = "/sys";
+/// Where runsc's processes, which are nobody on the host, find what is made for sandboxes if they may not walk to it.
+/// Every host has it, and everybody may pass. Of /sys they need other parts, so that it cannot be a [`STAGE`].
+pub const RUNSC_STAGE: &str = "/sys/firmware";
 /// Where bubblewrap finds its options, each ended by a NUL.
 pub const OPTIONS_FD: i32 = 12;
 /// Where our init finds what it is to become.

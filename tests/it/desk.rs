@@ -78,8 +78,13 @@ impl Desk {
 
     /// Everything but the daemon.
     pub fn prepared(extra: Value) -> Self {
-        // Like root's home, in which nobody else may walk, and with a name that has to be quoted.
-        let dir = tempfile::Builder::new().prefix("sodium it-").tempdir().unwrap();
+        Self::prepared_in(&std::env::temp_dir(), extra)
+    }
+
+    /// The same below this directory.
+    pub fn prepared_in(above: &Path, extra: Value) -> Self {
+        // With a name that has to be quoted.
+        let dir = tempfile::Builder::new().prefix("sodium it-").tempdir_in(above).unwrap();
         fs::create_dir(dir.path().join("desired")).unwrap();
         let mut config = json!({
             "port": 0, "token": TOKEN, "isolation_floor": "process", "run_path": "./run",

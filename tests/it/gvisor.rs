@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use sodiumd::driver::runsc::{Guest, Runsc};
 use sodiumd::driver::shown::Shown;
 use sodiumd::model::{Limits, Network};
+use sodiumd::shim::launch::RUNSC_STAGE;
 
 use crate::desk::Desk;
 
@@ -26,6 +27,7 @@ fn runsc() -> Runsc {
             ],
             made: "/run/sodiumd/shown".into(),
         },
+        found: "/run/sodiumd/shown".into(),
         root: "/run/sodiumd/shown/root".into(),
     }
 }
@@ -65,6 +67,11 @@ fn the_bundle_is_made_of_typed_fields_alone() {
     assert_eq!(bundle["process"]["terminal"], true);
     assert_eq!(bundle["process"]["rlimits"].as_array().unwrap().len(), 1, "no core, no others");
     assert!(bundle["mounts"].to_string().contains("/etc/hosts"));
+    // On its stage, nothing leads through the run directory.
+    let stage = Path::new(RUNSC_STAGE);
+    let staged = Runsc { found: stage.into(), root: stage.join("root"), ..runsc() };
+    let text = staged.bundle(&guest).to_string();
+    assert!(!text.contains("/run/sodiumd") && text.contains("/sys/firmware/homes"), "{text}");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "pub says what a test module offers to the others")]
 
 mod alarms;
+mod anywhere;
 mod api_seed;
 mod api_v1;
 mod bounds;

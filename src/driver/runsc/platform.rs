@@ -6,12 +6,15 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use super::{CONFIG, Guest, Runsc, STATE};
 use crate::driver::shimmed::SEARCH_PATH;
+use crate::error::chain;
 use crate::model::{IdRange, Limits, Network, Platform};
-use crate::sys::{path, process};
+use crate::shim::launch::RUNSC_STAGE;
+use crate::sys::{SysError, mount, path, process};
 
 /// A platform that runs programs here. Not sure, if one that goes before it has only been too slow.
 #[derive(Debug, Clone, Copy)]
@@ -83,9 +86,23 @@ impl Runsc {
     ) -> Result<bool, String> {
         let dir = run.join(format!("try-{}", platform.as_str()));
         let _ = fs::remove_dir_all(&dir);
-        let tried = self.try_in(platform, &dir, ids, within);
+        // What is mounted for a thread, it and what it starts see, and nobody else.
+        let tried = thread::scope(|scope| {
+            let trial = scope.spawn(|| {
+                self.set_stage().map_err(|error| chain(&error))?;
+                self.try_in(platform, &dir, ids, within)
+            });
+            trial.join().expect("a trial reports what fails")
+        });
         let _ = fs::remove_dir_all(&dir);
         tried
+    }
+
+    /// Mounts what runsc's processes may not walk to, for the calling thread, which ends next.
+    fn set_stage(&self) -> Result<(), SysError> {
+        let Some(made) = self.staged() else { return Ok(()) };
+        mount::private_namespace()?;
+        mount::bind(made, Path::new(RUNSC_STAGE))
     }
 
     /// False: nothing ran in time.

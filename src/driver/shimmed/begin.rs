@@ -121,6 +121,7 @@ impl Shimmed {
                     binds.push((run_dir.join(runsc::MEMORY_INFO), "/proc/meminfo".into()));
                 }
                 let confinement = Confinement::Gvisor {
+                    stage: runsc.staged().map(Path::to_owned),
                     binds,
                     whole_proc: runsc.whole_proc(),
                     hidden: Some(self.host.workspaces.volumes.mounts()),
