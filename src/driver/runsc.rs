@@ -5,6 +5,7 @@
 //! guest's root and its user are two ids of the host that no other sandbox has, so that whatever
 //! escapes from gVisor is still nobody in particular.
 
+mod counted;
 mod platform;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
+
+pub(super) use counted::cpus;
 
 use crate::driver::shown::{
     ETC_NETWORK, HOME, HOME_NAME, HOMES, INSIDE_ID, Shown, TMP, TMP_NAME, Tmp,
@@ -155,27 +158,35 @@ impl Runsc {
     }
 
     /// Flags that come before the command, the program's name included.
-    fn flags(&self, state: &Path, platform: Platform, network: Network) -> Vec<String> {
+    pub(super) fn flags(
+        &self,
+        state: &Path,
+        platform: Platform,
+        network: Network,
+        is_shown_cgroups: bool,
+    ) -> Vec<String> {
         let network = if network == Network::Host { "host" } else { "none" };
-        vec![
+        let mut flags = vec![
             "runsc".to_owned(),
             format!("--root={}", state.display()),
             format!("--platform={}", platform.as_str()),
             format!("--network={network}"),
-            // The cgroups are ours, and everything is born in them.
-            "--ignore-cgroups".to_owned(),
-        ]
+        ];
+        // The real ones are ours, and everything is born in them.
+        if !is_shown_cgroups {
+            flags.push("--ignore-cgroups".to_owned());
+        }
+        flags
     }
 
     /// The arguments that start an instance, or have it go on from a checkpoint, and return. Pure.
     pub(super) fn args(
-        &self,
+        flags: Vec<String>,
         order: &Order<'_>,
         run_dir: &Path,
-        platform: Platform,
         image: Option<&Path>,
     ) -> Vec<String> {
-        let mut args = self.flags(&run_dir.join(STATE), platform, order.spec.network);
+        let mut args = flags;
         match image {
             None => args.push("run".to_owned()),
             Some(image) => {
@@ -224,7 +235,7 @@ impl Runsc {
                 "rlimits": limits,
             },
             "mounts": self.mounts(guest.network, guest.has_tmp),
-            "linux": {"namespaces": namespaces, "uidMappings": ids, "gidMappings": ids},
+            "linux": {"namespaces": namespaces, "uidMappings": ids, "gidMappings": ids, "cgroupsPath": counted::CGROUP},
         })
     }
 
@@ -337,11 +348,6 @@ pub(super) fn memory_info(limits: &Limits) -> Option<String> {
         let kib = limits.memory_mb << 10;
         format!("MemTotal:       {kib} kB\nMemFree:        {kib} kB\nMemAvailable:   {kib} kB\n")
     })
-}
-
-/// The cpus that a guest counts: its quota, rounded up.
-pub(super) fn cpus(limits: &Limits) -> Option<u64> {
-    (limits.cpu_percent > 0).then(|| limits.cpu_percent.div_ceil(100))
 }
 
 fn limits(limits: &Limits) -> Vec<Value> {

@@ -14,8 +14,8 @@ use self::room::Opened;
 use crate::error::chain;
 use crate::shim::init;
 use crate::shim::launch::{
-    Confinement, Launch, OPTIONS_FD, ORDER_FD, Program, RUNSC_STAGE, STAGE, STATUS_FD, Stage,
-    UNSHARE_NETWORK,
+    CGROUPS, Confinement, Launch, OPTIONS_FD, ORDER_FD, Program, RUNSC_STAGE, STAGE, STATUS_FD,
+    Stage, UNSHARE_NETWORK,
 };
 use crate::shim::stdio::{self, Ours, Theirs};
 use crate::sys::landlock::{self, Scope};
@@ -211,11 +211,13 @@ fn become_workload(
 fn confine(confinement: &Confinement) -> Result<(), Failed> {
     match confinement {
         Confinement::Bubblewrap { .. } => Ok(()),
-        Confinement::Gvisor { stage, binds, whole_proc, hidden, cpus, .. } => {
+        Confinement::Gvisor { stage, binds, whole_proc, hidden, cgroups, .. } => {
             mount_for_runsc(stage.as_deref(), binds, whole_proc, hidden.as_deref())
-                .map_err(|error| ("mounts", error))?;
-            let narrowed = cpus.map_or(Ok(()), spawn::narrow_to_cpus);
-            narrowed.map_err(|error| ("cpus", error))
+                .and_then(|()| match cgroups {
+                    Some(tree) => mount::bind_read_only(tree, Path::new(CGROUPS)),
+                    None => Ok(()),
+                })
+                .map_err(|error| ("mounts", error))
         }
         Confinement::Itself { read_only, writable, without_tcp, room } => {
             let scope = scope_of(room.as_ref().map(|room| room.shares_network), *without_tcp);

@@ -107,7 +107,7 @@ pub enum Confinement {
         stage: Option<Stage>,
     },
     /// `program` is runsc, which starts a sandbox and returns. It sees `binds` mounted over what is
-    /// there, and only it; `cpus` is how many its guest is to count.
+    /// there, and only it.
     Gvisor {
         /// What is made for sandboxes, and is to be found at [`RUNSC_STAGE`]. `None`: whoever is nobody may walk to it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -119,7 +119,9 @@ pub enum Confinement {
         /// Where the volumes of all sandboxes are mounted: out of its sight, so that it holds none of them.
         #[serde(default)]
         hidden: Option<PathBuf>,
-        cpus: Option<u64>,
+        /// What it is to find at [`CGROUPS`] instead of what is there, which is none of its business.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cgroups: Option<PathBuf>,
         /// Where it notes the sandbox's process.
         pid_file: PathBuf,
         /// Where it is to say what it does not have: a pipe of ours.
@@ -179,6 +181,8 @@ pub const STAGE: &str = "/sys";
 /// Where runsc's processes, which are nobody on the host, find what is made for sandboxes if they may not walk to it.
 /// Every host has it, and everybody may pass. Of /sys they need other parts, so that it cannot be a [`STAGE`].
 pub const RUNSC_STAGE: &str = "/sys/firmware";
+/// Where runsc looks for cgroups.
+pub const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where bubblewrap finds its options, each ended by a NUL.
 pub const OPTIONS_FD: i32 = 12;
 /// Where our init finds what it is to become.

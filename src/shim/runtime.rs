@@ -7,8 +7,8 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use crate::shim::launch::{Confinement, Launch};
-use crate::sys::process::{self, Ended};
-use crate::sys::{SysError, pty, socket, spawn};
+use crate::sys::process::Ended;
+use crate::sys::{SysError, pty, socket};
 
 /// Children that ended while the runtime had not told yet which one is the sandbox. There are some
 /// dozens at most, each a stub of a guest that was over at once.
@@ -20,47 +20,16 @@ pub(super) struct Runtime {
     strays: Vec<(u32, Ended)>,
     /// Where the terminal is delivered.
     listener: Option<UnixListener>,
-    /// Everything is kept to fewer cpus than there are, until the sandbox has counted them.
-    is_narrow: bool,
 }
-
-/// Looks at whether the sandbox has counted the cpus: soon, then less often, since a start that takes
-/// long takes long because of many others like it. There is no event for it.
-pub(super) const COUNTED_MS_MIN: u64 = 3;
-pub(super) const COUNTED_MS_MAX: u64 = 500;
-/// Which the sandbox's process is given when it becomes what it stays.
-const LAST_STAGE: &str = "--proc-mount-sync-fd=";
 
 impl Runtime {
     /// Ready for what is about to be started, if that is a runtime.
     pub(super) fn expect(launch: &Launch) -> Result<Option<Self>, SysError> {
-        let Confinement::Gvisor { console, cpus, .. } = &launch.confinement else {
+        let Confinement::Gvisor { console, .. } = &launch.confinement else {
             return Ok(None);
         };
         let listener = launch.tty.map(|_| listen_in_run_dir(console)).transpose()?;
-        Ok(Some(Self { strays: Vec::new(), listener, is_narrow: cpus.is_some() }))
-    }
-
-    pub(super) fn is_narrow(&self) -> bool {
-        self.is_narrow
-    }
-
-    /// Gives everything all cpus as soon as the sandbox has counted those it is to have: a Go program
-    /// counts them once, before its second thread. Its share of them is the cgroup's business.
-    pub(super) fn widen_when_counted(&mut self, runtime: u32) {
-        let family = process::children(runtime);
-        let has_counted = |pid: &u32| {
-            let arguments = process::arguments(*pid);
-            arguments.first().is_some_and(|name| name == "runsc-sandbox")
-                && arguments.iter().any(|word| word.starts_with(LAST_STAGE))
-                && process::threads(*pid).len() > 1
-        };
-        if self.is_narrow && family.iter().any(has_counted) {
-            self.is_narrow = false;
-            for pid in family.into_iter().chain([runtime]) {
-                spawn::widen_to_own_cpus(pid);
-            }
-        }
+        Ok(Some(Self { strays: Vec::new(), listener }))
     }
 
     /// A child ended that is not the runtime itself.

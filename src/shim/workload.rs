@@ -22,13 +22,13 @@ use crate::shim::child::{self, Child};
 use crate::shim::exit::{self, Exit};
 use crate::shim::launch::{Confinement, Launch};
 use crate::shim::protocol::{Phase, Reply};
-use crate::shim::runtime::{self, Runtime};
+use crate::shim::runtime::Runtime;
 use crate::shim::spool::{Stream, Writer};
 use crate::shim::stdin::Stdin;
 use crate::sys::cgroup::Usage;
 use crate::sys::namespace::Network;
 use crate::sys::process::{self, Ended};
-use crate::sys::{SysError, clock, poll, spawn};
+use crate::sys::{SysError, clock, poll};
 use claimed::open_spool;
 use memory::Memory;
 use output::OUTPUT_BYTES_MAX;
@@ -365,10 +365,6 @@ impl Workload {
         };
         let since_boot_ms = clock::boot_ms();
         let sandbox = runtime.sandbox(pid_file).filter(|_| ended == Ended::Exited(0));
-        if runtime.is_narrow() {
-            // It was all too fast to be seen.
-            self.launch.group.pids().into_iter().for_each(spawn::widen_to_own_cpus);
-        }
         match sandbox {
             Some((pid, None)) => {
                 self.child_pid = pid;
@@ -447,9 +443,6 @@ impl Workload {
         }
         match self.life {
             Life::Launching => {
-                if let Some(runtime) = self.runtime.as_mut().filter(|one| one.is_narrow()) {
-                    runtime.widen_when_counted(self.child_pid);
-                }
                 self.probe(now);
                 self.kill_when_due(now);
             }
@@ -467,14 +460,10 @@ impl Workload {
         match self.life {
             Life::Launching | Life::Running => {
                 let probe = self.wrapper.probe_boot_ms.filter(|_| self.life == Life::Launching);
-                let narrow = self.runtime.as_ref().filter(|one| one.is_narrow());
-                let waited = now.saturating_sub(self.launched_boot_ms);
-                let pause = (waited / 32).clamp(runtime::COUNTED_MS_MIN, runtime::COUNTED_MS_MAX);
-                let counted = narrow.map(|_| now + pause);
                 let paced = self.pace.and_then(|pace| pace.waits_until(now));
                 let warn_at = self.ending.warn_at_boot_ms;
                 let memory = self.memory.next_look();
-                [self.ending.timeout_at_boot_ms, warn_at, kill_at, probe, counted, paced, memory]
+                [self.ending.timeout_at_boot_ms, warn_at, kill_at, probe, paced, memory]
                     .into_iter()
                     .flatten()
                     .min()

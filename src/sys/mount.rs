@@ -159,6 +159,12 @@ pub fn bind(from: &Path, at: &Path) -> Result<(), SysError> {
     })
 }
 
+/// Mounts files that are only read at another place.
+pub fn bind_read_only(from: &Path, at: &Path) -> Result<(), SysError> {
+    bind(from, at)?;
+    restrict(at, MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC)
+}
+
 /// Mounts a directory onto itself where its file system is noexec, as /run is on many hosts, so that programs can be run
 /// from it. The mount stays until somebody takes it away.
 pub fn allow_exec(dir: &Path) -> Result<(), SysError> {

@@ -186,12 +186,6 @@ pub fn cpu_usec(pid: u32) -> Option<u64> {
     u64::try_from(used.as_micros()).ok()
 }
 
-/// The threads of a process.
-pub fn threads(pid: u32) -> Vec<i32> {
-    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-}
-
 /// What a process was started with, its own name first.
 pub fn arguments(pid: u32) -> Vec<String> {
     let line = read_small(Path::new(&format!("/proc/{pid}/cmdline"))).unwrap_or_default();

@@ -228,48 +228,12 @@ pub fn tune_allocator() {
     }
 }
 
-/// Keeps this process, and what it starts, to `count` of the cpus it may use. Which ones follows from its
-/// pid, so that many such processes are spread over all.
-pub fn narrow_to_cpus(count: u64) -> Result<(), SysError> {
-    use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-    let itself = nix::unistd::Pid::from_raw(0);
-    let failed = |errno| SysError::nix("sched_setaffinity", errno);
-    let allowed = sched_getaffinity(itself).map_err(failed)?;
-    let usable: Vec<usize> =
-        (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
-    let wanted = usize::try_from(count).unwrap_or(usize::MAX);
-    if usable.is_empty() || wanted >= usable.len() {
-        return Ok(());
-    }
-    let first = std::process::id() as usize % usable.len();
-    let mut narrowed = CpuSet::new();
-    for cpu in usable.iter().cycle().skip(first).take(wanted) {
-        narrowed.set(*cpu).map_err(failed)?;
-    }
-    sched_setaffinity(itself, &narrowed).map_err(failed)
+/// How many cpus this process may use.
+pub fn cpus() -> u64 {
+    use nix::sched::{CpuSet, sched_getaffinity};
+    let Ok(allowed) = sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return 1 };
+    (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).map(|_| 1).sum()
 }
-
-/// Lets every thread of another process use the cpus that we may use. Threads that appear meanwhile are
-/// children of narrow ones or of wide ones, so it is looked again until there are no new ones.
-pub fn widen_to_own_cpus(pid: u32) {
-    use nix::sched::{sched_getaffinity, sched_setaffinity};
-    let Ok(own) = sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return };
-    let mut known = std::collections::BTreeSet::new();
-    for _ in 0..WIDEN_ROUNDS_MAX {
-        let tids = crate::sys::process::threads(pid);
-        let fresh: Vec<i32> = tids.into_iter().filter(|tid| known.insert(*tid)).collect();
-        if fresh.is_empty() {
-            return;
-        }
-        for tid in fresh {
-            // Gone again, or not ours to change: then it stays as it was, which is only slower.
-            let _ = sched_setaffinity(nix::unistd::Pid::from_raw(tid), &own);
-        }
-    }
-}
-
-/// A process that makes threads faster than this is not waited for.
-const WIDEN_ROUNDS_MAX: usize = 8;
 
 /// Becomes another user for good, with no supplementary groups.
 pub fn become_user(uid: u32, gid: u32) -> Result<(), SysError> {

@@ -83,6 +83,7 @@ const BY_OWN_PATHS: &[&str] = &[
     "src/driver/forks.rs",
     "src/driver/host.rs",
     "src/driver/runsc.rs",
+    "src/driver/runsc/counted.rs",
     "src/driver/runsc/platform.rs",
     "src/driver/shimmed.rs",
     "src/driver/shimmed/begin.rs",

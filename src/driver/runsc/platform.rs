@@ -129,7 +129,7 @@ impl Runsc {
         fs::create_dir_all(dir).map_err(failed)?;
         fs::write(dir.join(CONFIG), self.bundle(&guest).to_string()).map_err(failed)?;
         // Attached: whoever is killed takes the whole sandbox along.
-        let mut args = self.flags(&dir.join(STATE), platform, Network::None);
+        let mut args = self.flags(&dir.join(STATE), platform, Network::None, false);
         // That nobody has foreseen: runsc of 2022 names an abstract socket after it, which anybody could have taken.
         let id = format!("try-{}", uuid::Uuid::new_v4().simple());
         args.extend(["run".to_owned(), format!("--bundle={}", dir.display()), id]);

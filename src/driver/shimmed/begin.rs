@@ -7,12 +7,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Bundle, Gvisor, SEARCH_PATH, Shimmed, checkpoint, convert, hints, ledger};
 use crate::driver::bwrap::Bubblewrap;
 use crate::driver::process::View;
-use crate::driver::runsc::{self, Guest};
+use crate::driver::runsc::{self, Guest, Runsc};
 use crate::driver::shown::{HOME, MADE};
 use crate::driver::workspace::{Place, Wanted};
 use crate::driver::{DriverError, Order, process};
@@ -112,27 +112,22 @@ impl Shimmed {
                 if order.spec.network == Network::Host && listens_to_all {
                     return Err(open_to_orders(&runsc.version));
                 }
-                let mut binds = Vec::new();
-                if let Some(Place { files, tmp, .. }) = place {
-                    binds.push((files.clone(), runsc.workspace()));
-                    binds.extend(tmp.clone().map(|tmp| (tmp, runsc.tmp())));
-                }
-                if order.spec.limits.memory_mb > 0 {
-                    binds.push((run_dir.join(runsc::MEMORY_INFO), "/proc/meminfo".into()));
-                }
+                let cgroups = self.counted(runsc, &order.spec.limits)?;
+                let (state, network) = (run_dir.join(runsc::STATE), order.spec.network);
+                let flags = runsc.flags(&state, platform, network, cgroups.is_some());
                 let confinement = Confinement::Gvisor {
                     stage: runsc.staged().map(Path::to_owned),
-                    binds,
+                    binds: binds_of(runsc, place, &run_dir, &order.spec.limits),
                     whole_proc: runsc.whole_proc(),
                     hidden: Some(self.host.workspaces.volumes.mounts()),
-                    cpus: runsc::cpus(&order.spec.limits),
+                    cgroups,
                     pid_file: run_dir.join(runsc::PID),
                     user_log: run_dir.join(runsc::USER_LOG),
                     console: run_dir.join(runsc::CONSOLE),
                     // Later ones listen at a path that is ours alone, and a network more is work.
                     shares_network: !listens_to_all,
                 };
-                (text(&runsc.program), runsc.args(order, &run_dir, platform, image), confinement)
+                (text(&runsc.program), Runsc::args(flags, order, &run_dir, image), confinement)
             }
             Bundle::Process => {
                 let (place, made) = (own_files(place)?, self.host.paths.run.join(MADE));
@@ -147,6 +142,13 @@ impl Shimmed {
                 (program, order.spec.resolved_command(), confinement)
             }
         })
+    }
+
+    /// What runsc is shown for cgroups, if its guest is to count fewer cpus than there are.
+    fn counted(&self, runsc: &Runsc, limits: &Limits) -> Result<Option<PathBuf>, DriverError> {
+        let failed =
+            |source| DriverError::Host { stage: "limit the cpus that are counted", source };
+        runsc::cpus(limits).map(|cpus| runsc.counted(cpus)).transpose().map_err(failed)
     }
 
     /// What a sandbox that is started now sees of its own files.
@@ -315,6 +317,24 @@ pub(super) fn not_made(stage: &'static str, iid: &Iid, source: SysError) -> Driv
     } else {
         DriverError::Host { stage, source }
     }
+}
+
+/// What of a sandbox runsc is to find at its own places.
+fn binds_of(
+    runsc: &Runsc,
+    place: Option<&Place>,
+    run_dir: &Path,
+    limits: &Limits,
+) -> Vec<(PathBuf, PathBuf)> {
+    let mut binds = Vec::new();
+    if let Some(Place { files, tmp, .. }) = place {
+        binds.push((files.clone(), runsc.workspace()));
+        binds.extend(tmp.clone().map(|tmp| (tmp, runsc.tmp())));
+    }
+    if limits.memory_mb > 0 {
+        binds.push((run_dir.join(runsc::MEMORY_INFO), "/proc/meminfo".into()));
+    }
+    binds
 }
 
 fn open_to_orders(version: &str) -> DriverError {
