@@ -89,7 +89,7 @@ pub struct RawNetwork {
     pub allowed_hosts: Vec<String>,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawGvisor {
     /// Null: where the system's packages put it.
@@ -97,6 +97,19 @@ pub struct RawGvisor {
     pub platform: PlatformChoice,
     /// Sandboxes that have been idle for so long are frozen until they are needed; 0s: never.
     pub idle_freeze: Span,
+    /// By how much timers of sandboxes may be late; 0s: as the host has it.
+    pub timer_slack: Span,
+}
+
+impl Default for RawGvisor {
+    fn default() -> Self {
+        Self {
+            program: None,
+            platform: PlatformChoice::default(),
+            idle_freeze: Span(0),
+            timer_slack: Span(10),
+        }
+    }
 }
 
 /// `auto` is the first that works of those that are fast everywhere.
@@ -213,6 +226,7 @@ pub struct Config {
     pub gvisor_platform: Option<Platform>,
     /// `None`: they are never frozen for being idle.
     pub gvisor_idle_freeze: Option<Span>,
+    pub gvisor_timer_slack: Span,
     pub disk: DiskRules,
     pub bounds: Bounds,
     pub console_bytes: u64,
@@ -281,6 +295,7 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
             faults.push(format!("{name} is {value}, the most is {max}"));
         }
     };
+    bounded("gvisor.timer_slack in milliseconds", raw.gvisor.timer_slack.0, 1000);
     let default_limits = raw.default_limits.meant();
     for name in Limits::ALL {
         let value = default_limits.get(name).unwrap_or(0);
@@ -324,6 +339,7 @@ fn interpret(text: &str, base: &Path) -> Result<Config, Fault> {
         ids: raw.uids,
         gvisor_program: raw.gvisor.program.map(|path| at(&path)),
         gvisor_platform: raw.gvisor.platform.asked(),
+        gvisor_timer_slack: raw.gvisor.timer_slack,
         gvisor_idle_freeze: Some(raw.gvisor.idle_freeze).filter(|span| span.0 > 0),
         disk: raw.disk,
         bounds: raw.api,

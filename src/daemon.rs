@@ -429,7 +429,7 @@ fn world(
         warn!(error = chain(&error), "what a daemon before this one tried is still there");
     }
     let host = Host::open(paths, workspaces, config.console_bytes, store.epoch())?;
-    let host = Arc::new(host.with_ids(config.ids));
+    let host = Arc::new(host.with_ids(config.ids).with_timer_slack(config.gvisor_timer_slack));
     store.give_ids(config.ids, remains(&host))?;
     let bubblewrap = Shimmed::bubblewrap(Arc::clone(&host));
     if let Err(why) = bubblewrap.runtime() {

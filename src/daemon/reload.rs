@@ -102,6 +102,7 @@ fn waiting(old: &Config, new: &Config) -> Vec<&'static str> {
         gvisor_program,
         gvisor_platform,
         gvisor_idle_freeze: _,
+        gvisor_timer_slack,
         disk,
         bounds: _,
         console_bytes: _,
@@ -117,6 +118,7 @@ fn waiting(old: &Config, new: &Config) -> Vec<&'static str> {
         ("store", *store != new.store),
         ("gvisor.program", *gvisor_program != new.gvisor_program),
         ("gvisor.platform", *gvisor_platform != new.gvisor_platform),
+        ("gvisor.timer_slack", *gvisor_timer_slack != new.gvisor_timer_slack),
         ("disk", *disk != new.disk),
         ("uids", *ids != new.ids),
     ];

@@ -69,8 +69,9 @@ impl Ground {
                 let _ = fs::create_dir(&paths.run);
                 let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
                 let _ = fs::set_permissions(&paths.run, mode);
-                Host::open(paths, workspaces, CONSOLE_BYTES, 1)
-                    .map(|host| host.with_ids(config.ids))
+                Host::open(paths, workspaces, CONSOLE_BYTES, 1).map(|host| {
+                    host.with_ids(config.ids).with_timer_slack(config.gvisor_timer_slack)
+                })
             })
             .map_err(failed("make a directory beside run_path"));
         match opened {

@@ -23,7 +23,7 @@ use crate::driver::shimmed::measure::Measures;
 use crate::driver::tree;
 use crate::driver::workspace::Workspaces;
 use crate::driver::{DriverError, Space};
-use crate::model::{IdRange, Iid, Isolation, Record};
+use crate::model::{IdRange, Iid, Isolation, Record, Span};
 use crate::shim::launch::{Confinement, FILE, Launch, SOCKET};
 use crate::sys::cgroup;
 use crate::sys::{self, SysError, clock};
@@ -52,6 +52,8 @@ pub struct Host {
     pub workspaces: Workspaces,
     /// Whose ids on the host are ours.
     pub ids: IdRange,
+    /// By how much timers of what runs under gVisor may be late, in nanoseconds. 0: as the host has it.
+    pub timer_slack_ns: u64,
     console_bytes: AtomicU64,
     /// Highest so far: shims refuse an older daemon.
     pub epoch: u64,
@@ -100,6 +102,7 @@ impl Host {
             cgroups,
             workspaces,
             ids: IdRange::default(),
+            timer_slack_ns: 0,
             console_bytes,
             epoch,
             ordered,
@@ -112,6 +115,11 @@ impl Host {
     /// The same with another range of ids.
     pub fn with_ids(self, ids: IdRange) -> Self {
         Self { ids, ..self }
+    }
+
+    /// The same with timers that may be late.
+    pub fn with_timer_slack(self, slack: Span) -> Self {
+        Self { timer_slack_ns: slack.0.saturating_mul(1_000_000), ..self }
     }
 
     /// How much of its console each sandbox keeps.

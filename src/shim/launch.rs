@@ -122,6 +122,9 @@ pub enum Confinement {
         /// What it is to find at [`CGROUPS`] instead of what is there, which is none of its business.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cgroups: Option<PathBuf>,
+        /// By how much its timers may be late once it runs. 0: as they are.
+        #[serde(default)]
+        timer_slack_ns: u64,
         /// Where it notes the sandbox's process.
         pid_file: PathBuf,
         /// Where it is to say what it does not have: a pipe of ours.

@@ -7,7 +7,8 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use crate::shim::launch::{Confinement, Launch};
-use crate::sys::process::Ended;
+use crate::sys::cgroup::Group;
+use crate::sys::process::{self, Ended};
 use crate::sys::{SysError, pty, socket};
 
 /// Children that ended while the runtime had not told yet which one is the sandbox. There are some
@@ -20,6 +21,44 @@ pub(super) struct Runtime {
     strays: Vec<(u32, Ended)>,
     /// Where the terminal is delivered.
     listener: Option<UnixListener>,
+}
+
+/// When the timers of what runs are let be late: not while it starts, which that would make half as long again.
+#[derive(Debug)]
+pub(super) struct Slack {
+    nanoseconds: u64,
+    at_boot_ms: Option<u64>,
+}
+
+/// Nothing that starts is still waited for by then.
+const SLACK_AFTER_MS: u64 = 3_000;
+
+impl Slack {
+    pub(super) fn of(confinement: &Confinement) -> Self {
+        let nanoseconds = match confinement {
+            Confinement::Gvisor { timer_slack_ns, .. } => *timer_slack_ns,
+            Confinement::Bubblewrap { .. } | Confinement::Itself { .. } => 0,
+        };
+        Self { nanoseconds, at_boot_ms: None }
+    }
+
+    /// It runs from now on.
+    pub(super) fn begin(&mut self, now: u64) {
+        self.at_boot_ms = (self.nanoseconds > 0).then_some(now + SLACK_AFTER_MS);
+    }
+
+    pub(super) fn due(&self) -> Option<u64> {
+        self.at_boot_ms
+    }
+
+    pub(super) fn apply_when_due(&mut self, now: u64, group: &Group) {
+        if self.at_boot_ms.is_some_and(|at| at <= now) {
+            self.at_boot_ms = None;
+            for pid in group.pids() {
+                process::slacken_timers(pid, self.nanoseconds);
+            }
+        }
+    }
 }
 
 impl Runtime {

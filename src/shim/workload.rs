@@ -22,7 +22,7 @@ use crate::shim::child::{self, Child};
 use crate::shim::exit::{self, Exit};
 use crate::shim::launch::{Confinement, Launch};
 use crate::shim::protocol::{Phase, Reply};
-use crate::shim::runtime::Runtime;
+use crate::shim::runtime::{Runtime, Slack};
 use crate::shim::spool::{Stream, Writer};
 use crate::shim::stdin::Stdin;
 use crate::sys::cgroup::Usage;
@@ -87,6 +87,7 @@ pub(super) struct Workload {
     grown: [bool; 2],
     pace: Option<Pace>,
     memory: Memory,
+    slack: Slack,
     /// What the kernel had counted, and where the console ended, before it was anybody's.
     before: Usage,
     console_from: u64,
@@ -176,6 +177,7 @@ impl Workload {
             Confinement::Bubblewrap { .. } | Confinement::Itself { .. } => None,
         };
         let memory = if launch.warm { Memory::default() } else { Memory::watch(&launch.group) };
+        let slack = Slack::of(&launch.confinement);
         let started = child::start(&launch, network);
         // Beside the child's own way to its program. Without a console it dies with us.
         let spool = if launch.warm { None } else { Some(open_spool(&launch)?) };
@@ -209,6 +211,7 @@ impl Workload {
             grown: [false; 2],
             pace,
             memory,
+            slack,
             before: Usage::default(),
             console_from: 0,
         };
@@ -446,7 +449,10 @@ impl Workload {
                 self.probe(now);
                 self.kill_when_due(now);
             }
-            Life::Running => self.kill_when_due(now),
+            Life::Running => {
+                self.slack.apply_when_due(now, &self.launch.group);
+                self.kill_when_due(now);
+            }
             Life::Ending { ended, since_boot_ms } => self.end(ended, since_boot_ms, now),
             Life::Storing { again_boot_ms } if again_boot_ms <= now => self.store(now),
             Life::Storing { .. } | Life::Exited => (),
@@ -463,10 +469,18 @@ impl Workload {
                 let paced = self.pace.and_then(|pace| pace.waits_until(now));
                 let warn_at = self.ending.warn_at_boot_ms;
                 let memory = self.memory.next_look();
-                [self.ending.timeout_at_boot_ms, warn_at, kill_at, probe, paced, memory]
-                    .into_iter()
-                    .flatten()
-                    .min()
+                [
+                    self.ending.timeout_at_boot_ms,
+                    warn_at,
+                    kill_at,
+                    probe,
+                    paced,
+                    memory,
+                    self.slack.due(),
+                ]
+                .into_iter()
+                .flatten()
+                .min()
             }
             Life::Ending { .. } => Some(now + KILL_AGAIN_MS),
             Life::Storing { again_boot_ms } => Some(again_boot_ms),
@@ -522,6 +536,7 @@ impl Workload {
         if self.life == Life::Launching {
             self.life = Life::Running;
             self.started_at_ms = Some(clock::wall_ms());
+            self.slack.begin(clock::boot_ms());
         }
     }
 

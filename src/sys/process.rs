@@ -186,6 +186,28 @@ pub fn cpu_usec(pid: u32) -> Option<u64> {
     u64::try_from(used.as_micros()).ok()
 }
 
+/// A process that makes threads faster than in so many rounds is not waited for.
+const SLACKEN_ROUNDS_MAX: usize = 8;
+
+/// Lets timers of a process be late by so much, and those of whatever it starts from then on, so that the kernel can have
+/// several come at once.
+pub fn slacken_timers(pid: u32, nanoseconds: u64) {
+    let mut known = std::collections::BTreeSet::new();
+    // Threads that appear meanwhile were made by a thread that was slackened, or by one that was not.
+    for _ in 0..SLACKEN_ROUNDS_MAX {
+        let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let tids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let fresh: Vec<u32> = tids.filter(|tid| known.insert(*tid)).collect();
+        if fresh.is_empty() {
+            return;
+        }
+        for tid in fresh {
+            // Gone again, or not ours to change: then its timers come as they would have.
+            let _ = fs::write(format!("/proc/{tid}/timerslack_ns"), nanoseconds.to_string());
+        }
+    }
+}
+
 /// What a process was started with, its own name first.
 pub fn arguments(pid: u32) -> Vec<String> {
     let line = read_small(Path::new(&format!("/proc/{pid}/cmdline"))).unwrap_or_default();

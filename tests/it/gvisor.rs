@@ -325,3 +325,30 @@ fn strangers(run: &str, iid: &str) -> Vec<String> {
         .filter(|line| line.contains(run) && !line.contains(iid))
         .collect()
 }
+
+#[tokio::test]
+async fn an_idle_sandbox_takes_little_of_a_cpu_for_timers_may_be_late() {
+    let program = versions().pop().unwrap();
+    let begin = async |asked: &str| {
+        let desk = Desk::with(json!({"gvisor": {"program": program, "timer_slack": asked}})).await;
+        let spec = json!({"isolation": "gvisor", "command": ["sleep", "1000"]});
+        desk.write_spec("web.yaml", "web", &spec);
+        let web = desk.wait_phase("web", "Running").await;
+        (desk, web["status"]["instance"]["pid"].as_u64().unwrap())
+    };
+    let are_all = |pid: u64, nanoseconds: &str| {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let of = |tid: &str| std::fs::read_to_string(format!("/proc/{tid}/timerslack_ns"));
+        let mut slacks = tasks.filter_map(|task| of(task.file_name().to_str()?).ok());
+        slacks.all(|slack| slack.trim() == nanoseconds)
+    };
+    let (_exact, exact) = begin("0s").await;
+    let (_late, late) = begin("10ms").await;
+    // Once it has started, which that would make longer.
+    let deadline = std::time::Instant::now() + crate::desk::PATIENCE;
+    while !are_all(late, "10000000") {
+        assert!(std::time::Instant::now() < deadline, "its timers are not late");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(are_all(exact, "50000"));
+}

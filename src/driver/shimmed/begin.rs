@@ -121,6 +121,7 @@ impl Shimmed {
                     whole_proc: runsc.whole_proc(),
                     hidden: Some(self.host.workspaces.volumes.mounts()),
                     cgroups,
+                    timer_slack_ns: self.host.timer_slack_ns,
                     pid_file: run_dir.join(runsc::PID),
                     user_log: run_dir.join(runsc::USER_LOG),
                     console: run_dir.join(runsc::CONSOLE),
