@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use crate::api::caller::Caller;
 use crate::api::sandboxes::{Pairs, flag};
 use crate::api::{ApiError, Shared, declare, request};
-use crate::desired::parse::{Parsed, parse};
+use crate::desired::parse::parse;
+use crate::model::admission::Admitted;
 use crate::model::text::escaped;
 use crate::model::{ConditionType, Owner, Sandbox, Truth, Violation};
 use crate::plan::diff::{self, Effect};
@@ -71,7 +72,7 @@ pub(super) async fn apply(
 }
 
 /// What a document would do: the same classification that the planner uses.
-async fn preview(api: &Shared, document: &Parsed, owner: &Owner) -> Value {
+async fn preview(api: &Shared, document: &Admitted, owner: &Owner) -> Value {
     let snapshot = api.store.snapshot();
     let name = &document.name;
     let Some(old) = snapshot.sandboxes.get(name) else {

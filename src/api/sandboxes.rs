@@ -16,10 +16,9 @@ use uuid::Uuid;
 use crate::api::caller::Caller;
 use crate::api::request::{Path, Query};
 use crate::api::{ApiError, Shared, declare, list, request, wait, watch, wire};
-use crate::model::admission::{self, Rules};
-use crate::model::draft::{self, Document};
+use crate::model::admission::{self, Admitted, Rules};
 use crate::model::tree::{Faults, Node};
-use crate::model::{Owner, Sandbox, Spec, Violation};
+use crate::model::{Owner, Sandbox, SandboxName, Violation};
 use crate::store::edit::{self, Delete, Edited, Precondition, Put};
 
 #[derive(Debug, Deserialize)]
@@ -78,18 +77,11 @@ pub(super) async fn put(
     let precondition = precondition(&headers, &mut json)?;
     let rules = api.rules.get();
     let declared = request::take_apart(length, move || declared(&json.into(), &name, &rules));
-    let (document, spec) = declared.await?;
+    let Admitted { name, labels, spec } = declared.await?;
     let edited = declare::put(
         &api,
         &caller,
-        Put {
-            owner: declare::owner(&api, &document.name),
-            name: document.name,
-            labels: document.labels,
-            spec,
-            uid: None,
-            precondition,
-        },
+        Put { owner: declare::owner(&api, &name), name, labels, spec, uid: None, precondition },
     )
     .await?;
     let status =
@@ -98,15 +90,12 @@ pub(super) async fn put(
 }
 
 /// What a body declares at a path.
-fn declared(node: &Node, name: &str, rules: &Rules) -> Result<(Document, Spec), ApiError> {
-    let document =
-        draft::read_document(node).map_err(|faults| ApiError::Invalid(faults.into_list()))?;
-    if document.name.as_str() != name {
-        let message = format!("is {}, but the path says {name}", document.name);
-        return Err(ApiError::Invalid(vec![Violation::new("metadata.name", message)]));
-    }
-    let spec = admission::admit(&document.draft, rules).map_err(ApiError::Invalid)?;
-    Ok((document, spec))
+fn declared(node: &Node, name: &str, rules: &Rules) -> Result<Admitted, ApiError> {
+    let other = |found: &SandboxName| {
+        (found.as_str() != name).then(|| format!("is {found}, but the path says {name}"))
+    };
+    let admitted = admission::admit_document(node, rules, other);
+    admitted.map_err(|faults| ApiError::Invalid(faults.into_list()))
 }
 
 /// What the client expects to find, from the headers or from the document it read before. Removes
@@ -210,4 +199,48 @@ pub(super) type Pairs = Query<HashMap<String, String>>;
 /// Whether a query flag is set.
 pub(super) fn flag(pairs: &Pairs, name: &str) -> bool {
     pairs.get(name).is_some_and(|value| !matches!(value.as_str(), "0" | "false"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(document: Value, want: &[&str]) {
+        let Err(ApiError::Invalid(faults)) = declared(&document.into(), "web", &Rules::strict())
+        else {
+            panic!("it is not invalid");
+        };
+        let paths: Vec<&str> = faults.iter().map(|fault| fault.path.as_str()).collect();
+        assert_eq!(paths, want);
+    }
+
+    #[test]
+    fn faults_of_the_name_the_form_and_the_rules_are_told_together() {
+        check(
+            json!({
+                "apiVersion": "sodium.dev/v1", "kind": "Sandbox", "metadata": {"name": "other"},
+                "spec": {"image": "rubby", "isolation": "process", "tty": 1,
+                    "limits": {"cpu": 1, "memory_mb": 129}}
+            }),
+            &[
+                "metadata.name",
+                "spec.image",
+                "spec.isolation",
+                "spec.limits.cpu",
+                "spec.limits.memory_mb",
+                "spec.tty",
+            ],
+        );
+        // What is missing stands where it would be, and what could not be read is not missing.
+        check(
+            json!({"spec": {"tty": 1}}),
+            &["apiVersion", "kind", "metadata.name", "spec.command", "spec.tty"],
+        );
+        check(
+            json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox", "metadata": 1,
+                "spec": {"command": "sh"}}),
+            &["metadata", "spec.command"],
+        );
+    }
 }

@@ -14,13 +14,14 @@ use crate::api::caller::Caller;
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::{ApiError, Declare, Shared, declare, list, request, wait, wire};
+use crate::model::admission::{self, Rules};
 use crate::model::draft::{self, Draft};
 use crate::model::image::{Image, split_words};
 use crate::model::tree::{Faults, Node};
 use crate::model::violation::suggestion;
 use crate::model::{
     Isolation, Limits, RestartPolicy, Sandbox, SandboxName, Spec, State as Wanted, Violation,
-    admission, arguments,
+    arguments,
 };
 use crate::reconcile::link::InputError;
 use crate::store::Core;
@@ -101,31 +102,7 @@ pub(super) async fn create(
     body: request::Given,
 ) -> Answer {
     let node: Node = request::json(body).await?.into();
-    let rules = api.rules.get();
-    let mut draft = Draft {
-        state: Some(Wanted::Stopped),
-        restart_policy: Some(RestartPolicy::Never),
-        ..Draft::default()
-    };
-    let (mut name, mut runtime) = (None, None);
-    request::read(&node, CREATE_FIELDS, |faults, key, path, value| match key {
-        "runtime" => runtime = read_runtime(faults, path, value, &rules.images),
-        "image" => draft.image = faults.text(path, value),
-        "name" => name = draft::read_name(faults, path, value),
-        "isolation" => draft.isolation = faults.choice(path, value, Isolation::WORDS),
-        "env" => draft.env = draft::read_env(faults, path, value),
-        "startup" => draft.command = read_startup(faults, path, value),
-        limit => read_limit(faults, limit, path, value, &mut draft),
-    })?;
-    if draft.image.is_none() {
-        draft.image = runtime.or_else(|| image_of("node", &rules.images));
-    }
-    let spec = admission::admit(&draft, &rules).map_err(|violations| {
-        // The flat body has no `spec`.
-        let flat =
-            |fault: Violation| Violation { path: fault.path.replacen("spec.", "", 1), ..fault };
-        ApiError::Invalid(violations.into_iter().map(flat).collect())
-    })?;
+    let (name, spec) = declared(&node, &api.rules.get())?;
     let uid = Uuid::now_v7();
     let name = match name {
         Some(name) => name,
@@ -145,6 +122,45 @@ pub(super) async fn create(
     )
     .await?;
     Ok(Json(json!({"data": wire::seed(&api, edited.sandbox())})))
+}
+
+/// What a body declares: the name, if it says one, and the spec.
+fn declared(node: &Node, rules: &Rules) -> Result<(Option<SandboxName>, Spec), ApiError> {
+    let mut draft = Draft {
+        state: Some(Wanted::Stopped),
+        restart_policy: Some(RestartPolicy::Never),
+        ..Draft::default()
+    };
+    let (mut name, mut runtime, mut faults) = (None, None, Faults::default());
+    faults.fields("", node, CREATE_FIELDS, |faults, key, path, value| match key {
+        "runtime" => runtime = read_runtime(faults, path, value, &rules.images),
+        "image" => draft.image = faults.text(path, value),
+        "name" => name = draft::read_name(faults, path, value),
+        "isolation" => draft.isolation = faults.choice(path, value, Isolation::WORDS),
+        "env" => draft.env = draft::read_env(faults, path, value),
+        "startup" => draft.command = read_startup(faults, path, value),
+        limit => read_limit(faults, limit, path, value, &mut draft),
+    });
+    let is_by_runtime = draft.image.is_none();
+    if is_by_runtime && !faults.touch("image") && !faults.touch("runtime") {
+        draft.image = runtime.or_else(|| image_of("node", &rules.images));
+    }
+    let unread = |path: &str| {
+        let is_image = path == "spec.image" && is_by_runtime;
+        faults.touch(&flat(path)) || (is_image && faults.touch("runtime"))
+    };
+    let (spec, found) = admission::judge(&draft, rules, &unread);
+    let found = found.into_iter().map(|fault| Violation { path: flat(&fault.path), ..fault });
+    let faults = faults.and_later(found, node);
+    if faults.is_empty() { Ok((name, spec)) } else { Err(ApiError::Invalid(faults.into_list())) }
+}
+
+/// The field of the flat body that a path in a spec stands for.
+fn flat(path: &str) -> String {
+    let field = path.strip_prefix("spec.").unwrap_or(path);
+    let field = field.strip_prefix("limits.").unwrap_or(field);
+    // It is one text there: its words have no paths.
+    if field.starts_with("command") { "startup".to_owned() } else { field.to_owned() }
 }
 
 fn image_of(runtime: &str, images: &BTreeMap<String, Image>) -> Option<String> {
@@ -345,4 +361,32 @@ pub(super) async fn send_input(
     }
     sent?;
     Ok(success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(body: Value, want: &[&str]) {
+        let Err(ApiError::Invalid(faults)) = declared(&body.into(), &Rules::strict()) else {
+            panic!("it is not invalid");
+        };
+        let paths: Vec<&str> = faults.iter().map(|fault| fault.path.as_str()).collect();
+        assert_eq!(paths, want);
+    }
+
+    #[test]
+    fn faults_of_the_form_and_of_the_rules_are_told_together_by_the_fields_of_the_body() {
+        check(
+            json!({"image": "rubby", "isolation": "process", "max_files": "many", "memory_mb": 129,
+                "tty": 1}),
+            &["image", "isolation", "max_files", "memory_mb", "tty"],
+        );
+        check(json!({"image": "rubby", "memory_mb": "lots"}), &["image", "memory_mb"]);
+        check(json!({"image": "rubby", "runtime": "ruby"}), &["image", "runtime"]);
+        check(json!({"runtime": "ruby"}), &["runtime"]);
+        check(json!({"startup": 1, "env": {"A": 1}}), &["env.A", "startup"]);
+        check(json!({"startup": "x".repeat(200_000), "tty": 1}), &["startup", "tty"]);
+    }
 }

@@ -11,10 +11,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::time::Instant;
 
-use crate::desired::parse::{Parsed, parse};
+use crate::desired::parse::parse;
 use crate::desired::scan::{Scan, Text};
 use crate::fault::{self, Bug};
-use crate::model::admission::Rules;
+use crate::model::admission::{Admitted, Rules};
 use crate::model::event;
 use crate::model::{Hold, Owner, SandboxName, Span, Time, Violation, weight};
 use crate::store::files::{Declared, FileChanges, Moved, Owned};
@@ -101,13 +101,13 @@ pub fn merge(input: &Merge<'_>) -> Merged {
 
 /// What the texts that were read declare.
 struct Claims {
-    by_path: BTreeMap<String, Vec<Parsed>>,
+    by_path: BTreeMap<String, Vec<Admitted>>,
     /// Who declares each name; more than one is a quarrel.
     by_name: HashMap<SandboxName, Vec<String>>,
 }
 
 impl Claims {
-    fn new(by_path: BTreeMap<String, Vec<Parsed>>) -> Self {
+    fn new(by_path: BTreeMap<String, Vec<Admitted>>) -> Self {
         let mut by_name: HashMap<SandboxName, Vec<String>> = HashMap::new();
         for (path, documents) in &by_path {
             for document in documents {
@@ -119,7 +119,7 @@ impl Claims {
 }
 
 /// Parses what changed. Faults become records; good texts are returned.
-fn read_files(input: &Merge<'_>, merged: &mut Merged) -> BTreeMap<String, Vec<Parsed>> {
+fn read_files(input: &Merge<'_>, merged: &mut Merged) -> BTreeMap<String, Vec<Admitted>> {
     let (mut claims, mut bytes, mut judged) = (BTreeMap::new(), 0, 0);
     let until = input.scan.judged_until();
     let (read, from) = (&input.scan.read, input.scan.from.as_str());
@@ -212,7 +212,7 @@ fn claim(
     input: &Merge<'_>,
     claims: &Claims,
     path: &str,
-    documents: &[Parsed],
+    documents: &[Admitted],
     merged: &mut Merged,
 ) {
     let old = input.snapshot.files.get(path).map(|old| FileRecord::clone(old)).unwrap_or_default();

@@ -11,10 +11,10 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::Value;
 
 use crate::desired::edit::{self, Removed};
-use crate::desired::parse::{Parsed, parse};
+use crate::desired::parse::parse;
 use crate::desired::scan::{FILE_BYTES_MAX, is_spec};
 use crate::desired::yaml;
-use crate::model::admission::Rules;
+use crate::model::admission::{Admitted, Rules};
 use crate::model::{SandboxName, Spec, Violation};
 use crate::sys::SysError;
 use crate::sys::beneath::{Beneath, Kind, Links, Meta, ReadError};
@@ -74,7 +74,7 @@ impl Writer {
     ) -> Result<(), WriteError> {
         let document = written(file, document);
         self.edit(file, |found| {
-            let knows = |one: &Parsed| one.name == *name && Some(&one.spec) == in_force;
+            let knows = |one: &Admitted| one.name == *name && Some(&one.spec) == in_force;
             let parsed = found.and_then(|found| parse(found.as_bytes(), rules).ok());
             let known = parsed.is_some_and(|parsed| parsed.iter().any(knows));
             let put = edit::put(found.unwrap_or_default(), name, &document);

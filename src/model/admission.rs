@@ -4,12 +4,16 @@
 use std::collections::BTreeMap;
 
 use crate::model::allowed::Allowed;
-use crate::model::draft::Draft;
+#[cfg(test)]
+use crate::model::allowed::Ceilings;
+use crate::model::draft::{self, Draft, Legible};
 use crate::model::image::Image;
+use crate::model::name::SandboxName;
 use crate::model::spec::{
     BackoffRange, Isolation, Limits, Network, Restart, RestartPolicy, Spec, State, Stop,
 };
 use crate::model::time::Span;
+use crate::model::tree::{Faults, Node};
 use crate::model::violation::{Violation, suggestion};
 
 /// What this daemon allows and assumes.
@@ -22,14 +26,78 @@ pub struct Rules {
     pub default_policy: RestartPolicy,
 }
 
-/// Fills in the defaults and checks the whole. All faults are reported.
+#[cfg(test)]
+impl Rules {
+    /// That refuse something of each kind: bubblewrap is the floor, 128 MB the ceiling, and there is no image.
+    pub(crate) fn strict() -> Self {
+        let ceilings = Ceilings { memory_mb: 128, ..Ceilings::NONE };
+        Self {
+            default_isolation: Isolation::Bubblewrap,
+            default_limits: Limits::DEFAULT,
+            allowed: Allowed { floor: Isolation::Bubblewrap, ceilings, ..Allowed::default() },
+            images: BTreeMap::new(),
+            default_policy: RestartPolicy::OnFailure,
+        }
+    }
+}
+
+/// A sandbox as a document declares it, whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Admitted {
+    pub name: SandboxName,
+    pub labels: BTreeMap<String, String>,
+    pub spec: Spec,
+}
+
+/// Reads a document and admits it. The faults of both come back together, in the order in which they stand in it.
+/// `objection` says what else is wrong with its name.
+pub fn admit_document(
+    node: &Node,
+    rules: &Rules,
+    objection: impl FnOnce(&SandboxName) -> Option<String>,
+) -> Result<Admitted, Faults> {
+    let Legible { name, labels, draft, faults } = draft::read(node);
+    let readable = name.as_ref().filter(|_| !faults.touch("metadata.name"));
+    let objection = readable.and_then(objection);
+    let objection = objection.map(|message| Violation::new("metadata.name", message));
+    let (spec, found) = judge(&draft, rules, &|path| faults.touch(path));
+    let faults = faults.and_later(objection.into_iter().chain(found), node);
+    match name {
+        Some(name) if faults.is_empty() => Ok(Admitted { name, labels, spec }),
+        Some(_) | None => Err(faults),
+    }
+}
+
+/// Fills in the defaults and checks the whole of what was read without a fault. All faults are reported.
 pub fn admit(draft: &Draft, rules: &Rules) -> Result<Spec, Vec<Violation>> {
+    let (spec, faults) = judge(draft, rules, &|_| false);
+    if faults.is_empty() { Ok(spec) } else { Err(faults) }
+}
+
+/// Fills in the defaults and says what is wrong with the whole, as far as it could be read.
+///
+/// Assumes: `unread` is true of a field, such as `spec.limits.memory_mb`, whose own fault was told already.
+///
+/// Guarantees: nothing is said of such a field, of the default in its place, or of what would depend on it. The
+/// spec is one only if all was read and nothing is wrong with it.
+pub fn judge(
+    draft: &Draft,
+    rules: &Rules,
+    unread: &dyn Fn(&str) -> bool,
+) -> (Spec, Vec<Violation>) {
     let mut faults = Vec::new();
     let image = find_image(draft, rules, &mut faults);
     let spec = fill(draft, image, rules);
-    check(draft, &spec, image, rules, &mut faults);
-    faults.extend(spec.command_fault());
-    if faults.is_empty() { Ok(spec) } else { Err(faults) }
+    faults.extend(rules.allowed.violations(&spec));
+    faults.extend(missing_command(draft, &spec, unread));
+    faults.extend(backoff_faults(&spec, unread));
+    faults.extend(missing_variables(&spec, image));
+    // Its size is that of the command and of all variables.
+    if !["spec.command", "spec.env", "spec.image"].into_iter().any(unread) {
+        faults.extend(spec.command_fault());
+    }
+    faults.retain(|fault| !unread(&fault.path));
+    (spec, faults)
 }
 
 fn find_image<'r>(
@@ -107,42 +175,44 @@ fn fill(draft: &Draft, image: Option<&Image>, rules: &Rules) -> Spec {
     }
 }
 
-fn check(
-    draft: &Draft,
-    spec: &Spec,
-    image: Option<&Image>,
-    rules: &Rules,
-    faults: &mut Vec<Violation>,
-) {
-    faults.extend(rules.allowed.violations(spec));
-    let mut fault = |path: &str, message: String| faults.push(Violation::new(path, message));
-    if spec.command.is_empty() && draft.image.is_none() && spec.state == State::Running {
-        fault(
-            "spec.command",
-            "is missing, and no image is named whose startup it could be".to_owned(),
-        );
+fn missing_command(draft: &Draft, spec: &Spec, unread: &dyn Fn(&str) -> bool) -> Option<Violation> {
+    let is_missing = spec.command.is_empty() && draft.image.is_none();
+    let is_wanted = spec.state == State::Running;
+    if !is_missing || !is_wanted || ["spec.image", "spec.state"].into_iter().any(unread) {
+        return None;
     }
-    if spec.restart.backoff.initial.0 == 0 {
-        fault("spec.restart.backoff.initial", "must be more than 0".to_owned());
+    let message = "is missing, and no image is named whose startup it could be";
+    Some(Violation::new("spec.command", message))
+}
+
+fn backoff_faults(spec: &Spec, unread: &dyn Fn(&str) -> bool) -> Vec<Violation> {
+    let BackoffRange { initial, max } = spec.restart.backoff;
+    let mut faults = Vec::new();
+    if initial.0 == 0 {
+        faults.push(Violation::new("spec.restart.backoff.initial", "must be more than 0"));
     }
-    if spec.restart.backoff.max < spec.restart.backoff.initial {
-        fault("spec.restart.backoff.max", "is shorter than initial".to_owned());
+    if max < initial && !unread("spec.restart.backoff.initial") {
+        faults.push(Violation::new("spec.restart.backoff.max", "is shorter than initial"));
     }
+    faults
+}
+
+fn missing_variables(spec: &Spec, image: Option<&Image>) -> Vec<Violation> {
+    let mut faults = Vec::new();
     for variable in image.into_iter().flat_map(|image| &image.variables) {
         let missing = spec.env.get(&variable.env).is_none_or(String::is_empty);
         if variable.required && missing {
-            let path = format!("spec.env.{}", variable.env);
-            fault(&path, format!("is required by image {:?}", spec.image.as_deref().unwrap_or("")));
+            let message = format!("is required by image {:?}", spec.image.as_deref().unwrap_or(""));
+            faults.push(Violation::new(format!("spec.env.{}", variable.env), message));
         }
     }
+    faults
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::allowed::Ceilings;
     use crate::model::draft::read_spec;
-    use crate::model::tree::Faults;
 
     fn rules() -> Rules {
         let image = serde_json::json!({
@@ -151,11 +221,9 @@ mod tests {
             "variables": [{"name": "Main", "env": "MAIN_FILE", "default": "index.js", "required": true}]
         });
         Rules {
-            default_isolation: Isolation::Bubblewrap,
-            default_limits: Limits::DEFAULT,
             allowed: Allowed { floor: Isolation::Bubblewrap, ..Allowed::default() },
             images: [("javascript".to_owned(), serde_json::from_value(image).unwrap())].into(),
-            default_policy: RestartPolicy::OnFailure,
+            ..Rules::strict()
         }
     }
 
@@ -265,5 +333,47 @@ mod tests {
             faults.unwrap_err(),
             ["spec.env.MAIN_FILE: is required by image \"javascript\""]
         );
+    }
+
+    /// Paths of the faults of a document with this spec, where the default isolation is itself too weak.
+    fn paths(spec: serde_json::Value) -> Vec<String> {
+        let rules = Rules { default_isolation: Isolation::Process, ..rules() };
+        let document = serde_json::json!({
+            "apiVersion": "sodium.dev/v1", "kind": "Sandbox", "metadata": {"name": "web"}, "spec": spec
+        });
+        let faults = admit_document(&document.into(), &rules, |_| None).unwrap_err();
+        faults.into_list().into_iter().map(|fault| fault.path).collect()
+    }
+
+    #[test]
+    fn of_what_could_not_be_read_nothing_more_is_said() {
+        assert_eq!(paths(serde_json::json!({"command": ["sh"]})), ["spec.isolation"]);
+        assert_eq!(
+            paths(serde_json::json!({"command": ["sh"], "isolation": 7})),
+            ["spec.isolation"]
+        );
+        let strong = |field: &str, value: serde_json::Value| {
+            paths(serde_json::json!({"isolation": "gvisor", (field): value}))
+        };
+        assert_eq!(strong("command", serde_json::json!(7)), ["spec.command"]);
+        assert_eq!(strong("comand", serde_json::json!(["sh"])), ["spec.comand"]);
+        assert_eq!(strong("image", serde_json::json!(7)), ["spec.image"]);
+        assert_eq!(strong("imgae", serde_json::json!("javascript")), ["spec.imgae"]);
+        assert_eq!(strong("state", serde_json::json!("stoped")), ["spec.state"]);
+        assert_eq!(strong("tty", serde_json::json!(7)), ["spec.command", "spec.tty"]);
+    }
+
+    #[test]
+    fn a_command_is_measured_when_all_that_it_is_made_of_could_be_read() {
+        let long = "x".repeat(200_000);
+        let with = |env: serde_json::Value, tty: serde_json::Value| {
+            let command = serde_json::json!(["echo", long]);
+            paths(
+                serde_json::json!({"isolation": "gvisor", "command": command, "env": env, "tty": tty}),
+            )
+        };
+        let (good, bad) = (serde_json::json!({"A": "b"}), serde_json::json!({"A": 7}));
+        assert_eq!(with(good, serde_json::json!(7)), ["spec.command[1]", "spec.tty"]);
+        assert_eq!(with(bad, serde_json::json!(7)), ["spec.env.A", "spec.tty"]);
     }
 }

@@ -1,5 +1,6 @@
 //! A sandbox as somebody wrote it: what was given, and nothing that was not. Reading one reports
-//! every fault at once; whether the whole makes sense is for [`crate::model::admission`].
+//! every fault at once; whether the whole makes sense is for [`crate::model::admission`], which is asked of
+//! what could be read even if there are faults.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use crate::model::name::SandboxName;
 use crate::model::spec::{Isolation, Limits, Network, RestartPolicy, State};
 use crate::model::time::Span;
 use crate::model::tree::{Faults, Node, join};
-use crate::model::violation::{Position, suggestion};
+use crate::model::violation::suggestion;
 
 /// The only version there is.
 pub const API_VERSION: &str = "sodium.dev/v1";
@@ -26,8 +27,15 @@ pub struct Document {
     pub name: SandboxName,
     pub labels: BTreeMap<String, String>,
     pub draft: Draft,
-    /// Where the document begins, for faults found later.
-    pub at: Option<Position>,
+}
+
+/// As much of a document as could be read, and the faults of the rest.
+#[derive(Debug)]
+pub struct Legible {
+    pub name: Option<SandboxName>,
+    pub labels: BTreeMap<String, String>,
+    pub draft: Draft,
+    pub faults: Faults,
 }
 
 /// A spec with only what was written.
@@ -68,13 +76,22 @@ const SPEC_FIELDS: &[&str] = &[
     "files",
 ];
 
-/// Reads a whole document: `apiVersion`, `kind`, `metadata` and `spec`.
+/// Reads a document that has no fault.
 pub fn read_document(node: &Node) -> Result<Document, Faults> {
+    let Legible { name, labels, draft, faults } = read(node);
+    match name {
+        Some(name) if faults.is_empty() => Ok(Document { name, labels, draft }),
+        Some(_) | None => Err(faults),
+    }
+}
+
+/// Reads a whole document: `apiVersion`, `kind`, `metadata` and `spec`. Without a name it has a fault.
+pub fn read(node: &Node) -> Legible {
     let mut faults = Faults::default();
     let mut name = None;
     let mut named = false;
     let mut labels = BTreeMap::new();
-    let mut draft = None;
+    let mut draft = Draft::default();
     let mut seen = [false, false];
     let known = ["apiVersion", "kind", "metadata", "spec"];
     faults.fields("", node, &known, |faults, key, path, value| match key {
@@ -96,23 +113,18 @@ pub fn read_document(node: &Node) -> Result<Document, Faults> {
                 }
             })
         }
-        _ => draft = Some(read_spec(faults, path, value)),
+        _ => draft = read_spec(faults, path, value),
     });
     for (field, seen) in ["apiVersion", "kind"].into_iter().zip(seen) {
-        if !seen {
+        if !seen && !faults.touch(field) {
             let wanted = if field == "kind" { KIND } else { API_VERSION };
             faults.add(field, node, format!("is missing; write \"{field}: {wanted}\""));
         }
     }
-    if !named {
+    if !named && !faults.touch("metadata.name") {
         faults.add("metadata.name", node, "is missing");
     }
-    match (name, draft) {
-        (Some(name), draft) if faults.is_empty() => {
-            Ok(Document { name, labels, draft: draft.unwrap_or_default(), at: node.at })
-        }
-        _ => Err(faults),
-    }
+    Legible { name, labels, draft, faults }
 }
 
 /// Reads the `spec` part alone.
@@ -360,5 +372,25 @@ mod tests {
             ]
         );
         assert_eq!(faults_of(serde_json::json!(7)).first().unwrap(), "expected a map, found 7");
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_not_missing() {
+        assert_eq!(faults_of(serde_json::json!(7)), ["expected a map, found 7"]);
+        assert_eq!(
+            faults_of(serde_json::json!({
+                "apiVersoin": "sodium.dev/v1", "kind": "Sandbox", "metadata": 7
+            })),
+            [
+                r#"apiVersoin: unknown field; did you mean "apiVersion"?"#,
+                "metadata: expected a map, found 7",
+            ]
+        );
+        assert_eq!(
+            faults_of(serde_json::json!({
+                "apiVersion": "sodium.dev/v1", "kind": "Sandbox", "metadata": {"nmae": "web"}
+            })),
+            [r#"metadata.nmae: unknown field; did you mean "name"?"#]
+        );
     }
 }

@@ -3,7 +3,9 @@
 //! first fault.
 
 use crate::model::text::bounded;
-use crate::model::violation::{PATH_BYTES_MAX, Position, Violation, suggestion};
+use crate::model::violation::{
+    PATH_BYTES_MAX, Position, Violation, did_you_mean, nearest, suggestion,
+};
 
 /// Faults reported of one document, in number and in bytes; of the others only how many there are.
 const FAULT_COUNT_MAX: usize = 50;
@@ -19,22 +21,53 @@ pub struct Node {
 impl Node {
     /// Where this path leads, such as `spec.limits.memory_mb`; of what is not there, where it would be.
     pub fn place_of(&self, path: &str) -> Option<Position> {
-        let (mut node, mut rest, mut place) = (self, path, self.at);
-        while let Value::Map(map) = &node.value {
-            // A key may have points of its own.
-            let fits = |key: &str| {
-                let behind = rest.strip_prefix(key)?;
-                (behind.is_empty() || behind.starts_with(['.', '['])).then_some(behind)
-            };
-            let found = map.iter().filter_map(|(key, value)| Some((key, value, fits(&key.name)?)));
-            let Some((key, value, behind)) = found.max_by_key(|(key, ..)| key.name.len()) else {
-                break;
-            };
-            (node, rest) = (value, behind.strip_prefix('.').unwrap_or_default());
-            place = if behind.is_empty() { value.at } else { key.at };
-        }
-        place
+        self.follow(path).0
     }
+
+    /// That place, and the way to it: of each map and list on it, which entry. Ways are in the order of what they
+    /// lead to, also in JSON, where no place is known.
+    fn follow(&self, path: &str) -> (Option<Position>, Vec<usize>) {
+        let (mut node, mut rest, mut place) = (self, path, self.at);
+        let mut way = Vec::new();
+        while let Some(step) = node.step(rest) {
+            place = if step.rest.is_empty() { step.node.at } else { step.at };
+            way.push(step.index);
+            (node, rest) = (step.node, step.rest.strip_prefix('.').unwrap_or(step.rest));
+        }
+        (place, way)
+    }
+
+    /// The entry of this map or list that a path begins with.
+    fn step<'n, 'p>(&'n self, path: &'p str) -> Option<Step<'n, 'p>> {
+        match &self.value {
+            Value::Map(map) => {
+                let steps = map.iter().enumerate().filter_map(|(index, (key, node))| {
+                    let rest = path.strip_prefix(key.name.as_str())?;
+                    let fits = rest.is_empty() || rest.starts_with(['.', '[']);
+                    fits.then_some((key.name.len(), Step { index, node, at: key.at, rest }))
+                });
+                // A key may have points of its own.
+                steps.max_by_key(|(length, _)| *length).map(|(_, step)| step)
+            }
+            Value::List(list) => {
+                let (index, rest) = path.strip_prefix('[')?.split_once(']')?;
+                let index: usize = index.parse().ok()?;
+                let node = list.get(index)?;
+                Some(Step { index, node, at: node.at, rest })
+            }
+            Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Text(_) => None,
+        }
+    }
+}
+
+/// From a map or a list to one of its entries.
+struct Step<'n, 'p> {
+    index: usize,
+    node: &'n Node,
+    /// Where the entry begins: its key, if it has one.
+    at: Option<Position>,
+    /// The path from there.
+    rest: &'p str,
 }
 
 /// What can be written.
@@ -100,6 +133,8 @@ pub struct Faults {
     more: usize,
     /// Where the first of those stands that are only counted.
     more_at: Option<Position>,
+    /// Known fields that unknown ones were probably meant to be.
+    meant: Vec<String>,
 }
 
 impl Faults {
@@ -144,6 +179,31 @@ impl Faults {
         }
         self.more_at = self.more_at.or(place);
         self
+    }
+
+    /// Whether a fault is at this path, in it, or in what it is a part of: nothing more can be said of it then. While
+    /// faults are only counted, that may be so of any path.
+    pub fn touch(&self, path: &str) -> bool {
+        let mut known = self.first.iter().map(|fault| &fault.path).chain(&self.meant);
+        self.more > 0 || known.any(|known| leads_to(known, path) || leads_to(path, known))
+    }
+
+    /// Together with those found once `node` was known as a whole, all in the order in which they stand in it.
+    pub fn and_later(self, later: impl IntoIterator<Item = Violation>, node: &Node) -> Self {
+        let mut list = self.first;
+        list.extend(later.into_iter().map(|fault| {
+            let place = fault.at.or_else(|| node.place_of(&fault.path)).or(node.at);
+            fault.at(place)
+        }));
+        list.sort_by_cached_key(|fault| (fault.at, node.follow(&fault.path).1));
+        let mut all = Self { meant: self.meant, ..Self::default() };
+        for fault in list {
+            all.push(fault);
+        }
+        if self.more > 0 {
+            all.count_more(self.more, self.more_at);
+        }
+        all
     }
 
     /// The faults, the last of which may be that there are more.
@@ -234,7 +294,7 @@ impl Faults {
         None
     }
 
-    /// Calls `field` for each known key; the others are faults.
+    /// Calls `field` for each known key; the others are faults, and what they were meant to be is touched by them.
     pub fn fields<'n>(
         &mut self,
         path: &str,
@@ -242,15 +302,19 @@ impl Faults {
         known: &[&str],
         mut field: impl FnMut(&mut Self, &str, &str, &'n Node),
     ) {
-        for (key, value) in self.map(path, node) {
+        let map = self.map(path, node);
+        for (key, value) in map {
             let inner = join(path, &key.name);
             if known.contains(&key.name.as_str()) {
                 field(self, &key.name, &inner, value);
             } else if self.is_full() {
                 self.count_more(1, key.at);
             } else {
-                let hint = suggestion(&key.name, known.iter().copied());
-                self.push(Violation::new(inner, format!("unknown field{hint}")).at(key.at));
+                let meant = nearest(&key.name, known.iter().copied());
+                let absent = meant.filter(|meant| map.iter().all(|(key, _)| key.name != *meant));
+                self.meant.extend(absent.map(|meant| join(path, meant)));
+                let message = format!("unknown field{}", did_you_mean(meant));
+                self.push(Violation::new(inner, message).at(key.at));
             }
         }
     }
@@ -261,6 +325,12 @@ pub fn join(path: &str, key: &str) -> String {
     let key = &key[..key.floor_char_boundary(2 * PATH_BYTES_MAX)];
     let joined = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
     bounded(joined, PATH_BYTES_MAX)
+}
+
+/// Whether `inner` is `outer` or lies in it.
+fn leads_to(outer: &str, inner: &str) -> bool {
+    let rest = inner.strip_prefix(outer);
+    rest.is_some_and(|rest| outer.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 #[cfg(test)]
@@ -313,6 +383,50 @@ mod tests {
         let list = all.into_list();
         assert_eq!(list.len(), FAULT_COUNT_MAX + 1);
         assert_eq!(list[FAULT_COUNT_MAX].to_string(), "2:1: and 70 more");
+    }
+
+    #[test]
+    fn a_fault_touches_what_it_is_in_and_what_is_in_it() {
+        let faults_at = |path: &str| {
+            let mut faults = Faults::default();
+            faults.push(Violation::new(path, "is wrong"));
+            faults
+        };
+        let faults = faults_at("spec.limits.memory_mb");
+        let paths =
+            ["spec", "spec.limits", "spec.limits.memory_mb", "spec.limits.memory", "spec.tty"];
+        assert_eq!(paths.map(|path| faults.touch(path)), [true, true, true, false, false]);
+        assert!(faults_at("spec.command[1]").touch("spec.command"));
+        assert!(faults_at("spec.env").touch("spec.env.PORT"));
+        assert!(faults_at("").touch("spec.tty"), "the document itself");
+        assert!(!Faults::default().touch("spec"));
+    }
+
+    #[test]
+    fn an_unknown_field_touches_the_one_that_is_not_there_and_was_meant() {
+        let touches = |json: serde_json::Value| {
+            let mut faults = Faults::default();
+            faults.fields("spec", &json.into(), &["image", "tty"], |_, _, _, _| ());
+            ["spec.image", "spec.tty"].map(|path| faults.touch(path))
+        };
+        assert_eq!(touches(serde_json::json!({"imgae": 1})), [true, false]);
+        assert_eq!(touches(serde_json::json!({"imgae": 1, "image": 1})), [false, false]);
+        assert_eq!(touches(serde_json::json!({"color": 1})), [false, false]);
+    }
+
+    #[test]
+    fn faults_found_later_are_put_where_they_stand() {
+        let json =
+            serde_json::json!({"a": {"b": 1, "list": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]}, "c": 1});
+        let node = Node::from(json);
+        let mut faults = Faults::default();
+        for path in ["a.list[2]", "a.list[10]", "c"] {
+            faults.push(Violation::new(path, "is wrong"));
+        }
+        let later = ["d", "a.list[3]", "a.b", "a"].map(|path| Violation::new(path, "is wrong"));
+        let list = faults.and_later(later, &node).into_list();
+        let paths: Vec<&str> = list.iter().map(|fault| fault.path.as_str()).collect();
+        assert_eq!(paths, ["d", "a", "a.b", "a.list[2]", "a.list[3]", "a.list[10]", "c"]);
     }
 
     #[test]

@@ -65,6 +65,16 @@ const MEANT_COUNT_MAX: usize = 64;
 
 /// `; did you mean "x"?`, if one of `known` is near enough to be what was meant.
 pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    did_you_mean(nearest(word, known))
+}
+
+/// A suggestion of what was meant, if anything was.
+pub fn did_you_mean(meant: Option<&str>) -> String {
+    meant.map_or_else(String::new, |meant| format!("; did you mean \"{meant}\"?"))
+}
+
+/// The one of `known` that is near enough to be what was meant.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let length = word.chars().count();
     let near = known
         .into_iter()
@@ -75,7 +85,7 @@ pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> S
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
         .filter(|(distance, candidate)| *distance <= slack(candidate))
         .min();
-    near.map_or_else(String::new, |(_, candidate)| format!("; did you mean \"{candidate}\"?"))
+    near.map(|(_, candidate)| candidate)
 }
 
 /// How many letters may be wrong.

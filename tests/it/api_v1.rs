@@ -87,7 +87,7 @@ async fn all_faults_of_a_document_come_back_with_their_paths() {
         .iter()
         .map(|one| one["path"].as_str().unwrap())
         .collect();
-    assert_eq!(paths, ["spec.limits.memory", "spec.tty"]);
+    assert_eq!(paths, ["spec.image", "spec.limits.memory", "spec.tty"]);
     let other =
         desk.ask("PUT", "/v1/sandboxes/other", &document("web", &sleeper()).to_string()).await;
     assert_eq!(other.status, 422);
