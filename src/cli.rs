@@ -119,6 +119,12 @@ enum Asked {
         #[arg(long = "file", short = 'f', value_name = "FILE", num_args = 1..)]
         files: Vec<PathBuf>,
     },
+    /// Say which fields of sandboxes would change from what to what; exit 2 when any would
+    Diff {
+        /// Files, or directories of them; - is standard input
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
     /// Create or change sandboxes from files
     Apply {
         /// Files, or directories of them; - is standard input
@@ -127,6 +133,10 @@ enum Asked {
         /// Only say what would happen
         #[arg(long)]
         dry_run: bool,
+        /// Delete what was declared over the API and is in none of the files; not what is a file's, as all is with
+        /// "store": "files"
+        #[arg(long)]
+        prune: bool,
     },
     /// List sandboxes, or show one; `get files` and `get images` list those
     Get { name: Option<String> },
@@ -284,10 +294,15 @@ async fn ask(cli: &Cli, command: Asked) -> anyhow::Result<ExitCode> {
     let config = config_path(cli);
     match command {
         Asked::Plan { files } => plan(&client, &files, &config, output).await,
-        Asked::Apply { files, dry_run } => {
+        Asked::Diff { files } => diff(&client, &files, &config, output).await,
+        Asked::Apply { files, dry_run, prune } => {
             // As the command itself, not as the files.
             let dry = dry_run.then_some(&Desired(None));
-            show::applied(&apply(&client, &files, dry).await?, output)?;
+            let mut results = apply(&client, &files, dry).await?;
+            if prune {
+                self::prune(&client, dry_run, &mut results).await?;
+            }
+            show::applied(&results, output)?;
             Ok(ExitCode::SUCCESS)
         }
         Asked::Prove { subject } => prove::prove(&client, &config, &subject, output).await,
@@ -363,12 +378,53 @@ async fn plan(
         show::plan(&plan, output)?;
         plan["steps"].as_array().is_some_and(|steps| !steps.is_empty())
     } else {
-        let desired = Desired(config::load(config).ok().map(|config| config.desired_path));
-        let results = apply(client, files, Some(&desired)).await?;
+        let results = preview(client, files, config).await?;
         show::applied(&results, output)?;
-        results.iter().any(|result| result["action"] != "unchanged")
+        would_change(&results)
     };
     Ok(ExitCode::from(if changes { 2 } else { 0 }))
+}
+
+async fn diff(
+    client: &Client,
+    files: &[PathBuf],
+    config: &Path,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let results = preview(client, files, config).await?;
+    show::differences(&results, output)?;
+    Ok(ExitCode::from(if would_change(&results) { 2 } else { 0 }))
+}
+
+/// What files would change, each as the file of specs that it is, if it is one.
+async fn preview(client: &Client, files: &[PathBuf], config: &Path) -> anyhow::Result<Vec<Value>> {
+    let desired = Desired(config::load(config).ok().map(|config| config.desired_path));
+    apply(client, files, Some(&desired)).await
+}
+
+fn would_change(results: &[Value]) -> bool {
+    results.iter().any(|result| result["action"] != "unchanged")
+}
+
+/// Deletes what is the API's and in none of the files that were applied, and says so among the results.
+async fn prune(client: &Client, dry_run: bool, results: &mut Vec<Value>) -> anyhow::Result<()> {
+    let all = client.get("/v1/sandboxes").await?;
+    let is_named = |name: &Value| results.iter().any(|result| result["name"] == *name);
+    let left: Vec<Value> = all["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|one| one["metadata"]["owner"] == "api" && !is_named(&one["metadata"]["name"]))
+        .map(|one| one["metadata"]["name"].clone())
+        .collect();
+    for name in left {
+        if !dry_run {
+            let path = client::part(name.as_str().unwrap_or_default());
+            client.delete(&format!("/v1/sandboxes/{path}?keep_workspace=true")).await?;
+        }
+        results.push(serde_json::json!({"name": name, "action": "delete", "effect": "stop"}));
+    }
+    Ok(())
 }
 
 /// The directory of specs, as far as it is known.

@@ -12,7 +12,7 @@ use crate::api::{ApiError, Shared, declare, request};
 use crate::desired::parse::parse;
 use crate::model::admission::Admitted;
 use crate::model::text::escaped;
-use crate::model::{ConditionType, Owner, Sandbox, Truth, Violation};
+use crate::model::{ConditionType, Owner, Sandbox, Spec, Truth, Violation};
 use crate::plan::diff::{self, Effect};
 use crate::plan::{Next, Step};
 use crate::store::edit::{Precondition, Put};
@@ -98,7 +98,22 @@ async fn preview(api: &Shared, document: &Admitted, owner: &Owner) -> Value {
         .filter(|_| old.live().is_some())
         .map(|(name, effect)| (*name, effect.word()))
         .collect();
-    json!({"name": name, "action": action, "effect": effect, "fields": fields, "effects": effects})
+    let changes = values(&old.spec, &document.spec, &fields);
+    json!({"name": name, "action": action, "effect": effect, "fields": fields, "effects": effects,
+        "changes": changes})
+}
+
+/// What each of these fields is, and would be.
+fn values(old: &Spec, new: &Spec, fields: &[&str]) -> BTreeMap<String, Value> {
+    if fields.is_empty() {
+        return BTreeMap::new();
+    }
+    let [old, new] = [old, new].map(|spec| serde_json::to_value(spec).unwrap_or_default());
+    // Limits are named as if there were nothing else.
+    let at =
+        |spec: &Value, name: &str| spec.get(name).or_else(|| spec["limits"].get(name)).cloned();
+    let both = |name: &&str| json!({"from": at(&old, name), "to": at(&new, name)});
+    fields.iter().map(|name| ((*name).to_owned(), both(name))).collect()
 }
 
 fn in_the_way(asker: &Owner, old: &Sandbox) -> Option<String> {

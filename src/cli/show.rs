@@ -402,6 +402,26 @@ pub(super) fn applied(results: &[Value], output: Output) -> anyhow::Result<()> {
     )
 }
 
+/// Each field that would change, as it is and as it would be.
+pub(super) fn differences(results: &[Value], output: Output) -> anyhow::Result<()> {
+    if !output.is_for_people() {
+        return value(&Value::Array(results.to_vec()), output);
+    }
+    for result in results.iter().filter(|result| result["action"] != "unchanged") {
+        let how = [&result["action"], &result["effect"], &result["why"]];
+        let how: Vec<String> = how.into_iter().filter(|one| !one.is_null()).map(text).collect();
+        line(&format!("{}: {}", text(&result["name"]), how.join(", ")))?;
+        for (field, change) in result["changes"].as_object().into_iter().flatten() {
+            for (mark, side) in [('-', "from"), ('+', "to")] {
+                if !change[side].is_null() {
+                    line(&format!("  {mark} {field}: {}", change[side]))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn plan(plan: &Value, output: Output) -> anyhow::Result<()> {
     if !output.is_for_people() {
         return value(plan, output);

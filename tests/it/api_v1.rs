@@ -116,7 +116,8 @@ async fn apply_says_first_and_does_then() {
     assert_eq!(
         dry.json["results"][0],
         json!({"name": "a", "action": "change", "effect": "restart",
-        "fields": ["command"], "effects": {"command": "restart"}})
+        "fields": ["command"], "effects": {"command": "restart"},
+        "changes": {"command": {"from": ["sleep", "1000"], "to": ["sleep", "2000"]}}})
     );
     desk.write_spec("f.yaml", "owned", &sleeper());
     desk.wait_phase("owned", "Running").await;
@@ -407,6 +408,52 @@ async fn the_command_line_finds_the_daemon_and_prints_for_people_and_programs() 
     assert_eq!(code, 2);
     let want = "web.yaml:6:3: spec.comand: unknown field; did you mean \"command\"?\n  6 |   comand: [bash";
     assert!(out.contains(want), "{out}");
+}
+
+#[tokio::test]
+async fn what_would_change_is_told_field_by_field_and_what_is_in_no_file_can_go() {
+    let desk = Desk::new().await;
+    std::fs::create_dir(desk.path("specs")).unwrap();
+    let write = |name: &str, memory: u64| {
+        let text = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox", "metadata": {"name": name},
+            "spec": {"command": ["sleep", "1000"], "limits": {"memory_mb": memory}}});
+        std::fs::write(desk.path(&format!("specs/{name}.yaml")), text.to_string()).unwrap();
+    };
+    for name in ["a", "b", "c"] {
+        write(name, 64);
+    }
+    let specs = desk.path("specs");
+    let specs = specs.to_str().unwrap();
+    let (code, out, _) = desk.cli(&["diff", specs]);
+    assert!(code == 2 && out.contains("a: create, start\n"), "{out}");
+    assert_eq!(desk.cli(&["apply", "-f", specs]).0, 0);
+    assert_eq!(desk.cli(&["diff", specs]), (0, String::new(), String::new()));
+    for name in ["a", "b", "c"] {
+        desk.wait_phase(name, "Running").await;
+    }
+    write("a", 128);
+    let (code, out, _) = desk.cli(&["diff", &format!("{specs}/a.yaml")]);
+    assert!(code == 2 && out.starts_with("a: change, live\n"), "{out}");
+    assert!(out.contains("  - memory_mb: 64\n  + memory_mb: 128\n"), "{out}");
+    // What is in no file goes with its word, and only then.
+    std::fs::remove_file(desk.path("specs/b.yaml")).unwrap();
+    desk.write_spec("filed.yaml", "filed", &json!({"command": ["sleep", "1000"]}));
+    desk.wait_phase("filed", "Running").await;
+    let (_, out, _) = desk.cli(&["apply", "-f", specs, "--prune", "--dry-run"]);
+    let pruned = |out: &str| {
+        let rows = out.lines().filter(|row| row.contains("delete"));
+        rows.map(|row| row.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    // Where the API declares in files, what it declared is a file like others.
+    let is_filed = crate::STORE == "files";
+    let goes: &[&str] = if is_filed { &[] } else { &["b"] };
+    assert_eq!(pruned(&out), goes, "{out}");
+    assert_eq!(desk.sandbox("b").await["status"]["phase"], "Running");
+    assert_eq!(pruned(&desk.cli(&["apply", "-f", specs, "--prune"]).1), goes);
+    if !is_filed {
+        desk.wait_for("b", "gone", |sandbox| sandbox["error"] == "Not found").await;
+    }
+    desk.wait_phase("filed", "Running").await;
 }
 
 /// Until `sodiumd plan` has nothing to do: after a restart and a kill, it first has.
