@@ -257,6 +257,11 @@ pub enum DriverError {
 }
 
 impl DriverError {
+    /// Was there nobody to ask: not there yet, or just gone? The next look tells which.
+    pub fn is_unheard(&self) -> bool {
+        matches!(self, Self::Shim { source: ClientError::Connect(_), .. })
+    }
+
     /// Would the same request fare better later, with nothing changed?
     pub fn is_transient(&self) -> bool {
         match self {

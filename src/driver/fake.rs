@@ -22,6 +22,7 @@ use crate::driver::{
 };
 use crate::fault::{self, Bug};
 use crate::model::{Iid, Isolation, LimitStatus, Observed};
+use crate::shim::client::ClientError;
 use crate::sys::SysError;
 
 /// A driver of one daemon; the machine outlives it.
@@ -82,7 +83,12 @@ impl FakeDriver {
         point(stage)?;
         let mut machine = self.machine();
         let epoch = self.epoch;
+        let is_born = machine.shim(iid).is_some_and(|shim| shim.stage == Stage::Born);
         match machine.answering(iid) {
+            None if is_born => {
+                let source = ClientError::Connect(io::ErrorKind::NotFound.into());
+                return Err(DriverError::Shim { stage, source });
+            }
             None => return Err(failed(stage, "the shim does not answer")),
             Some(shim) if shim.epoch > epoch => {
                 return Err(failed(stage, "a newer daemon has taken over"));

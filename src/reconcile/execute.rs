@@ -23,7 +23,7 @@ use crate::reconcile::world::{Again, RESYNC, World};
 use crate::store::{Core, Snapshot, StoreError};
 
 /// How soon to look at something that is expected to be over in a moment.
-const SOON: Span = Span(5);
+pub(super) const SOON: Span = Span(5);
 
 /// Why a step was not carried out.
 #[derive(Debug, thiserror::Error)]

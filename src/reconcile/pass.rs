@@ -9,7 +9,7 @@ use crate::error::chain;
 use crate::fault::{self, Bug};
 use crate::model::{Sandbox, SandboxName, Span, Time};
 use crate::plan::{Next, Plan, View, plan};
-use crate::reconcile::execute::{self, StepError};
+use crate::reconcile::execute::{self, SOON, StepError};
 use crate::reconcile::world::{Again, RESYNC, World};
 use crate::store::StoreError;
 
@@ -73,6 +73,10 @@ fn failed(name: &SandboxName, error: &StepError) -> Again {
         StepError::Store(error) => {
             warn!(sandbox = name.as_str(), error = chain(error), "step not stored");
             Again::In(RETRY)
+        }
+        StepError::Driver(error) if error.is_unheard() => {
+            debug!(sandbox = name.as_str(), error = chain(error), "nobody to ask");
+            Again::In(SOON)
         }
         StepError::Driver(error) => {
             warn!(sandbox = name.as_str(), error = chain(error), "step failed");
