@@ -146,7 +146,9 @@ fn with_answering(view: &View<'_>, instance: &Instance) -> (Next, String) {
     if instance.generation != view.sandbox.generation && may_change {
         return change_in_place(view, instance);
     }
-    let healthy_at = backoff::healthy_at(view.sandbox, instance);
+    // What has ended by itself while its end cannot be kept, on a full disk, grows no healthier.
+    let runs = matches!(view.observed, Observed::Running { .. });
+    let healthy_at = backoff::healthy_at(view.sandbox, instance).filter(|_| runs);
     if healthy_at.is_some_and(|at| at <= view.now) {
         let why = "it ran long enough to be called healthy".to_owned();
         return (Next::Do(Step::MarkHealthy), why);

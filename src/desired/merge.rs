@@ -309,7 +309,8 @@ fn gave_up(input: &Merge<'_>, claims: &Claims, owner: &str, name: &SandboxName) 
         return !documents.iter().any(|document| document.name == *name);
     }
     let is_without = input.snapshot.files.get(owner).is_some_and(|record| {
-        let is_missing = record.missing.contains_key(name);
+        // One that is there again with a fault in it keeps what it had.
+        let is_missing = record.missing.contains_key(name) && !input.scan.read.contains_key(owner);
         let may_declare = record.conflicts.contains_key(name)
             || record.given_names.contains(name)
             || !record.faults.is_empty();

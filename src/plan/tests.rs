@@ -260,6 +260,8 @@ fn back_off_grows_is_bounded_and_ends_with_health() {
     let now = Time(NOW.0 + 60_000);
     let later = plan(&View::of(&sandbox, &RUNS, now, &policy()));
     assert_eq!(later.next, Next::Do(Step::MarkHealthy));
+    let ended = plan(&View::of(&sandbox, &STOPS, now, &policy()));
+    assert_ne!(ended.next, Next::Do(Step::MarkHealthy), "it ended before it was told to");
 }
 
 #[test]

@@ -292,6 +292,19 @@ fn a_bad_text_that_was_away_for_a_while_changes_nothing() {
 }
 
 #[test]
+fn a_file_that_comes_back_with_a_fault_keeps_its_sandbox_though_another_declares_it() {
+    let mut desk = Desk::new();
+    desk.write("a.yaml", &["a"]);
+    desk.look();
+    desk.remove("a.yaml");
+    desk.look();
+    std::fs::write(desk.dir.path().join("a.yaml"), "spec: [").unwrap();
+    desk.write("b.yaml", &["a"]);
+    desk.look();
+    assert_eq!(desk.names(), "a=file:a.yaml");
+}
+
+#[test]
 fn a_clock_that_is_set_back_puts_no_removal_off() {
     let mut desk = Desk::new();
     desk.write("a.yaml", &["a"]);
