@@ -14,11 +14,12 @@ export RUST_BACKTRACE ?= 1
 # gVisor as Debian has it: the version of its stable release, and the one that is recommended.
 RUNSC := target/runsc/bookworm target/runsc/bookworm-backports
 
-.PHONY: help run test walls test-vm deb tarball package fuzz simulate torture bench soak audit build tools runsc clean
+.PHONY: help run test check walls test-vm deb tarball package fuzz simulate torture bench soak mutants audit build tools runsc clean
 
 help:
 	@echo "make run     build, start the daemon on $(CONFIG) with the sandboxes of desired/"
 	@echo "make test    every check"
+	@echo "make check   the quick ones, without root"
 	@echo "make walls   every attack on the walls, and nothing else"
 	@echo "make test-vm  what only cgroup v2 and systemd can show, in an emulated machine; MACHINE=systemd TOPIC=service for one"
 	@echo "make deb     a package, in target/package; make tarball for other systems"
@@ -27,6 +28,7 @@ help:
 	@echo "make torture MINUTES=10      the real daemon, while everything about it is killed, stopped and changed"
 	@echo "make bench   sodiumd beside its references, with ratios"
 	@echo "make soak MINUTES=10         an hour's work in ten minutes, and whether the daemon is then what it was"
+	@echo "make mutants SHARD=0/100     mistakes made on purpose, and whether a test notices"
 	@echo "make audit   licences, sources and duplicate crates "
 
 # As root, the host uids of sandboxes are reserved first, so that nobody else on this host is given any.
@@ -45,6 +47,12 @@ test: tools $(RUNSC)
 	$(CARGO) test --locked --quiet
 	$(MAKE) --no-print-directory test-vm
 	$(MAKE) --no-print-directory torture MINUTES=3
+
+# What takes two minutes and needs neither root nor a runtime: while something is being written.
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets --quiet -- -D warnings
+	SEEDS=$(or $(SEEDS),40) $(CARGO) test --locked --quiet --lib -- --skip sweep
 
 # What docs/security.md names, each an attack; part of `make test` too.
 WALLS := walls walls_ledger door trees policy fair filter bounds pays driver_contract exec gvisor:: \
@@ -124,6 +132,11 @@ tarball: package
 	cp target/package/man/*.1 target/package/tree/share/man/man1/
 	tar -C target/package/tree --owner=0 --group=0 --mode=u=rwX,go=rX -czf target/package/sodiumd-$(VERSION)-$(HOST).tar.gz bin share
 	@ls target/package/*.tar.gz
+
+# Some of the mistakes at a time: all of them take a day on two cpus.
+mutants: tools
+	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install cargo-mutants@25.3.1 --locked --quiet --debug
+	$(CARGO) mutants --shard $(or $(SHARD),0/100) --timeout 120 --output target -- --lib -- --skip simulation --skip protocol_model
 
 audit:
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny@0.20.2 --locked --quiet --debug

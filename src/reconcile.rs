@@ -37,3 +37,6 @@ pub use world::World;
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("blocking work neither panics nor is cancelled")
 }
+
+#[cfg(test)]
+mod tests;

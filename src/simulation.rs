@@ -16,6 +16,7 @@ mod daemon;
 mod dice;
 mod directory;
 mod history;
+mod pauses;
 mod scene;
 mod sweep;
 mod timers;

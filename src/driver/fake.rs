@@ -141,6 +141,7 @@ impl FakeDriver {
         let shim = Shim::new(order.uid, order.spec.resolved_command(), self.epoch, timeout_ms);
         let pid = machine.spawn(Some(order.iid.clone()), What::Shim(Box::new(shim)));
         machine.truth.starts += 1;
+        machine.truth.begun.insert(order.iid.clone());
         if fault::has(Bug::LockInherited)
             && let Some(shim) = machine.processes.get_mut(&pid)
         {
@@ -280,8 +281,8 @@ impl Driver for FakeDriver {
         point("cleaned up")
     }
 
-    fn usage(&self, _: &Iid) -> Usage {
-        Usage::default()
+    fn usage(&self, iid: &Iid) -> Usage {
+        self.machine().used.get(iid).copied().unwrap_or_default()
     }
 
     fn workload_cpu_usec(&self, _: &Iid) -> u64 {

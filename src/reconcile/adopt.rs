@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::driver::Driver;
 use crate::driver::host::Host;
 use crate::error::chain;
+use crate::fault;
 use crate::model::{Iid, Isolation, Observed};
 use crate::reconcile::world::World;
 use crate::store::{Snapshot, Store};
@@ -79,8 +80,9 @@ fn driver_of<'w>(world: &'w World, host: &Host, iid: &Iid) -> Option<&'w Arc<dyn
 
 /// What is on the host and in no record, and the records. The host is looked at first: what appears there
 /// has its record by then.
-fn unexplained(host: &Host, store: &Store) -> (Vec<Iid>, Arc<Snapshot>) {
+pub(super) fn unexplained(host: &Host, store: &Store) -> (Vec<Iid>, Arc<Snapshot>) {
     let mut residues = host.residues();
+    let _ = fault::reach("between host and store");
     let snapshot = store.snapshot();
     let instances = snapshot.sandboxes.values().filter_map(|one| one.instance.as_ref());
     let known: HashSet<&Iid> = instances.map(|instance| &instance.iid).collect();

@@ -117,7 +117,7 @@ fn count_all(world: &World, due: &[Arc<Sandbox>]) {
 }
 
 /// Returns whose files are to be counted, if anybody's may be.
-fn read_all(world: &World, now: Time, may_count: bool) -> Vec<Arc<Sandbox>> {
+pub(super) fn read_all(world: &World, now: Time, may_count: bool) -> Vec<Arc<Sandbox>> {
     if let Some(host) = &world.host {
         host.workspaces.volumes.note_room();
     }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::driver::fake::machine::Machine;
+use crate::driver::fake::machine::{Machine, Process, What};
 use crate::model::instance::LostCause;
 use crate::model::{ExitKind, Iid, Instance, InstancePhase, Owner, Sandbox, SandboxName, Time};
+use crate::simulation::pauses::Pauses;
 use crate::simulation::scene::Scene;
 use crate::store::{ChangeKind, Snapshot, Store};
 
@@ -19,6 +20,7 @@ pub(super) struct Checks {
     before: BTreeMap<Uuid, Arc<Sandbox>>,
     rv: u64,
     drained: bool,
+    pauses: Pauses,
     /// What a watcher has who never missed a change.
     watched: BTreeMap<SandboxName, Arc<Sandbox>>,
     watched_rv: Option<u64>,
@@ -62,6 +64,7 @@ impl Checks {
             return Err("that the host is drained was acknowledged and reverted".to_owned());
         }
         let machine = scene.machine();
+        stays_down(scene, &machine)?;
         for sandbox in snapshot.sandboxes.values() {
             self.sandbox(scene, &machine, sandbox)?;
         }
@@ -95,16 +98,21 @@ impl Checks {
                 return Err(format!("{name} changed hands, and nobody transferred it"));
             }
             started_in_time(scene, &before, sandbox)?;
+            // A clock that jumps makes pauses as long as it likes.
+            if !scene.jumped {
+                self.pauses.check(machine, &before, sandbox, scene.now)?;
+            }
             let n = |one: &Sandbox| one.instance.as_ref().map_or(0, |instance| instance.n);
             if self.drained && n(sandbox) > n(&before) {
                 return Err(format!("{name} was started on a host that is drained"));
             }
         }
         let Some(instance) = &sandbox.instance else { return Ok(()) };
-        if instance.phase == InstancePhase::Dead {
-            self.dead(machine, instance)?;
+        match instance.phase {
+            InstancePhase::Dead => self.dead(machine, instance),
+            InstancePhase::Starting | InstancePhase::Running => not_asked_to_end(machine, instance),
+            InstancePhase::Stopping => Ok(()),
         }
-        Ok(())
     }
 
     /// A row that says dead is right, and says how.
@@ -118,9 +126,10 @@ impl Checks {
             return Err(format!("{iid} is said to have ended as {} did", exit.iid));
         }
         if let Some(told) = machine.truth.told.get(iid)
-            && *told != exit.kind
+            && told.exit.kind != exit.kind
         {
-            return Err(format!("{iid}: its shim told {told:?}, the record says {:?}", exit.kind));
+            let (told, said) = (&told.exit.kind, &exit.kind);
+            return Err(format!("{iid}: its shim told {told:?}, the record says {said:?}"));
         }
         let invented = match &exit.kind {
             ExitKind::Lost { cause: LostCause::NeverStarted } => {
@@ -200,7 +209,34 @@ fn promises(scene: &Scene, snapshot: &Snapshot) -> Verdict {
     Ok(())
 }
 
-/// What failed is not started again before its time.
+/// Whoever was told that something is to end sees nothing of it begin, until somebody asks for that.
+fn stays_down(scene: &Scene, machine: &Machine) -> Verdict {
+    for (uid, instances) in &scene.ended {
+        let last = Iid::new(*uid, *instances);
+        let mut begun = machine.truth.begun.iter();
+        if let Some(later) = begun.find(|iid| iid.is_later_than(&last)) {
+            return Err(format!("{later} was started after its end was acknowledged"));
+        }
+    }
+    Ok(())
+}
+
+/// A shim hears that it is to end what it watches when the store has it, and not before: until then
+/// somebody may be told that it runs on.
+fn not_asked_to_end(machine: &Machine, instance: &Instance) -> Verdict {
+    let of_it = |process: &&Process| process.iid.as_ref() == Some(&instance.iid);
+    let reason = machine.processes.values().filter(of_it).find_map(|process| match &process.what {
+        // That its time is over it knows by itself.
+        What::Shim(shim) => shim.reason.as_ref().filter(|reason| *reason != "timeout"),
+        What::Daemon | What::Workload { .. } | What::Helper | What::Stranger => None,
+    });
+    match reason {
+        Some(why) => Err(format!("{} is {:?}, and was ended: {why}", instance.iid, instance.phase)),
+        None => Ok(()),
+    }
+}
+
+/// What failed is not started again before the time that the store has promised.
 fn started_in_time(scene: &Scene, before: &Sandbox, now: &Sandbox) -> Verdict {
     let (Some(old), Some(new)) = (&before.instance, &now.instance) else { return Ok(()) };
     let again = new.n > old.n && new.generation == old.generation && new.request == old.request;

@@ -1,6 +1,7 @@
 //! One life of the daemon: its own store, queue and loop, one pass at a time, until it is killed.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::rc::Rc;
@@ -15,7 +16,7 @@ use crate::driver::fake::FakeDriver;
 use crate::driver::fake::machine::What;
 use crate::fault;
 use crate::live::Live;
-use crate::model::{Isolation, Owner, SandboxName};
+use crate::model::{Isolation, Owner, Sandbox, SandboxName};
 use crate::reconcile::World;
 use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
@@ -24,6 +25,7 @@ use crate::reconcile::pass::pass_blocking;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::task::{Wishes, finish};
 use crate::reconcile::turns::Turns;
+use crate::simulation::directory::Directory;
 use crate::simulation::scene::{Scene, rules};
 use crate::store::{Store, StoreError, database_path, files};
 
@@ -148,6 +150,8 @@ impl Daemon {
                 scan.read.retain(|path, _| (path == "x.yaml") == kept);
                 scan.present.retain(|path| (path == "x.yaml") == kept);
             }
+            // What is written meanwhile is not.
+            scene.directory.unread.retain(|path| !scan.read.contains_key(path));
             scene.note(format!("scan, complete: {complete}"));
             (scan, scene.directory.clone(), scene.now, rules())
         };
@@ -158,26 +162,31 @@ impl Daemon {
         let changes = merged.changes;
         let names: Vec<SandboxName> = changes.names().cloned().collect();
         let done = survive(scene, || {
+            let mut left = BTreeSet::new();
             for slice in changes.slices(1) {
-                store.write_blocking(move |core| files::apply(core, slice, now))?;
+                left.extend(store.write_blocking(move |core| files::apply(core, slice, now))?);
             }
-            Ok::<_, StoreError>(())
+            Ok::<_, StoreError>(left)
         });
         for name in names {
             self.queue.push(&name);
         }
         let mut scene = scene.borrow_mut();
         for (name, after) in &self.world.store.snapshot().sandboxes {
-            let Owner::File(path) = &after.owner else { continue };
-            let newly = after.deletion.is_some()
-                && before.sandboxes.get(name).is_some_and(|one| one.deletion.is_none());
-            let right = scene.confirmed || (!seen.away && !seen.declares(path, name.as_str()));
-            if newly && !right && !scene.deleted.contains(&after.uid) {
-                return Err(format!("{name} was removed, and {path} still declares it"));
+            let was = before.sandboxes.get(name);
+            if let Some(why) = was.and_then(|was| misjudged(&scene, &seen, was, after)) {
+                return Err(why);
             }
         }
+        let killed = done.is_none() || !self.lives(&scene);
+        // What was not taken is as good as not read.
+        let left: BTreeSet<String> = match done {
+            Some(Ok(left)) => left,
+            Some(Err(_)) | None => scan.read.keys().cloned().collect(),
+        };
+        scene.directory.unread.extend(left);
         scene.note("scanned");
-        Ok(if done.is_none() || !self.lives(&scene) { Turn::Killed } else { Turn::Passed })
+        Ok(if killed { Turn::Killed } else { Turn::Passed })
     }
 
     /// When it next has something to do, if nothing happens: in milliseconds since the beginning.
@@ -185,6 +194,21 @@ impl Daemon {
         let due = self.queue.next_due()?.saturating_duration_since(*BEGAN);
         Some(u64::try_from(due.as_millis()).unwrap())
     }
+}
+
+/// What a look at the files has done to a sandbox of theirs, and must not.
+fn misjudged(scene: &Scene, seen: &Directory, before: &Sandbox, after: &Sandbox) -> Option<String> {
+    let Owner::File(path) = &after.owner else { return None };
+    let name = after.name.as_str();
+    let newly = after.deletion.is_some() && before.deletion.is_none();
+    let right = scene.confirmed || (!seen.away && !seen.declares(path, name));
+    if newly && !right && !scene.deleted.contains(&after.uid) {
+        return Some(format!("{name} was removed, and {path} still declares it"));
+    }
+    let Owner::File(was) = &before.owner else { return None };
+    let moved = before.uid == after.uid && was != path;
+    let has_it = seen.declares(was, name) && !seen.unread.contains(was);
+    (moved && has_it).then(|| format!("{path} has {name}, which {was} still declares"))
 }
 
 fn clock(scene: &Scene) -> Instant {

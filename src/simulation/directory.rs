@@ -17,6 +17,8 @@ const MOUNT_POINT: (u64, u64) = (9, 9);
 pub(super) struct Directory {
     files: BTreeMap<String, File>,
     pub(super) away: bool,
+    /// Files whose present text no look has taken.
+    pub(super) unread: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -42,6 +44,7 @@ impl Directory {
             4 => {
                 let text = "kind: Sandbox\nmetadata: {name".to_owned();
                 self.files.insert(path.to_owned(), File { text, names: None });
+                self.unread.insert(path.to_owned());
                 format!("half write {path}")
             }
             5 => {
@@ -50,9 +53,7 @@ impl Directory {
             }
             6 => {
                 let to = dice.pick(&PATHS);
-                if let Some(file) = self.files.remove(path) {
-                    self.files.insert(to.to_owned(), file);
-                }
+                self.rename(path, to);
                 format!("rename {path} to {to}")
             }
             _ => {
@@ -68,6 +69,7 @@ impl Directory {
         let documents: Vec<String> = names.iter().map(document).collect();
         let file = File { text: documents.join("---\n"), names: Some(names.clone()) };
         self.files.insert(path.to_owned(), file);
+        self.unread.insert(path.to_owned());
     }
 
     pub(super) fn remove(&mut self, path: &str) {
@@ -77,15 +79,17 @@ impl Directory {
     pub(super) fn rename(&mut self, from: &str, to: &str) {
         if let Some(file) = self.files.remove(from) {
             self.files.insert(to.to_owned(), file);
+            self.unread.insert(to.to_owned());
         }
     }
 
-    /// All faults mended, and everything asked to run on.
+    /// All faults mended, and everything asked to run on, in words that nobody has read before.
     pub(super) fn heal(&mut self) {
         self.away = false;
         for (path, file) in self.files.clone() {
             let names = file.names.unwrap_or_else(|| [NAMES[2]].into());
-            self.write(&path, &names, &body(&["sleep", "1"], "always", 32));
+            let body = body(&["sleep", "1"], "always", 32) + "# for good\n";
+            self.write(&path, &names, &body);
         }
     }
 
@@ -93,6 +97,14 @@ impl Directory {
     pub(super) fn declares(&self, path: &str, name: &str) -> bool {
         let file = self.files.get(path);
         file.is_some_and(|file| file.names.as_ref().is_none_or(|names| names.contains(name)))
+    }
+
+    /// Who declares what, as far as that can be told.
+    pub(super) fn documents(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        self.files.iter().flat_map(|(path, file)| {
+            let names = file.names.iter().flatten();
+            names.map(move |name| (path.as_str(), *name))
+        })
     }
 
     /// What a look finds.

@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use crate::model::{Hold, Iid, Owner, Phase, Sandbox};
+use crate::model::{Hold, Iid, Owner, Phase, Sandbox, SandboxName};
 use crate::simulation::checks::Checks;
 use crate::simulation::daemon::{Daemon, Shared, Turn};
+use crate::simulation::directory::Directory;
 use crate::simulation::scene::{Scene, Swarm, spec};
+use crate::store::Snapshot;
 
 /// Events until the faults stop.
 const EVENTS: u64 = 120;
@@ -235,11 +237,15 @@ impl History {
         let scene = self.scene.borrow();
         let running: BTreeSet<Iid> = scene.machine().running().into_iter().collect();
         let mut live = BTreeSet::new();
-        for sandbox in daemon.world.store.snapshot().sandboxes.values() {
+        let snapshot = daemon.world.store.snapshot();
+        for sandbox in snapshot.sandboxes.values() {
             if let Some(why) = wrong(sandbox, &running) {
                 return Some(format!("{}: {why}", sandbox.name));
             }
             live.extend(sandbox.live().map(|live| live.iid.clone()));
+        }
+        if let Some(why) = not_as_declared(&scene.directory, &snapshot) {
+            return Some(why);
         }
         let machine = scene.machine();
         let residues = machine.residues();
@@ -260,6 +266,30 @@ impl History {
         let end = &end[end.len().saturating_sub(TAIL)..];
         [faults, begin, end].concat().join("\n")
     }
+}
+
+/// Which document of the healed directory is not in force. Sandboxes of people's go before files.
+fn not_as_declared(directory: &Directory, snapshot: &Snapshot) -> Option<String> {
+    let wanted = spec(&["sleep", "1"], "always", 32);
+    directory.documents().find_map(|(path, name)| {
+        let mine = |(_, other): &(&str, &str)| *other == name;
+        let paths: Vec<&str> = directory.documents().filter(mine).map(|(path, _)| path).collect();
+        let Some(sandbox) = snapshot.sandboxes.get(&SandboxName::try_from(name).unwrap()) else {
+            // Where several declare what does not exist, none of them is believed.
+            let alone = paths.len() == 1;
+            return alone.then(|| format!("{path} declares {name}, which does not exist"));
+        };
+        match &sandbox.owner {
+            Owner::Api => None,
+            Owner::File(owner) if !paths.contains(&owner.as_str()) => {
+                Some(format!("{path} declares {name}, and {owner} has it"))
+            }
+            Owner::File(owner) if *sandbox.spec != wanted => {
+                Some(format!("{name} is not as {owner} declares it: {:?}", sandbox.spec))
+            }
+            Owner::File(_) => None,
+        }
+    })
 }
 
 fn wrong(sandbox: &Sandbox, running: &BTreeSet<Iid>) -> Option<String> {

@@ -12,8 +12,8 @@ use crate::driver::fake::shim::Stage;
 use crate::model::draft::read_spec;
 use crate::model::tree::Faults;
 use crate::model::{
-    Deletion, ExitKind, Isolation, Limits, Owner, Power, RestartPolicy, Sandbox, SandboxName, Spec,
-    Time, admission,
+    Deletion, ExitKind, Hold, Isolation, Limits, Owner, Power, RestartPolicy, Sandbox, SandboxName,
+    Spec, Time, admission,
 };
 use crate::simulation::dice::Dice;
 use crate::simulation::directory::Directory;
@@ -93,6 +93,8 @@ pub(super) struct Scene {
     pub(super) promises: BTreeMap<Uuid, Promise>,
     /// Whom somebody wanted to be gone, whoever owns it.
     pub(super) deleted: BTreeSet<Uuid>,
+    /// What is to stay down, as somebody was told, and how many instances it had until then.
+    pub(super) ended: BTreeMap<Uuid, u64>,
     /// What was last acknowledged about the host as a whole.
     pub(super) drained: Option<bool>,
     /// Whether somebody confirmed that what is missing may go.
@@ -120,6 +122,7 @@ impl Scene {
             directory: Directory::default(),
             promises: BTreeMap::new(),
             deleted: BTreeSet::new(),
+            ended: BTreeMap::new(),
             drained: None,
             confirmed: false,
             trace: Vec::new(),
@@ -330,6 +333,12 @@ impl Scene {
 
     fn promise(&mut self, done: Option<edit::Outcome<Arc<Sandbox>>>) {
         let Some(Ok(Ok(sandbox))) = done else { return };
+        let is_held = matches!(sandbox.power.hold, Some(Hold::Stopped | Hold::Killed));
+        if is_held || sandbox.deletion.is_some() {
+            self.ended.entry(sandbox.uid).or_insert(sandbox.history.instances);
+        } else {
+            self.ended.remove(&sandbox.uid);
+        }
         if sandbox.owner != Owner::Api {
             return;
         }

@@ -10,6 +10,10 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::desk::{Answer, Desk, PATIENCE, TOKEN};
 
+/// What opens a WebSocket, beside the first line.
+const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
 fn connect(desk: &Desk) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", desk.port)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -99,6 +103,31 @@ async fn who_asks_too_often_is_told_when_to_come_again() {
         assert_eq!(desk.cli(&["get"]).0, 0);
         tokio::time::sleep(Duration::from_millis(400)).await;
         assert_eq!(desk.get("/v1/sandboxes").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn consoles_and_exec_sockets_count_among_the_requests_of_their_token() {
+    let bounds = json!({"requests_per_second": 1, "requests_per_second_per_peer": 0});
+    let desk = bounded(bounds).await;
+    let in_head = format!("Authorization: Bearer {TOKEN}\r\n");
+    let in_query = format!("?token={TOKEN}");
+    for path in ["/console/a", "/v1/sandboxes/a/exec"] {
+        for (query, header) in [("", &*in_head), (&*in_query, "")] {
+            let open = || {
+                let mut stream = connect(&desk);
+                let head =
+                    format!("GET {path}{query} HTTP/1.1\r\nHost: a\r\n{header}{UPGRADE}\r\n");
+                stream.write_all(head.as_bytes()).unwrap();
+                let mut line = [0; 12];
+                stream.read_exact(&mut line).unwrap();
+                String::from_utf8_lossy(&line).into_owned()
+            };
+            // There is no such sandbox, which is found out for who may ask that often.
+            let answers: Vec<String> = (0..60).map(|_| open()).collect();
+            let too_fast = answers.iter().any(|line| line == "HTTP/1.1 429");
+            assert!(too_fast, "{path}{query}: {answers:?}");
+        }
     }
 }
 
@@ -333,14 +362,12 @@ async fn streams_beyond_the_most_are_refused_and_free_again_when_their_client_le
     let desk = bounded(bounds).await;
     desk.write_spec("a.yaml", "a", &json!({"command": ["true"], "state": "stopped"}));
     desk.wait_phase("a", "Stopped").await;
-    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     for (path, more) in [
         ("/v1/sandboxes?watch=1", ""),
         ("/v1/events?follow=1", ""),
         ("/v1/sandboxes/a/logs?follow=1", ""),
-        ("/console/a", upgrade),
-        ("/v1/sandboxes/a/exec", upgrade),
+        ("/console/a", UPGRADE),
+        ("/v1/sandboxes/a/exec", UPGRADE),
     ] {
         let open = || {
             let mut stream = connect(&desk);
@@ -423,11 +450,9 @@ async fn a_frame_that_does_not_end_is_not_kept() {
     let desk = Desk::new().await;
     desk.write_spec("a.yaml", "a", &json!({"command": ["cat"], "limits": {"timeout_seconds": 0}}));
     desk.wait_phase("a", "Running").await;
-    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let open = |path: &str, token: &str| {
         let mut stream = connect(&desk);
-        let text = head("GET", path, upgrade).replace(TOKEN, token);
+        let text = head("GET", path, UPGRADE).replace(TOKEN, token);
         stream.write_all(text.as_bytes()).unwrap();
         let mut line = [0; 12];
         stream.read_exact(&mut line).unwrap();

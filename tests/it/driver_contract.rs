@@ -15,12 +15,15 @@ use sodiumd::driver::workspace::Workspaces;
 use sodiumd::driver::{Driver, DriverError, Order, StopOrder};
 use sodiumd::model::DiskRules;
 use sodiumd::model::{ExitKind, ExitRecord, Iid, Observed, SandboxName, Spec};
+use sodiumd::shim::client::Client;
+use sodiumd::shim::launch::SOCKET;
 use sodiumd::shim::spool::{Chunk, Reader};
 use uuid::Uuid;
 
 use crate::gvisor::versions;
 
 mod platform;
+mod time;
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -235,6 +238,30 @@ fn codes_of_ends_are_told_as_they_were() {
 }
 
 #[test]
+fn an_end_is_told_when_the_disk_has_it_and_not_before() {
+    for mut bench in real() {
+        let paths = bench.host.as_ref().unwrap().paths.clone();
+        let (exits, away) = (paths.state.join("instances"), paths.state.join("away"));
+        std::fs::rename(&exits, &away).unwrap();
+        let iid = bench.start(&spec(&["sh", "-c", "exit 7"]));
+        let socket = paths.run.join("i").join(iid.as_str()).join(SOCKET);
+        // Its shim tries to store what it knows before it answers anybody.
+        let knows = || Client::connect(&socket, 1).is_ok_and(|(_, state)| state.exit.is_some());
+        bench.wait(&iid, "known to have ended", |_| knows());
+        let seen = bench.driver.observe(&iid).unwrap();
+        assert!(matches!(seen, Observed::Stopping { .. }), "{}: {seen:?}", bench.label());
+        std::fs::rename(&away, &exits).unwrap();
+        assert_eq!(bench.wait_exit(&iid).kind, ExitKind::Exited { code: 7 });
+        // From here on nobody has to live to remember it.
+        bench.driver.kill_shim(&iid).unwrap();
+        let seen = bench.wait(&iid, "gone", |seen| matches!(seen, Observed::Gone { .. }));
+        let Observed::Gone { exit: Some(exit), .. } = seen else { panic!("{seen:?}") };
+        assert_eq!(exit.kind, ExitKind::Exited { code: 7 }, "{}", bench.label());
+        bench.driver.clean_up(&iid).unwrap();
+    }
+}
+
+#[test]
 fn nothing_is_left_after_clean_up_and_it_can_be_repeated() {
     for mut bench in benches() {
         let iid = bench.start(&spec(&["sleep", "1000"]));
@@ -338,6 +365,30 @@ fn each_sandbox_has_a_user_a_home_and_an_environment_of_its_own() {
         let told = "BUN_JSC_forceRAMSize DENO_V8_FLAGS GOMAXPROCS GOMEMLIMIT HOME LANG \
             MALLOC_ARENA_MAX NODE_OPTIONS PATH PWD PYTHON_CPU_COUNT SHLVL SODIUM_SANDBOX TERM USER _ ";
         assert_eq!(lines[3], told);
+    }
+}
+
+/// What root's group may read, such as a file of mode 0640, is none of a sandbox's.
+#[test]
+fn each_sandbox_has_a_group_of_its_own_and_no_other() {
+    for mut bench in real() {
+        let isolation = bench.driver.isolation();
+        let iid = bench.start(&spec(&["bash", "-c", "id -G; exec sleep 1000"]));
+        let pid = bench.wait_running(&iid).unwrap();
+        bench.wait(&iid, "groups", |_| bench.console().ends_with('\n'));
+        let inside = isolation != sodiumd::model::Isolation::Process;
+        let want = if inside { "1000\n" } else { "234567\n" };
+        assert_eq!(bench.console(), want, "{}", bench.label());
+        if isolation == sodiumd::model::Isolation::Gvisor {
+            // Its guest's groups are no groups of the host.
+            continue;
+        }
+        // As the host has it, whatever is said inside: real, effective, saved, and of files.
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let of = |field: &str| status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        let ids: Vec<&str> = of("Gid:").split_whitespace().collect();
+        assert_eq!(ids, ["234567"; 4], "{}", bench.label());
+        assert_eq!(of("Groups:").trim(), "", "{}", bench.label());
     }
 }
 

@@ -26,6 +26,7 @@ mod limits;
 mod pays;
 mod policy;
 mod power;
+mod spool;
 mod store;
 mod tidy;
 mod trees;

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::driver::Usage;
 use crate::driver::fake::shim::{Shim, Stage};
 use crate::model::{ExitKind, ExitRecord, Iid, Time};
 
@@ -26,6 +27,8 @@ pub struct Machine {
     /// Locks in which a shim has noted that it took them.
     pub noted: BTreeSet<Iid>,
     pub exits: BTreeMap<Iid, Saved>,
+    /// What the kernel has counted; nothing, where a test says nothing else.
+    pub used: BTreeMap<Iid, Usage>,
     pub truth: Truth,
 }
 
@@ -61,18 +64,27 @@ pub struct Saved {
     pub synced: bool,
 }
 
+/// What a shim told.
+#[derive(Debug)]
+pub struct Told {
+    pub exit: ExitRecord,
+    pub at: Time,
+}
+
 /// What really happened, for those who check.
 #[derive(Debug, Default)]
 pub struct Truth {
     /// Instances whose workload ran at some time, of which sandbox.
     pub ran: BTreeMap<Iid, uuid::Uuid>,
     /// How an instance ended, once its shim said so to anybody.
-    pub told: BTreeMap<Iid, ExitKind>,
+    pub told: BTreeMap<Iid, Told>,
     /// How its first process ended, whether or not anybody knows.
     pub ended: BTreeMap<Iid, ExitKind>,
     /// Instances that a shim ended because their time was over.
     pub timed_out: BTreeSet<Iid>,
     pub starts: u64,
+    /// Instances that a shim was ordered for.
+    pub begun: BTreeSet<Iid>,
     /// Signals that hit somebody they were not meant for.
     pub strays: Vec<String>,
     /// Instances of which something changed since somebody asked.

@@ -1,7 +1,7 @@
 //! What a shim does, one step at a time: the same order of things as in the real one, so that whoever
 //! dies between two of them can be tried out.
 
-use crate::driver::fake::machine::{Machine, Saved, What, killed};
+use crate::driver::fake::machine::{Machine, Saved, Told, What, killed};
 use crate::fault::{self, Bug};
 use crate::model::{ExitKind, ExitRecord, Iid, Time};
 
@@ -120,7 +120,8 @@ impl Shim {
             }
         };
         if let Stage::Exited(record) = &next {
-            machine.truth.told.insert(iid.clone(), record.kind.clone());
+            let told = Told { exit: record.clone(), at: now };
+            machine.truth.told.insert(iid.clone(), told);
         }
         machine.truth.news.insert(iid.clone());
         if let Some(shim) = machine.shim(iid) {

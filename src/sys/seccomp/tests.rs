@@ -154,6 +154,32 @@ fn ways_out_are_refused() {
     }
 }
 
+/// By numbers of its own: what the table loses is not looked for there.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn each_number_that_was_ever_closed_still_is() {
+    // From syslog(2) to file_setattr(2), and among them bpf, perf_event_open, open_by_handle_at, io_uring.
+    let refused = [
+        103, 153, 154, 155, 159, 161, 163, 164, 165, 166, 167, 168, 169, 170, 171, 172, 173, 175,
+        176, 179, 227, 237, 238, 239, 246, 248, 249, 250, 256, 272, 279, 298, 300, 301, 303, 304,
+        305, 308, 311, 312, 313, 320, 321, 323, 425, 426, 427, 428, 429, 430, 431, 432, 433, 440,
+        442, 443, 450, 467, 469,
+    ];
+    let absent = [
+        206, 207, 208, 209, 210, 333, 335, 336, 435, 447, 448, 451, 457, 458, 459, 460, 461, 468,
+        470, 471,
+    ];
+    for (numbers, want) in [(&refused[..], EPERM), (&absent[..], ENOSYS)] {
+        for nr in numbers {
+            assert_eq!(run(ARCH, *nr, [0; 3]).0, want, "{nr}");
+            assert!(denies(&nr.to_string()), "{nr}");
+        }
+    }
+    let mut in_table: Vec<u32> = super::refused().map(|(_, call)| number(call)).collect();
+    in_table.sort_unstable();
+    assert_eq!(in_table, refused, "what is newly refused is to be kept in mind here, too");
+}
+
 #[test]
 fn sockets_are_of_known_families_kinds_and_protocols() {
     const FLAGS: u64 = 0x8_0800;
