@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import struct
 import tempfile
 from pathlib import Path
@@ -190,10 +191,28 @@ def survives(daemon, name):
     inside(daemon, name, "clear()")
 
 
-def restart(daemon, name):
+def restart(daemon, name, phases=("Running",)):
+    """Until another runs, or what else it may come to."""
     pid = daemon.pid(name)
     daemon.ask("POST", f"/v1/sandboxes/{name}/restart?wait=40s")
-    daemon.wait(name, "another", lambda status: status["phase"] == "Running" and status["instance"]["pid"] != pid)
+
+    def another(status):
+        is_old = status["phase"] == "Running" and status["instance"]["pid"] == pid
+        return status["phase"] in phases and not is_old
+
+    return daemon.wait(name, "another", another)
+
+
+def mend(daemon, name):
+    """Starts it again. What was lost decides whether that loses nothing more, or is left to a person, who does as is said."""
+    daemon.expects("hint: `e2fsck")
+    status = restart(daemon, name, ("Running", "Failed"))
+    if status["phase"] == "Failed":
+        hint = re.search(r"hint: `(e2fsck [^`]*)`", json.dumps(status))[1]
+        # It says by its status what it has mended.
+        run(*hint.split(), check=False)
+        daemon.ask("POST", f"/v1/sandboxes/{name}/restart?wait=40s")
+        daemon.wait_phase(name, "Running")
 
 
 def leaves_nothing(daemon, at):
@@ -298,7 +317,7 @@ def an_image_whose_host_was_full_is_mended_by_the_next_start():
                 file.write(bytes(MIB))
         assert inside(daemon, "web", "fill(home + '/big')")[1] in NO_ROOM | {"EIO", "EROFS"}
         hog.unlink()
-        restart(daemon, "web")
+        mend(daemon, "web")
         assert inside(daemon, "web", "os.stat(home + '/mine').st_size >> 20") == 2
         inside(daemon, "web", "clear()")
         assert inside(daemon, "web", "fill(home + '/big', 8)") == (8, "nothing")

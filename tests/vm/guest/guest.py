@@ -13,8 +13,8 @@ TOKEN = "a-token-for-the-guest"
 PAYLOAD = Path("/payload")
 GROUPS = Path("/sys/fs/cgroup")
 MACHINE = "systemd" if Path("/run/systemd/system").is_dir() else "plain"
-# Longer than anything takes in an emulated machine.
-PATIENCE = 60
+# Longer than anything takes in an emulated machine whose host is busy.
+PATIENCE = 240
 # An ordinary user, whom the machine knows as tenant.
 USER = 1500
 
