@@ -14,7 +14,7 @@ export RUST_BACKTRACE ?= 1
 # gVisor as Debian has it: the version of its stable release, and the one that is recommended.
 RUNSC := target/runsc/bookworm target/runsc/bookworm-backports
 
-.PHONY: help run test check walls test-vm deb tarball package fuzz simulate torture bench soak mutants audit build tools runsc clean
+.PHONY: help run test check walls test-vm deb tarball package fuzz simulate torture bench compare soak mutants audit build tools runsc clean
 
 help:
 	@echo "make run     build, start the daemon on $(CONFIG) with the sandboxes of desired/"
@@ -27,6 +27,7 @@ help:
 	@echo "make simulate SEEDS=100000   many more histories on a machine where everything goes wrong"
 	@echo "make torture MINUTES=10      the real daemon, while everything about it is killed, stopped and changed"
 	@echo "make bench   sodiumd beside its references, with ratios"
+	@echo "make compare the table of README.md: a container engine, gVisor and bubblewrap beside sodiumd"
 	@echo "make soak MINUTES=10         an hour's work in ten minutes, and whether the daemon is then what it was"
 	@echo "make mutants SHARD=0/100     mistakes made on purpose, and whether a test notices"
 	@echo "make audit   licences, sources and duplicate crates "
@@ -100,6 +101,11 @@ torture: tools $(RUNSC)
 
 bench: tools $(RUNSC)
 	$(CARGO) bench --locked --quiet --bench bars
+
+# The table of README.md.
+compare: build target/runsc/bookworm-backports
+	@command -v podman >/dev/null || $(APT) install -y --no-install-recommends podman runc >/dev/null
+	@python3 -B tests/bench/compare.py target/release/sodiumd target/runsc/bookworm-backports
 
 # SEED=… for other luck, ISOLATION=process where there is no bubblewrap.
 soak: tools

@@ -19,7 +19,8 @@ pub struct Desk {
     pub http: reqwest::Client,
 }
 
-/// Each daemon of a run has host uids of its own.
+/// Each daemon of a run has host uids of its own, four for each of those that are declared, and to spare.
+const UIDS: u32 = 50_000;
 static DESKS: AtomicU32 = AtomicU32::new(0);
 
 impl Desk {
@@ -32,7 +33,7 @@ impl Desk {
         // As bare as the references; volumes have a measure of their own.
         let number = DESKS.fetch_add(1, Ordering::Relaxed);
         let mut config = json!({"port": 0, "token": TOKEN, "run_path": run.path(),
-            "uids": {"first": 2_050_000_000 + number * 40_000, "count": 40_000},
+            "uids": {"first": 2_050_000_000 + number * UIDS, "count": UIDS},
             "images_path": "./images", "disk": {"mechanism": "polled"}});
         for (key, value) in extra.as_object().unwrap() {
             config[key] = value.clone();

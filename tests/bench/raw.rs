@@ -13,40 +13,49 @@ use sodiumd::model::{Limits, Network};
 
 const USER: u32 = 300_000;
 
-/// bwrap as somebody would type it who wants everything unshared, and a home.
+/// bwrap as somebody would type it.
 pub struct Bwrap {
     args: Vec<String>,
+    /// None: root types it.
+    user: Option<u32>,
 }
 
 impl Bwrap {
+    /// With everything unshared, and a home, as a user of its own.
     pub fn new(dir: &Path, command: &[&str]) -> Self {
         let home = dir.join("raw");
         std::fs::create_dir_all(&home).unwrap();
         chown(&home, Some(USER), Some(USER)).unwrap();
-        let mut args = vec!["--unshare-all", "--die-with-parent", "--new-session"];
-        args.extend(["--uid", "1000", "--gid", "1000", "--ro-bind", "/usr", "/usr"]);
+        let home = home.to_str().unwrap();
+        let mut more = vec!["--new-session", "--uid", "1000", "--gid", "1000"];
+        more.extend(["--bind", home, "/home/container", "--chdir", "/home/container"]);
+        Self::with(&more, command, Some(USER))
+    }
+
+    /// As root types it who has read the manual page.
+    pub fn plain(command: &[&str]) -> Self {
+        Self::with(&[], command, None)
+    }
+
+    fn with(more: &[&str], command: &[&str], user: Option<u32>) -> Self {
+        let mut args = vec!["--unshare-all", "--die-with-parent", "--ro-bind", "/usr", "/usr"];
         for (target, link) in [("usr/bin", "/bin"), ("usr/lib", "/lib"), ("usr/lib64", "/lib64")] {
             args.extend(["--symlink", target, link]);
         }
         args.extend(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]);
-        args.extend(["--bind", home.to_str().unwrap(), "/home/container"]);
-        args.extend(["--chdir", "/home/container", "--"]);
+        args.extend(more);
+        args.push("--");
         args.extend(command);
-        Self { args: args.into_iter().map(str::to_owned).collect() }
+        Self { args: args.into_iter().map(str::to_owned).collect(), user }
     }
 
     fn spawn(&self) -> Child {
-        Command::new("/usr/bin/bwrap")
-            .args(&self.args)
-            .env_clear()
-            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-            .uid(USER)
-            .gid(USER)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap()
+        let mut bwrap = Command::new("/usr/bin/bwrap");
+        bwrap.args(&self.args).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
+        if let Some(user) = self.user {
+            bwrap.uid(user).gid(user);
+        }
+        bwrap.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
     }
 
     /// Spawn to the first byte of output.
@@ -110,26 +119,50 @@ impl Gvisor {
         Self { program: program.to_owned(), dir, started: std::cell::Cell::new(0) }
     }
 
-    /// Spawn to the first byte of output.
-    pub fn first_byte(&self) -> Duration {
+    /// What it prints.
+    pub fn output(&self) -> String {
+        String::from_utf8(self.command().output().unwrap().stdout).unwrap()
+    }
+
+    fn command(&self) -> Command {
         let number = self.started.replace(self.started.get() + 1);
         let state = self.dir.join("state");
-        let began = Instant::now();
-        let mut child = Command::new(&self.program)
+        let mut runsc = Command::new(&self.program);
+        runsc
             .arg(format!("--root={}", state.display()))
             .args(["--platform=systrap", "--network=none", "--ignore-cgroups", "run"])
             .arg(format!("--bundle={}", self.dir.display()))
             .arg(format!("raw-{number:08}"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::null());
+        runsc
+    }
+
+    /// Spawn to the first byte of output.
+    pub fn first_byte(&self) -> Duration {
+        let began = Instant::now();
+        let mut child = self.command().spawn().unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let took = began.elapsed();
         child.wait().unwrap();
         took
     }
+}
+
+/// A program in the namespaces of another, from its start to its end.
+pub fn nsenter(pid: u64) -> Duration {
+    let began = Instant::now();
+    let mut nsenter = Command::new("/usr/bin/nsenter");
+    nsenter.arg(format!("--target={pid}")).args([
+        "--all",
+        "--preserve-credentials",
+        "--",
+        "/usr/bin/true",
+    ]);
+    let status = nsenter.stdin(Stdio::null()).stdout(Stdio::null()).status().unwrap();
+    assert!(status.success(), "{status}");
+    began.elapsed()
 }
 
 /// MiB/s of a program's output copied from its pipe to a TCP connection and read there.

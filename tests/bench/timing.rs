@@ -210,20 +210,30 @@ impl Desk {
         (answered, began.elapsed())
     }
 
+    pub async fn delete(&self, name: &str) {
+        let url = self.url(&format!("/sandboxes/{name}"));
+        self.http.delete(url).bearer_auth(TOKEN).send().await.unwrap();
+    }
+
+    /// What the daemon uses of a cpu meanwhile.
+    pub async fn cpu_percent(&self) -> f64 {
+        let before = self.cpu_ticks();
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        // A hundred ticks are a second.
+        (self.cpu_ticks() - before) as f64 / 20.0
+    }
+
     pub async fn delete_all(&self, count: usize) {
-        let deletes = (0..count).map(|index| {
-            let url = self.url(&format!("/sandboxes/s{index}"));
-            self.http.delete(url).bearer_auth(TOKEN).send()
-        });
+        let deletes = (0..count).map(async |index| self.delete(&format!("s{index}")).await);
         futures_util::stream::iter(deletes).buffer_unordered(32).collect::<Vec<_>>().await;
     }
 
     /// MiB/s from a sandbox to a WebSocket. The reader only walks the frames: what is measured is the
-    /// daemon, not a client library.
+    /// daemon, not a client library. What was lost to a gap is not counted.
     pub async fn throughput(&self, name: &str, format: &str, bytes: usize) -> f64 {
         let mut stream = self.upgraded(name, format);
         let reader = std::thread::spawn(move || {
-            let mut left = bytes;
+            let (mut left, mut lost) = (bytes, 0);
             let mut buffer = vec![0; 1 << 20];
             let (mut filled, mut at) = (0, 0);
             while left > 0 {
@@ -232,7 +242,9 @@ impl Desk {
                     && filled - at >= header + length
                 {
                     let payload = &buffer[at + header..at + header + length];
-                    left = left.saturating_sub(output_bytes(buffer[at], payload));
+                    let gap = gap_bytes(payload);
+                    lost += gap;
+                    left = left.saturating_sub(gap + output_bytes(buffer[at], payload));
                     at += header + length;
                 }
                 buffer.copy_within(at..filled, 0);
@@ -244,6 +256,7 @@ impl Desk {
                     filled += count;
                 }
             }
+            bytes - lost
         });
         let began = Instant::now();
         self.post("/sandboxes/loud/start", "{}").await;
@@ -251,9 +264,9 @@ impl Desk {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let took = began.elapsed();
-        reader.join().unwrap();
+        let received = reader.join().unwrap();
         self.wait_stopped(name).await;
-        bytes as f64 / f64::from(1 << 20) / took.as_secs_f64()
+        received as f64 / f64::from(1 << 20) / took.as_secs_f64()
     }
 
     fn upgraded(&self, name: &str, format: &str) -> std::net::TcpStream {
@@ -287,14 +300,26 @@ fn frame_header(bytes: &[u8]) -> Option<(usize, usize)> {
     }
 }
 
+/// Bytes of output that a frame says are no longer kept.
+fn gap_bytes(payload: &[u8]) -> usize {
+    if !payload.starts_with(br#"{"from""#) {
+        return 0;
+    }
+    let gap: Value = serde_json::from_slice(payload).unwrap();
+    let at = |field: &str| usize::try_from(gap[field].as_u64().unwrap()).unwrap();
+    at("to") - at("from")
+}
+
 /// Bytes of the program's output in a frame.
 fn output_bytes(opcode: u8, payload: &[u8]) -> usize {
     const ENVELOPE: &[u8] = br#"{"type":"output","content":""#;
-    assert!(!payload.starts_with(br#"{"from""#), "a gap");
     match opcode & 0xF {
         2 => payload.len(),
-        // Each line of 64 bytes has one character that JSON writes as two.
-        1 if payload.starts_with(ENVELOPE) => (payload.len() - ENVELOPE.len() - 2) * 64 / 65,
+        // The one character at the end of a line JSON writes as two.
+        1 if payload.starts_with(ENVELOPE) => {
+            let content = &payload[ENVELOPE.len()..payload.len() - 2];
+            content.len() - content.iter().filter(|byte| **byte == b'\\').count()
+        }
         _ => 0,
     }
 }
