@@ -14,7 +14,7 @@ export RUST_BACKTRACE ?= 1
 # gVisor as Debian has it: the version of its stable release, and the one that is recommended.
 RUNSC := target/runsc/bookworm target/runsc/bookworm-backports
 
-.PHONY: help run test check walls test-vm deb tarball package fuzz simulate torture bench compare soak mutants audit build tools runsc clean
+.PHONY: help run test check walls test-vm newcomer deb tarball package fuzz simulate torture bench compare soak mutants audit build tools runsc clean
 
 help:
 	@echo "make run     build, start the daemon on $(CONFIG) with the sandboxes of desired/"
@@ -22,6 +22,7 @@ help:
 	@echo "make check   the quick ones, without root"
 	@echo "make walls   every attack on the walls, and nothing else"
 	@echo "make test-vm  what only cgroup v2 and systemd can show, in an emulated machine; MACHINE=systemd TOPIC=service for one"
+	@echo "make newcomer  what README.md says, to the letter, on fresh Debians; NEWCOMER=bookworm for one"
 	@echo "make deb     a package, in target/package; make tarball for other systems"
 	@echo "make fuzz MINUTES=1 TARGET=http   bad input for each way in, or for one"
 	@echo "make simulate SEEDS=100000   many more histories on a machine where everything goes wrong"
@@ -47,6 +48,7 @@ test: tools $(RUNSC)
 	$(MAKE) --no-print-directory audit
 	$(CARGO) test --locked --quiet
 	$(MAKE) --no-print-directory test-vm
+	$(MAKE) --no-print-directory newcomer NEWCOMER=bookworm
 	$(MAKE) --no-print-directory torture MINUTES=3
 
 # What takes two minutes and needs neither root nor a runtime: while something is being written.
@@ -69,6 +71,12 @@ test-vm: tools
 	$(CARGO) build --locked --quiet
 	@$(MAKE) --no-print-directory deb PROFILE=release
 	$(SUDO) tests/vm/run target/debug "$(MACHINE)" "$(TOPIC)"
+
+# What README.md says, done to the letter on a Debian that has never seen this project: as root in /root, and as a user.
+NEWCOMER ?= bookworm trixie
+newcomer: tools
+	@command -v mmdebstrap >/dev/null || $(APT) install -y --no-install-recommends mmdebstrap >/dev/null
+	@$(SUDO) env "PATH=$$PATH" python3 -B tests/newcomer/newcomer.py $(NEWCOMER)
 
 # Every pair of deaths too, and as many histories as asked for; and each order of things with a fault more.
 simulate: tools

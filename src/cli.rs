@@ -17,7 +17,7 @@ mod workspace;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
@@ -277,6 +277,11 @@ fn config_path(cli: &Cli) -> PathBuf {
 
 fn load_config(cli: &Cli) -> anyhow::Result<config::Config> {
     let path = config_path(cli);
+    if cli.config.is_none() && path.symlink_metadata().is_err() {
+        bail!(
+            "there is no config.json here and none in /etc/sodium: \"sodiumd init\" writes one, or say which with --config"
+        );
+    }
     config::load(&path).with_context(|| format!("configuration {}", path.display()))
 }
 

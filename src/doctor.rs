@@ -64,6 +64,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     findings.extend(host::paths(config));
     findings.extend(host::secrets(config));
     findings.extend(host::port(config));
+    findings.push(host::daemon(config));
     findings.push(host::sockets(config));
     findings.push(ids::range(config));
     findings

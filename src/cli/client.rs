@@ -7,11 +7,12 @@ use anyhow::{Context, bail};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
+use crate::model::violation::suggestion;
 use crate::sys::{self, own_ids};
 
 /// A connection to the local daemon. The socket belongs to whoever started it, so no token is needed.
@@ -82,6 +83,18 @@ impl Client {
         Ok(())
     }
 
+    /// That there is no sandbox of this name, and which might be meant; or what else was not found, if there is one.
+    async fn nobody(&self, name: &str, said: Option<&str>) -> String {
+        let all = Box::pin(self.get("/v1/sandboxes")).await.unwrap_or_default();
+        let names = all["items"].as_array().into_iter().flatten();
+        let names: Vec<&str> = names.filter_map(|one| one["metadata"]["name"].as_str()).collect();
+        if names.contains(&name) {
+            return said.unwrap_or("Not found").to_owned();
+        }
+        let meant = suggestion(name, names);
+        format!("there is no sandbox \"{name}\"{meant}; \"sodiumd get\" lists those there are")
+    }
+
     async fn json(&self, method: Method, path: &str, body: &str) -> anyhow::Result<Value> {
         read(self.send(method, path, body).await?).await
     }
@@ -106,6 +119,11 @@ impl Client {
         }
         let status = response.status();
         let answer = read(response).await.unwrap_or_default();
+        if status == StatusCode::NOT_FOUND
+            && let Some(name) = sandbox_of(path)
+        {
+            bail!("{}", self.nobody(name, answer["error"].as_str()).await);
+        }
         let violations = answer["violations"].as_array().cloned().unwrap_or_default();
         if violations.is_empty() {
             bail!("{}", answer["error"].as_str().unwrap_or(status.as_str()));
@@ -117,6 +135,12 @@ impl Client {
             .collect();
         bail!("{}", texts.join("\n"))
     }
+}
+
+/// Whose the path is.
+fn sandbox_of(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix("/v1/sandboxes/")?;
+    rest.split(['/', '?']).next().filter(|name| !name.is_empty())
 }
 
 async fn read(response: Response<Incoming>) -> anyhow::Result<Value> {

@@ -1,6 +1,7 @@
 //! The kernel, its limits, and the directories and secrets that the configuration names.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -216,6 +217,28 @@ pub(super) fn port(config: &Config) -> Option<Finding> {
         "end that program (of a sandbox: sodiumd stop NAME), or change \"port\" in config.json",
     );
     Some(Finding::bad("port", Severity::Degraded, format!("{at} is taken by {holder}"), means))
+}
+
+/// Whether a daemon looks after this configuration. That none was started yet is no fault; one that is gone is.
+pub(super) fn daemon(config: &Config) -> Finding {
+    let socket = config.socket();
+    match sys::socket::connect(&socket) {
+        Ok(_) => Finding::fine("daemon", format!("answers at {}", socket.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Finding::fine("daemon", "none was started yet")
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Finding::fine("daemon", format!("{} is somebody else's", socket.display()))
+        }
+        Err(error) => {
+            let found = format!("none answers at {}: {error}", socket.display());
+            let means = (
+                "what runs goes on, and nobody starts it again, stops it in time or takes orders",
+                "sodiumd run, or systemctl start sodiumd",
+            );
+            Finding::bad("daemon", Severity::Degraded, found, means)
+        }
+    }
 }
 
 /// What sandboxes can talk to, though they have no network: what they are shown of the host is read-only, and a socket

@@ -401,7 +401,7 @@ async fn the_command_line_finds_the_daemon_and_prints_for_people_and_programs() 
     wait_settled(&desk).await;
     assert_eq!(desk.cli(&["delete", "web"]).0, 0);
     let (code, _, err) = desk.cli(&["get", "web"]);
-    assert!(code == 1 && err.contains("Not found"), "{err}");
+    assert!(code == 1 && err.contains("there is no sandbox \"web\""), "{err}");
     assert_eq!(desk.cli(&["dance"]).0, 2);
     std::fs::write(spec, text.replace("command:", "comand:")).unwrap();
     let (code, out, _) = desk.cli(&["check", spec]);
