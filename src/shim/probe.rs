@@ -27,7 +27,7 @@ const MOST_PROCESSES: u64 = 4_096;
 const MOST_FILES: u64 = 70_000;
 const MOST_INODES: u64 = 150_000;
 const MIB: usize = 1 << 20;
-/// How long a cpu is kept busy.
+/// How long something is written without a pause.
 const BUSY: Duration = Duration::from_millis(2_500);
 const FLOOD_BYTES: usize = 32 * MIB;
 /// How long a connection may take that should not come about.
@@ -44,7 +44,7 @@ pub(super) fn run(words: &[String]) -> ExitCode {
         "disk" => disk(count(1)),
         "inodes" => inodes(),
         "io" => io_rate(),
-        "cpu" => cpu(),
+        "cpu" => cpu(Duration::from_millis(count(1))),
         "output" => flood(),
         "time" => outstay(),
         "host" => host(words.get(1..).unwrap_or_default()),
@@ -201,7 +201,7 @@ fn io_rate() {
 }
 
 /// Keeps twice as many threads busy as there are cpus to be seen.
-fn cpu() {
+fn cpu(busy: Duration) {
     let seen = trial::cpu_count();
     let before = trial::cpu_usec();
     let began = Instant::now();
@@ -209,7 +209,7 @@ fn cpu() {
         .map(|_| {
             thread::Builder::new().spawn(move || {
                 let mut x = 1_u64;
-                while began.elapsed() < BUSY {
+                while began.elapsed() < busy {
                     for _ in 0..10_000 {
                         x = std::hint::black_box(x.wrapping_mul(6_364_136_223_846_793_005));
                     }

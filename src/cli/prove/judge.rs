@@ -59,7 +59,7 @@ impl Row {
             "" => String::new(),
             mechanism => format!(" ({mechanism})"),
         };
-        format!("{mark} {:<17} {asked:>8}  {}{mechanism}", self.limit, self.answer)
+        format!("{mark} {:<23} {asked:>10}  {}{mechanism}", self.limit, self.answer)
     }
 }
 
