@@ -1,7 +1,5 @@
 //! The seed's contract, row by row, and each of its defects as a test that it stays mended.
 
-use std::time::Duration;
-
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio_tungstenite::connect_async;
@@ -447,12 +445,10 @@ async fn a_hundred_readers_each_get_everything_and_one_that_never_reads_harms_no
     for _ in 0..100 {
         readers.push(connect_async(&url).await.unwrap().0);
     }
-    let began = std::time::Instant::now();
     desk.post(&format!("/sandboxes/{id}/start"), run("seq 1 100000; exit 3")).await;
     for reader in &mut readers {
         let (exit, output) = read_until(reader, "exit").await;
         assert_eq!((exit["code"].as_i64(), output.len()), (Some(3), 588_895));
     }
-    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
     drop(deaf);
 }

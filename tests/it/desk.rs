@@ -19,7 +19,7 @@ use sodiumd::model::DiskRules;
 use crate::disk::Disk;
 
 /// Longer than anything here takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 pub const TOKEN: &str = "a-token-for-tests";
 
 /// An ordinary user.

@@ -32,7 +32,7 @@ fn a_platform_that_nothing_ran_on_in_time_is_tried_again() {
 
     // It runs on the second one, and whether it does on the first is for the next daemon to find out.
     std::fs::write(fast.with_extension("ptrace"), "").unwrap();
-    assert!(driver.choose_platform(None, within));
+    assert!(driver.choose_platform(None, within * 8));
     assert!(driver.runtime().unwrap().ends_with("ptrace"), "{:?}", driver.runtime());
     assert_eq!(driver.not_yet(), None);
     let next = gvisor();
