@@ -60,9 +60,11 @@ check:
 # What docs/security.md names, each an attack; part of `make test` too.
 WALLS := walls walls_ledger door trees policy fair filter bounds pays driver_contract exec gvisor:: \
 	daemon::two_daemons daemon::a_host_uid daemon::a_directory_that store::a_copy_that_was_tampered tidy::every_attack
-WALLS_LIB := sys:: api::auth api::rate desired:: store::tests driver::volume driver::workspace driver::shimmed::walls plan::tests::policy
+WALLS_LIB := -p sodiumd -- api::auth api::rate desired:: store::tests
 walls: tools $(RUNSC)
-	$(CARGO) test --locked --quiet --lib -- $(WALLS_LIB)
+	$(CARGO) test --locked --quiet --lib $(WALLS_LIB)
+	$(CARGO) test --locked --quiet -p sodium-sys -p sodium-runtime
+	$(CARGO) test --locked --quiet -p sodium-model -- plan::tests::policy
 	$(CARGO) test --locked --quiet --test it -- $(WALLS)
 	$(CARGO) test --locked --quiet --test crowd -- prove
 
@@ -80,9 +82,9 @@ newcomer: tools
 
 # Every pair of deaths too, and as many histories as asked for; and each order of things with a fault more.
 simulate: tools
-	SEEDS=$(or $(SEEDS),100000) ALL_PAIRS=1 $(CARGO) test --profile simulate --locked --quiet --lib simulation
+	SEEDS=$(or $(SEEDS),100000) ALL_PAIRS=1 $(CARGO) test --profile simulate --locked --quiet -p sodiumd --lib simulation
 	FAULTS=$(or $(FAULTS),3) WISHES=$(or $(WISHES),2) \
-		$(CARGO) test --profile simulate --locked --quiet --lib protocol_model
+		$(CARGO) test --profile simulate --locked --quiet -p sodiumd --lib protocol_model
 
 # Each target for so long, beside its corpus; ends at the first finding. It needs the compiler's unstable flags.
 NIGHTLY := $(shell rustup toolchain list 2>/dev/null | grep -q nightly && echo +nightly)

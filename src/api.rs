@@ -56,10 +56,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::desired::watch::Watch;
 use crate::live::Live;
-use crate::model::admission::Rules;
-use crate::model::{Bounds, Time};
 use crate::reconcile::Handle;
 use crate::store::{Core, Store, StoreError};
+use sodium_model::admission::Rules;
+use sodium_model::{Bounds, Time};
 
 use caller::Caller;
 use rate::{Place, Places, Rate};

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::violation::suggestion;
-use crate::model::{
+use sodium_model::violation::suggestion;
+use sodium_model::{
     Allowed, Bounds, Ceilings, DiskRules, Enforce, IdRange, Isolation, Limits, Platform, Span,
     Totals,
 };
-use crate::sys::trust::{self, Distrust, TrustError};
+use sodium_sys::trust::{self, Distrust, TrustError};
 
 /// Far more than every key with a long value: more is no configuration, and not read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -363,7 +363,7 @@ fn run_path(state: &Path, base: &Path) -> PathBuf {
         });
     let ours = PathBuf::from(format!("/run/sodiumd-{hash:08x}"));
     // Whoever only reads a configuration makes nothing there.
-    let may_make = std::fs::metadata("/run").is_ok_and(|run| run.uid() == crate::sys::own_ids().0);
+    let may_make = std::fs::metadata("/run").is_ok_and(|run| run.uid() == sodium_sys::own_ids().0);
     if ours.is_dir() || may_make { ours } else { clean(&base.join("./run")) }
 }
 

@@ -27,14 +27,7 @@ use crate::api::{self, Api};
 use crate::config::{Config, StoreKind};
 use crate::desired::watch::{Source, Watch};
 use crate::desired::write::Writer;
-use crate::driver::Driver;
-use crate::driver::host::{self, Host, Paths};
-use crate::driver::shimmed::Shimmed;
-use crate::driver::workspace::Workspaces;
-use crate::error::chain;
 use crate::live::Live;
-use crate::model::admission::Rules;
-use crate::model::{Isolation, Level, RestartPolicy, Sandbox, Span, Time};
 use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
 use crate::reconcile::meter;
@@ -42,9 +35,16 @@ use crate::reconcile::queue::Queue;
 use crate::reconcile::turns::Turns;
 use crate::reconcile::{self, Handle, World, adopt, warm};
 use crate::store::{Remains, Store, database_path};
-use crate::sys::lock::{self, Lock};
-use crate::sys::trust::TrustError;
-use crate::sys::{clock, mount, own, path, service, socket, spawn};
+use sodium_model::admission::Rules;
+use sodium_model::{Isolation, Level, RestartPolicy, Sandbox, Span, Time};
+use sodium_runtime::Driver;
+use sodium_runtime::host::{self, Host, Paths};
+use sodium_runtime::shimmed::Shimmed;
+use sodium_runtime::workspace::Workspaces;
+use sodium_sys::error::chain;
+use sodium_sys::lock::{self, Lock};
+use sodium_sys::trust::TrustError;
+use sodium_sys::{clock, mount, own, path, service, socket, spawn};
 
 use port::Port;
 use reload::Reload;
@@ -102,7 +102,7 @@ pub fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
 /// Directories and locks, before anything else is touched.
 fn prepare(config: &Config) -> anyhow::Result<[Lock; 3]> {
     let locks = lock_places(config)?;
-    if crate::sys::is_root()
+    if sodium_sys::is_root()
         && let Err(error) = mount::allow_exec(&config.run_path)
     {
         warn!(
@@ -404,7 +404,7 @@ async fn expire_task(
 fn remains(host: &Arc<Host>) -> Remains {
     let host = Arc::clone(host);
     Box::new(move |ids| {
-        if !crate::sys::is_root() {
+        if !sodium_sys::is_root() {
             return BTreeSet::new();
         }
         let mut found = host.ids_in_use(ids);
@@ -424,7 +424,7 @@ fn world(
         state: config.state_path.clone(),
         shim: shim_path()?,
     };
-    let workspaces = Workspaces::open(&config.sandboxes_path, crate::sys::is_root(), &config.disk)?;
+    let workspaces = Workspaces::open(&config.sandboxes_path, sodium_sys::is_root(), &config.disk)?;
     if let Err(error) = workspaces.end_trial() {
         warn!(error = chain(&error), "what a daemon before this one tried is still there");
     }

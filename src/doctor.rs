@@ -14,7 +14,7 @@ mod trial;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::sys::trust::Distrust;
+use sodium_sys::trust::Distrust;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use crate::model::image::Image;
-use crate::model::text::bounded;
-use crate::sys::beneath::{Beneath, Links};
+use sodium_model::image::Image;
+use sodium_model::text::bounded;
+use sodium_sys::beneath::{Beneath, Links};
 
 /// Larger than this is no image file: all of them are in memory.
 const FILE_BYTES_MAX: u64 = 1 << 20;

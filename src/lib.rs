@@ -14,39 +14,36 @@
 //!
 //! # Reading order
 //!
-//! - [`model`]: the nouns. [`plan`]: what to do about them, pure and total; start there.
-//! - [`sys`]: the kernel made safe. [`shim`]: the small process beside each instance.
+//! Four crates stand below this one, and the compiler holds who may use whom:
+//!
+//! - [`sodium_model`]: the nouns. [`sodium_model::plan`]: what to do about them, pure and total; start there.
+//! - [`sodium_sys`]: the kernel made safe. [`sodium_shim`]: the small process beside each instance; uses that alone.
+//! - [`sodium_runtime`]: ways to run one, over all three.
+//!
+//! In this one, from below:
+//!
 //! - [`config`], [`desired`], [`image`], [`store`]: where wishes come from and what is remembered.
-//! - [`driver`]: ways to run one. [`reconcile`]: the loop that carries plans out.
+//! - [`reconcile`]: the loop that carries plans out.
 //! - [`api`], [`cli`], [`daemon`]: the ways in, and the whole put together. [`doctor`]: whether it can work here.
 //! - [`live`]: what a reload of the configuration may change while it is used.
-//! - [`fault`], `simulation`, `protocol_model`: how all of it is made to fail, and what must hold then.
+//! - [`sodium_sys::fault`], `simulation`, `protocol_model`: how all of it is made to fail, and what must hold then.
 //!
 //! # Invariants, as absences
 //!
 //! - Nothing but `plan` decides; nothing in `plan` does anything, or reads a clock.
-//! - No HTTP handler touches a process; no driver has an opinion.
+//! - No HTTP handler touches a process; no runtime has an opinion.
 //! - Nothing is spawned without a committed row that says so; no row dies without proof.
 //! - No signal goes to a stored pid; no path that a tenant controls is followed.
 //! - Nothing waits for all sandboxes, and no sandbox's failure ends a pass of another.
-//! - No `unsafe` outside `sys`, no tokio below `reconcile` but in `desired::watch` and channels.
+//! - No `unsafe` outside `sodium-sys`, no tokio below `reconcile` but in `desired::watch` and channels.
 
-// Pure: values in, values out.
-pub mod error;
-pub mod fault;
 pub mod live;
-pub mod model;
-pub mod plan;
 
 // The world, one adapter each.
 pub mod config;
 pub mod desired;
-pub mod driver;
 pub mod image;
-pub mod shim;
 pub mod store;
-#[allow(unsafe_code)] // The only module that may; see its header.
-pub mod sys;
 
 // The loop, and the ways in.
 pub mod api;

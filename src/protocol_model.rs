@@ -2,7 +2,7 @@
 //! that die, freeze and follow one another, a shim beside each instance, and its workload.
 //!
 //! The simulation plays many long histories; this looks at all short ones. What is decided is decided by the
-//! real [`crate::plan::plan`]. What is done is broken into what is atomic, and between any two of these
+//! real [`sodium_model::plan::plan`]. What is done is broken into what is atomic, and between any two of these
 //! everything else may happen. The order of deeds is copied from the executor, the drivers and the shim by
 //! hand: who changes it there changes it here.
 //!

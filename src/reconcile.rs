@@ -1,5 +1,5 @@
 //! The loop: look, plan, act, publish. Everything here is order and plumbing; the thinking is in
-//! [`crate::plan`].
+//! [`sodium_model::plan`].
 //!
 //! A queue of names, not a sweep: one change costs the same with 10 and with 10,000 sandboxes. At
 //! most one pass per name runs at a time, names do not wait for each other, and what triggered a
@@ -27,8 +27,8 @@ pub mod world;
 
 mod execute;
 
-pub use crate::driver::{DriverError, Space, Usage};
 pub use handle::Handle;
+pub use sodium_runtime::{DriverError, Space, Usage};
 pub use task::run;
 pub use world::World;
 

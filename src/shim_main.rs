@@ -1,5 +1,5 @@
-//! The `sodium-shim` binary. See [`sodiumd::shim`].
+//! The `sodium-shim` binary. See [`sodium_shim`].
 
 fn main() -> std::process::ExitCode {
-    sodiumd::shim::run()
+    sodium_shim::run()
 }

@@ -23,7 +23,7 @@ mod timers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::fault::{self, Bug};
+use sodium_sys::fault::{self, Bug};
 
 /// Histories in each run of the tests.
 const SEEDS: u64 = 2_000;

@@ -30,11 +30,11 @@ use tokio::sync::{oneshot, watch};
 use tracing::error;
 use uuid::Uuid;
 
-use crate::error::chain;
-use crate::fault::{self, Bug};
 use crate::live::Live;
-use crate::model::{IdRange, Record, Time, Totals};
 use crate::store::backup::BackupError;
+use sodium_model::{IdRange, Record, Time, Totals};
+use sodium_sys::error::chain;
+use sodium_sys::fault::{self, Bug};
 
 pub use change::{Change, ChangeKind, Ring};
 pub use core::{Core, Uids};

@@ -10,12 +10,12 @@ use crate::api::caller::Caller;
 use crate::api::sandboxes::{Pairs, flag};
 use crate::api::{ApiError, Shared, declare, request};
 use crate::desired::parse::parse;
-use crate::model::admission::Admitted;
-use crate::model::text::escaped;
-use crate::model::{ConditionType, Owner, Sandbox, Spec, Truth, Violation};
-use crate::plan::diff::{self, Effect};
-use crate::plan::{Next, Step};
 use crate::store::edit::{Precondition, Put};
+use sodium_model::admission::Admitted;
+use sodium_model::plan::diff::{self, Effect};
+use sodium_model::plan::{Next, Step};
+use sodium_model::text::escaped;
+use sodium_model::{ConditionType, Owner, Sandbox, Spec, Truth, Violation};
 
 /// Creates or changes every document of a YAML text, or says what would happen.
 pub(super) async fn apply(

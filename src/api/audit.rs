@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::api::{Api, Shared};
-use crate::error::chain;
-use crate::model::{Level, SandboxName};
+use sodium_model::{Level, SandboxName};
+use sodium_sys::error::chain;
 
 /// For so long after an event, more of the same is only counted.
 const COUNTED_FOR: Duration = Duration::from_secs(60);

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::api::ApiError;
 use crate::api::caller::{Caller, Grant, Who};
-use crate::model::Time;
+use sodium_model::Time;
 
 /// A ticket is used at once or not at all.
 pub(super) const TICKET_MS: u64 = 30_000;

@@ -19,7 +19,7 @@ use crate::api::auth::{self, Token};
 use crate::api::rate::{Rate, peer_key};
 use crate::api::seat::Seat;
 use crate::api::{Api, ApiError, Shared};
-use crate::sys;
+use sodium_sys as sys;
 
 /// What is open is gone this long after its token, whether or not its client hears why.
 pub(super) const GONE_WITHIN: Duration = Duration::from_millis(500);

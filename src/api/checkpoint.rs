@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use crate::api::caller::Caller;
 use crate::api::{ApiError, Shared, wait};
-use crate::model::{Checkpoint, InUse, Owner, Sandbox, SandboxName, Spec, Violation};
-use crate::plan::diff::{self, Effect};
 use crate::reconcile::exec::ExecError;
 use crate::store::edit::{self, Edited, Precondition, Put, Refusal};
+use sodium_model::plan::diff::{self, Effect};
+use sodium_model::{Checkpoint, InUse, Owner, Sandbox, SandboxName, Spec, Violation};
 
 /// Whether a checkpoint could be taken as things are.
 pub(super) fn may_keep(api: &Shared, sandbox: &Sandbox) -> Result<(), ApiError> {

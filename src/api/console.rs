@@ -28,12 +28,12 @@ use crate::api::sandboxes::find;
 use crate::api::text::Decoder;
 use crate::api::upgrade::{self, Upgrade};
 use crate::api::{ApiError, Kind, Shared, logs, request, seed, wire};
-use crate::model::draft;
-use crate::model::tree::Node;
-use crate::model::{Iid, InstancePhase, Sandbox};
 use crate::reconcile::link::{Command, Head};
-use crate::shim::spool::{Chunk, Reader};
 use crate::store::edit::Verb;
+use sodium_model::draft;
+use sodium_model::tree::Node;
+use sodium_model::{Iid, InstancePhase, Sandbox};
+use sodium_shim::spool::{Chunk, Reader};
 
 /// A connection that names no sandbox is closed with this.
 const NO_ID: u16 = 4001;

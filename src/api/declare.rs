@@ -8,9 +8,9 @@ use crate::api::audit::Act;
 use crate::api::caller::Caller;
 use crate::api::{Api, ApiError, Shared};
 use crate::desired::write::{self, WriteError, Writer};
-use crate::model::{Owner, Sandbox, SandboxName, draft};
 use crate::store::edit::{self, Delete, Edited, Precondition, Put, Refusal};
 use crate::store::snapshot;
+use sodium_model::{Owner, Sandbox, SandboxName, draft};
 
 /// See [`crate::config::StoreKind`].
 pub enum Declare {

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use crate::api::caller::Caller;
 use crate::api::sandboxes::Pairs;
 use crate::api::{ApiError, Shared, wait};
-use crate::model::InstancePhase;
+use sodium_model::InstancePhase;
 
 /// Stops everything, and with `?wait=` answers when nothing runs any more.
 pub(super) async fn drain(
@@ -45,6 +45,6 @@ fn told(api: &Shared) -> Json<Value> {
 /// How many are not gone yet, with all that they leave behind.
 fn running(api: &Shared) -> usize {
     let snapshot = api.store.snapshot();
-    let remains = |one: &crate::model::Instance| one.phase != InstancePhase::Dead || !one.released;
+    let remains = |one: &sodium_model::Instance| one.phase != InstancePhase::Dead || !one.released;
     snapshot.sandboxes.values().filter(|one| one.instance.as_deref().is_some_and(remains)).count()
 }

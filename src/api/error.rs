@@ -9,14 +9,14 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tracing::error;
 
-use crate::error::chain;
-use crate::model::text::bounded;
-use crate::model::{Span, Violation};
 use crate::reconcile::DriverError;
 use crate::reconcile::exec::ExecError;
 use crate::reconcile::link::InputError;
 use crate::store::StoreError;
 use crate::store::edit::Refusal;
+use sodium_model::text::bounded;
+use sodium_model::{Span, Violation};
+use sodium_sys::error::chain;
 
 /// Bytes of the sentence an error is told in; the faults of a body are told one by one as well.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;

@@ -15,8 +15,8 @@ use crate::api::caller::{Caller, Grant, REVOKED};
 use crate::api::rate::Place;
 use crate::api::sandboxes::{Pairs, flag};
 use crate::api::{ApiError, Kind, Shared, list};
-use crate::model::Event;
 use crate::store::Snapshot;
+use sodium_model::Event;
 
 pub(super) async fn list(
     State(api): State<Shared>,

@@ -23,11 +23,11 @@ use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::upgrade::{self, Upgrade};
 use crate::api::{ApiError, Kind, Shared, console, request};
-use crate::model::draft::{read_command, read_env, read_word};
-use crate::model::instance::signal_name;
-use crate::model::tree::{Faults, Node};
-use crate::model::{Sandbox, Violation, arguments};
 use crate::reconcile::exec::{Event, Program, Session, Share};
+use sodium_model::draft::{read_command, read_env, read_word};
+use sodium_model::instance::signal_name;
+use sodium_model::tree::{Faults, Node};
+use sodium_model::{Sandbox, Violation, arguments};
 
 /// What POST keeps of each output; the rest is read away and the answer says so.
 const ANSWER_BYTES_MAX: usize = 1 << 20;

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::{ApiError, Shared};
-use crate::model::{Edit, Event, Sandbox};
-use crate::plan::Next;
-use crate::shim::spool::{Chunk, Reader};
+use sodium_model::plan::Next;
+use sodium_model::{Edit, Event, Sandbox};
+use sodium_shim::spool::{Chunk, Reader};
 
 /// How much of what an instance said last is shown.
 const LAST_OUTPUT_BYTES: u64 = 4096;

@@ -29,7 +29,7 @@ pub(super) async fn confirm(
 
 pub(super) async fn images(State(api): State<Shared>) -> Json<Value> {
     let rules = api.rules.get();
-    let images: Vec<&crate::model::image::Image> = rules.images.values().collect();
+    let images: Vec<&sodium_model::image::Image> = rules.images.values().collect();
     Json(json!({"items": images}))
 }
 

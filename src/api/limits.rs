@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::{ApiError, Shared};
-use crate::model::{Instance, Isolation, Limits, Sandbox, Time};
 use crate::reconcile::{Space, Usage};
+use sodium_model::{Instance, Isolation, Limits, Sandbox, Time};
 
 pub(super) async fn limits(
     State(api): State<Shared>,

@@ -23,8 +23,8 @@ use tracing::debug;
 use crate::api::Shared;
 use crate::api::caller::{GONE_WITHIN, Peer};
 use crate::api::seat::Seat;
-use crate::model::Bounds;
-use crate::sys::{self, confined, socket};
+use sodium_model::Bounds;
+use sodium_sys::{self as sys, confined, socket};
 
 /// A request's line and headers, in bytes and in number. Beyond: 431.
 const HEAD_BYTES_MAX: usize = 32 << 10;

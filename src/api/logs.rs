@@ -22,7 +22,7 @@ use crate::api::sandboxes::{Pairs, find, flag};
 use crate::api::text::Decoder;
 use crate::api::{ApiError, Kind, Shared};
 use crate::reconcile::link::Head;
-use crate::shim::spool::{Chunk, Reader};
+use sodium_shim::spool::{Chunk, Reader};
 
 /// Read at once.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -144,7 +144,7 @@ impl Follower {
             self.decoder.decode(span.stream, bytes, &mut text);
             let line = json!({
                 "offset": span.range.start,
-                "time": crate::model::Time(span.time_ms),
+                "time": sodium_model::Time(span.time_ms),
                 "stream": span.stream,
                 "text": text,
             });

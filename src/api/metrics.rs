@@ -12,8 +12,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 
 use crate::api::Shared;
-use crate::model::{Sandbox, SandboxName, WallStatus, WallVerdict};
 use crate::reconcile::{Space, Usage};
+use sodium_model::{Sandbox, SandboxName, WallStatus, WallVerdict};
 
 const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 

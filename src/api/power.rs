@@ -11,10 +11,10 @@ use crate::api::caller::Caller;
 use crate::api::request::Path;
 use crate::api::sandboxes::{Pairs, find, flag, shown};
 use crate::api::{ApiError, Shared, checkpoint, request, wait};
-use crate::model::{Span, Violation};
 use crate::reconcile::link::Command;
 use crate::store::Core;
 use crate::store::edit::{self, Verb};
+use sodium_model::{Span, Violation};
 
 pub(super) async fn verb(
     State(api): State<Shared>,
@@ -69,7 +69,7 @@ pub(super) async fn verb(
 async fn restore_to(
     api: &Shared,
     caller: &Caller,
-    sandbox: &crate::model::Sandbox,
+    sandbox: &sodium_model::Sandbox,
     to: &str,
     pairs: &std::collections::HashMap<String, String>,
 ) -> Result<Response, ApiError> {
@@ -84,7 +84,7 @@ async fn restore_to(
 
 async fn resize(
     api: &Shared,
-    sandbox: &crate::model::Sandbox,
+    sandbox: &sodium_model::Sandbox,
     body: request::Given,
 ) -> Result<Json<Value>, ApiError> {
     let node = request::json(body).await?.into();

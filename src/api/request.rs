@@ -17,7 +17,7 @@ use serde_json::Value as Json;
 use tokio::time::timeout;
 
 use crate::api::{ApiError, BODY_BYTES_MAX, Shared};
-use crate::model::tree::{Faults, Node};
+use sodium_model::tree::{Faults, Node};
 
 /// Read away of a body that is refused, at most.
 const READ_AWAY_BYTES_MAX: usize = 16 * BODY_BYTES_MAX;

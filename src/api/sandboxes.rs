@@ -16,10 +16,10 @@ use uuid::Uuid;
 use crate::api::caller::Caller;
 use crate::api::request::{Path, Query};
 use crate::api::{ApiError, Shared, declare, list, request, wait, watch, wire};
-use crate::model::admission::{self, Admitted, Rules};
-use crate::model::tree::{Faults, Node};
-use crate::model::{Owner, Sandbox, SandboxName, Violation};
 use crate::store::edit::{self, Delete, Edited, Precondition, Put};
+use sodium_model::admission::{self, Admitted, Rules};
+use sodium_model::tree::{Faults, Node};
+use sodium_model::{Owner, Sandbox, SandboxName, Violation};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ListQuery {

@@ -14,18 +14,18 @@ use crate::api::caller::Caller;
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::{ApiError, Declare, Shared, declare, list, request, wait, wire};
-use crate::model::admission::{self, Rules};
-use crate::model::draft::{self, Draft};
-use crate::model::image::{Image, split_words};
-use crate::model::tree::{Faults, Node};
-use crate::model::violation::suggestion;
-use crate::model::{
-    Isolation, Limits, RestartPolicy, Sandbox, SandboxName, Spec, State as Wanted, Violation,
-    arguments,
-};
 use crate::reconcile::link::InputError;
 use crate::store::Core;
 use crate::store::edit::{self, Delete, Precondition, Put, Refusal, Verb};
+use sodium_model::admission::{self, Rules};
+use sodium_model::draft::{self, Draft};
+use sodium_model::image::{Image, split_words};
+use sodium_model::tree::{Faults, Node};
+use sodium_model::violation::suggestion;
+use sodium_model::{
+    Isolation, Limits, RestartPolicy, Sandbox, SandboxName, Spec, State as Wanted, Violation,
+    arguments,
+};
 
 type Answer = Result<Json<Value>, ApiError>;
 
@@ -65,7 +65,7 @@ pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
 /// What is the matter with the store, in a sentence.
 fn store_verdict(api: &Shared) -> String {
     let rescued = || api.store.snapshot().rescued.as_ref().map(ToString::to_string);
-    let fault = api.store.fault().map(|fault| crate::error::chain(&fault));
+    let fault = api.store.fault().map(|fault| sodium_sys::error::chain(&fault));
     fault.or_else(rescued).unwrap_or_else(|| "ok".to_owned())
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::shim::spool::Stream;
+use sodium_shim::spool::Stream;
 
 /// Longest tail that may be the beginning of a character.
 const TAIL_BYTES_MAX: usize = 3;

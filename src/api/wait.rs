@@ -7,9 +7,9 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::api::{ApiError, Shared};
-use crate::model::{ConditionType, ExitKind, InstancePhase, Sandbox, SandboxName, Span, Violation};
-use crate::plan::report::PAUSED;
 use crate::reconcile::link::InputError;
+use sodium_model::plan::report::PAUSED;
+use sodium_model::{ConditionType, ExitKind, InstancePhase, Sandbox, SandboxName, Span, Violation};
 
 /// How long a start may take before its client is told to look for itself.
 pub(super) const START_WITHIN: Duration = Duration::from_secs(30);

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::api::Api;
-use crate::model::instance::signal_number;
-use crate::model::{Checkpoint, ExitKind, ExitRecord, InstancePhase, Limits, Sandbox, draft};
 use crate::reconcile::Usage;
 use crate::store::{FileRecord, snapshot};
+use sodium_model::instance::signal_number;
+use sodium_model::{Checkpoint, ExitKind, ExitRecord, InstancePhase, Limits, Sandbox, draft};
 
 /// The seed's six.
 fn seed_limits(limits: &Limits) -> BTreeMap<&'static str, u64> {

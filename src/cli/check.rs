@@ -10,7 +10,7 @@ use crate::cli::show;
 use crate::config::Config;
 use crate::desired::parse::parse;
 use crate::desired::scan::{FILE_BYTES_MAX, FILE_COUNT_MAX, is_spec};
-use crate::sys::beneath::{Beneath, Links, ReadError};
+use sodium_sys::beneath::{Beneath, Links, ReadError};
 
 /// Prints every fault with its place and the line it is in. Exit 2 if there is one.
 pub(super) fn check(files: &[PathBuf], config: &Config) -> anyhow::Result<ExitCode> {
@@ -75,7 +75,7 @@ pub(super) fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// The fault, and the line it is in with a mark below.
-fn picture(file: &Path, bytes: &[u8], violation: &crate::model::Violation) -> String {
+fn picture(file: &Path, bytes: &[u8], violation: &sodium_model::Violation) -> String {
     let head = format!("{}:{violation}", file.display());
     let Some(at) = violation.at else { return head };
     let index = usize::try_from(at.line.saturating_sub(1)).unwrap_or(usize::MAX);

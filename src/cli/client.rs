@@ -12,8 +12,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use crate::model::violation::suggestion;
-use crate::sys::{self, own_ids};
+use sodium_model::violation::suggestion;
+use sodium_sys::{self as sys, own_ids};
 
 /// A connection to the local daemon. The socket belongs to whoever started it, so no token is needed.
 #[derive(Debug)]
@@ -130,7 +130,7 @@ impl Client {
         }
         let texts: Vec<String> = violations
             .into_iter()
-            .filter_map(|one| serde_json::from_value::<crate::model::Violation>(one).ok())
+            .filter_map(|one| serde_json::from_value::<sodium_model::Violation>(one).ok())
             .map(|violation| violation.to_string())
             .collect();
         bail!("{}", texts.join("\n"))

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::cli::{Output, show};
 use crate::config::{self, ConfigError};
 use crate::doctor::{self, Finding, Severity};
-use crate::sys;
+use sodium_sys as sys;
 
 /// Exit 0: all works. 1: something is degraded. 2: something is broken.
 pub(super) fn doctor(path: &Path, output: Output) -> anyhow::Result<ExitCode> {

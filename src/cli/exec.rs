@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::cli::client::{Client, part};
-use crate::sys::pty;
+use sodium_sys::pty;
 
 /// Read from standard input at once.
 const INPUT_BYTES: usize = 16 * 1024;

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::cli::show;
-use crate::{config, sys};
+use crate::config;
+use sodium_sys as sys;
 
 /// A file that is written, whether it may get to hold a secret, and what is in it.
 type Given = (&'static str, bool, &'static str);

@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::cli::Output;
 use crate::desired::yaml;
-use crate::model::ExitRecord;
-use crate::model::text::{escaped, escaped_json, escaped_lines};
+use sodium_model::ExitRecord;
+use sodium_model::text::{escaped, escaped_json, escaped_lines};
 
 /// A line of data, or several.
 pub(super) fn line(text: &str) -> anyhow::Result<()> {
@@ -323,7 +323,7 @@ pub(super) fn files(list: &Value, output: Output) -> anyhow::Result<()> {
                 let faults = row["faults"].as_array().cloned().unwrap_or_default();
                 let faults = faults
                     .into_iter()
-                    .filter_map(|one| serde_json::from_value::<crate::model::Violation>(one).ok())
+                    .filter_map(|one| serde_json::from_value::<sodium_model::Violation>(one).ok())
                     .map(|fault| escaped(&fault.to_string()).into_owned());
                 let conflicts = row["conflicts"].as_object().cloned().unwrap_or_default();
                 let conflicts =

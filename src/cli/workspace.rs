@@ -7,8 +7,8 @@ use serde_json::json;
 
 use crate::cli::{Output, show};
 use crate::config::Config;
-use crate::driver::workspace::retained;
-use crate::model::{Owner, Time};
+use sodium_model::{Owner, Time};
+use sodium_runtime::workspace::retained;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {

@@ -3,12 +3,12 @@
 use anyhow::bail;
 use tracing::warn;
 
-use crate::error::chain;
-use crate::model::IdRange;
-use crate::model::ids::{self, Claim};
-use crate::sys::ids::Taken;
-use crate::sys::lock::Lock;
-use crate::sys::{self, SysError};
+use sodium_model::IdRange;
+use sodium_model::ids::{self, Claim};
+use sodium_sys::error::chain;
+use sodium_sys::ids::Taken;
+use sodium_sys::lock::Lock;
+use sodium_sys::{self as sys, SysError};
 
 /// What the host's tables give to whom.
 pub fn claims() -> Result<Vec<Claim>, SysError> {

@@ -15,12 +15,12 @@ use tracing::{debug, error, info, warn};
 use crate::api::Api;
 use crate::config::Config;
 use crate::daemon::{serve_on, told};
-use crate::error::chain;
-use crate::model::{Level, Time};
 use crate::reconcile;
 use crate::store::Store;
-use crate::sys::service::{self, Listener};
-use crate::sys::{clock, port};
+use sodium_model::{Level, Time};
+use sodium_sys::error::chain;
+use sodium_sys::service::{self, Listener};
+use sodium_sys::{clock, port};
 
 /// How often a port that is taken is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(3);

@@ -8,11 +8,11 @@ use tracing::{info, warn};
 use crate::api::Api;
 use crate::config::{self, Config};
 use crate::daemon;
-use crate::error::chain;
 use crate::live::Live;
-use crate::model::Span;
-use crate::model::admission::Rules;
 use crate::reconcile::World;
+use sodium_model::Span;
+use sodium_model::admission::Rules;
+use sodium_sys::error::chain;
 
 /// See the module.
 pub(super) struct Reload {

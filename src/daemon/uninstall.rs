@@ -10,17 +10,17 @@ use anyhow::{Context, bail};
 
 use crate::config::Config;
 use crate::daemon::{ids, lock_places};
-use crate::driver::host::{Host, Paths};
-use crate::driver::shimmed::Shimmed;
-use crate::driver::volume::unmount_all;
-use crate::driver::workspace::Workspaces;
-use crate::driver::{Driver, StopOrder};
-use crate::error::chain;
-use crate::model::{Iid, Observed, Time};
 use crate::store::{Store, database_path};
-use crate::sys::disk::walk;
-use crate::sys::lock::Lock;
-use crate::sys::{self, SysError, clock, ids as tables, mount};
+use sodium_model::{Iid, Observed, Time};
+use sodium_runtime::host::{Host, Paths};
+use sodium_runtime::shimmed::Shimmed;
+use sodium_runtime::volume::unmount_all;
+use sodium_runtime::workspace::Workspaces;
+use sodium_runtime::{Driver, StopOrder};
+use sodium_sys::disk::walk;
+use sodium_sys::error::chain;
+use sodium_sys::lock::Lock;
+use sodium_sys::{self as sys, SysError, clock, ids as tables, mount};
 
 /// How long all sandboxes together may take to be gone, once they are killed by their shims, and by us.
 const ENDED_WITHIN: Duration = Duration::from_secs(10);

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::desired::yaml;
-use crate::model::draft::{self, Draft};
-use crate::model::tree::{Node, Value};
-use crate::model::{SandboxName, Violation};
+use sodium_model::draft::{self, Draft};
+use sodium_model::tree::{Node, Value};
+use sodium_model::{SandboxName, Violation};
 
 /// A text with a document put in.
 #[derive(Debug, PartialEq, Eq)]

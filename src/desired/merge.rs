@@ -13,12 +13,12 @@ use std::time::Instant;
 
 use crate::desired::parse::parse;
 use crate::desired::scan::{Scan, Text};
-use crate::fault::{self, Bug};
-use crate::model::admission::{Admitted, Rules};
-use crate::model::event;
-use crate::model::{Hold, Owner, SandboxName, Span, Time, Violation, weight};
 use crate::store::files::{Declared, FileChanges, Moved, Owned};
 use crate::store::{FileRecord, Snapshot};
+use sodium_model::admission::{Admitted, Rules};
+use sodium_model::event;
+use sodium_model::{Hold, Owner, SandboxName, Span, Time, Violation, weight};
+use sodium_sys::fault::{self, Bug};
 
 /// An absence counts once it has lasted this long, over two scans at least.
 pub const ABSENT_FOR: Span = Span::seconds(2);

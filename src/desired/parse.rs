@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use crate::desired::yaml;
-use crate::model::admission::{self, Admitted, Rules};
-use crate::model::tree::Faults;
-use crate::model::{Position, SandboxName, Violation};
+use sodium_model::admission::{self, Admitted, Rules};
+use sodium_model::tree::Faults;
+use sodium_model::{Position, SandboxName, Violation};
 
 /// Reads and admits every document. One bad document refuses the whole text, with the faults of all.
 pub fn parse(bytes: &[u8], rules: &Rules) -> Result<Vec<Admitted>, Vec<Violation>> {

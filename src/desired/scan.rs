@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use crate::sys::beneath::{Beneath, Links, Meta, ReadError};
+use sodium_sys::beneath::{Beneath, Links, Meta, ReadError};
 
 /// Largest file read: as much text as a document may hold, and what any other would cost in memory and
 /// in time is not spent on it.

@@ -23,13 +23,13 @@ use tracing::{info, warn};
 
 use crate::desired::merge::{ABSENT_FOR, Merge, merge};
 use crate::desired::scan::{Scan, Scanner, is_spec};
-use crate::error::chain;
 use crate::live::Live;
-use crate::model::admission::Rules;
-use crate::model::{SandboxName, Time};
 use crate::store::files::{self, FileChanges};
 use crate::store::{Store, StoreError};
-use crate::sys::beneath::Beneath;
+use sodium_model::admission::Rules;
+use sodium_model::{SandboxName, Time};
+use sodium_sys::beneath::Beneath;
+use sodium_sys::error::chain;
 
 /// A hint is acted on once it has been quiet for this long,
 const QUIET: Duration = Duration::from_millis(150);

@@ -14,10 +14,10 @@ use crate::desired::edit::{self, Removed};
 use crate::desired::parse::parse;
 use crate::desired::scan::{FILE_BYTES_MAX, is_spec};
 use crate::desired::yaml;
-use crate::model::admission::{Admitted, Rules};
-use crate::model::{SandboxName, Spec, Violation};
-use crate::sys::SysError;
-use crate::sys::beneath::{Beneath, Kind, Links, Meta, ReadError};
+use sodium_model::admission::{Admitted, Rules};
+use sodium_model::{SandboxName, Spec, Violation};
+use sodium_sys::SysError;
+use sodium_sys::beneath::{Beneath, Kind, Links, Meta, ReadError};
 
 /// What the daemon writes may hold secrets of the sandbox, in its environment.
 const MODE: u32 = 0o600;
@@ -204,7 +204,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::{Allowed, Isolation, Limits, RestartPolicy};
+    use sodium_model::{Allowed, Isolation, Limits, RestartPolicy};
 
     struct Desk {
         dir: tempfile::TempDir,
@@ -290,7 +290,7 @@ mod tests {
         desk.put("web.yaml", "db", "two").unwrap();
         let both = format!("# head\n{}# tail\n", desk.text("web.yaml"));
         fs::write(desk.at("web.yaml"), &both).unwrap();
-        let is_root = crate::sys::is_root();
+        let is_root = sodium_sys::is_root();
         if is_root {
             std::os::unix::fs::chown(desk.at("web.yaml"), Some(1234), Some(1234)).unwrap();
         }
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn who_has_put_another_text_in_its_place_is_given_nothing() {
-        if !crate::sys::is_root() {
+        if !sodium_sys::is_root() {
             return;
         }
         let desk = Desk::new();

@@ -9,8 +9,8 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_yaml::{DuplicateKeyPolicy, Options, Spanned};
 
-use crate::model::tree::{Key, Node, Value};
-use crate::model::{Position, Violation};
+use sodium_model::tree::{Key, Node, Value};
+use sodium_model::{Position, Violation};
 
 /// Documents in one file.
 const DOCUMENT_COUNT_MAX: usize = 64;

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::doctor::{Finding, Severity};
-use crate::driver::process;
-use crate::model::Isolation;
-use crate::sys::trust::TrustError;
-use crate::sys::{self, landlock, mount, own, spawn};
+use sodium_model::Isolation;
+use sodium_runtime::process;
+use sodium_sys::trust::TrustError;
+use sodium_sys::{self as sys, landlock, mount, own, spawn};
 
 /// Directories of specs watched, with room for everybody else on the machine.
 const INOTIFY_INSTANCES_MIN: u64 = 16;

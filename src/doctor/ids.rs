@@ -2,10 +2,10 @@
 
 use crate::config::Config;
 use crate::doctor::{Finding, Severity};
-use crate::error::chain;
-use crate::model::IdRange;
-use crate::model::ids::{self, Claim};
-use crate::sys;
+use sodium_model::IdRange;
+use sodium_model::ids::{self, Claim};
+use sodium_sys as sys;
+use sodium_sys::error::chain;
 
 const NAME: &str = "uids";
 

@@ -14,16 +14,16 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::doctor::{Finding, Severity};
-use crate::driver::host::{Host, Paths};
-use crate::driver::shimmed::Shimmed;
-use crate::driver::volume::{self, Ask, Kind, MIB, Volumes};
-use crate::driver::workspace::Workspaces;
-use crate::driver::{Driver, DriverError, Order};
-use crate::error::chain;
-use crate::model::{
+use sodium_model::{
     ExitRecord, Iid, Isolation, LimitStatus, Observed, Platform, SandboxName, Spec,
 };
-use crate::sys;
+use sodium_runtime::host::{Host, Paths};
+use sodium_runtime::shimmed::Shimmed;
+use sodium_runtime::volume::{self, Ask, Kind, MIB, Volumes};
+use sodium_runtime::workspace::Workspaces;
+use sodium_runtime::{Driver, DriverError, Order};
+use sodium_sys as sys;
+use sodium_sys::error::chain;
 
 /// How long a program may take that does nothing.
 const TRY_WITHIN: Duration = Duration::from_secs(30);

@@ -1,5 +1,5 @@
 //! What happens beside the daemons: shims, workloads, the kernel, and everything that goes wrong. The order
-//! in which a shim does things is that of [`crate::shim`].
+//! in which a shim does things is that of [`sodium_shim`].
 
 use crate::protocol_model::row::{Exit, Unknown};
 use crate::protocol_model::system::{

@@ -1,5 +1,5 @@
 //! What becomes of an order between the daemon that sends it and the shim that reads it: the shim's side of
-//! [`crate::shim::protocol`], with the fence against daemons that are older than the newest that said hello.
+//! [`sodium_shim::protocol`], with the fence against daemons that are older than the newest that said hello.
 
 use crate::protocol_model::Mistake;
 use crate::protocol_model::row::{Exit, Phase, Record};

@@ -11,17 +11,17 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::model::condition::{self, Condition};
-use crate::model::instance::LostCause;
-use crate::model::spec::{BackoffRange, Restart, Stop};
-use crate::model::{
+use crate::protocol_model::hash::Plain;
+use crate::protocol_model::system::{Deed, End, Id, Verb};
+use sodium_model::condition::{self, Condition};
+use sodium_model::instance::LostCause;
+use sodium_model::plan::{Next, Policy, Step, UNKNOWN_MAX, View, plan};
+use sodium_model::spec::{BackoffRange, Restart, Stop};
+use sodium_model::{
     ConditionType, Deletion, ExitKind, ExitRecord, History, Hold, Iid, Instance, InstancePhase,
     Isolation, Limits, Network, Observed, Owner, Power, RestartPolicy, Sandbox, SandboxName, Span,
     Spec, State, Status, StopReason, Time, Truth,
 };
-use crate::plan::{Next, Policy, Step, UNKNOWN_MAX, View, plan};
-use crate::protocol_model::hash::Plain;
-use crate::protocol_model::system::{Deed, End, Id, Verb};
 
 /// It stands still; what time brings is an action of its own.
 const NOW: Time = Time(1_000_000_000);

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use uuid::Uuid;
 
-use crate::model::{Iid, Span, Time};
+use sodium_model::{Iid, Span, Time};
 
 /// Below this share of one cpu a workload computes nothing: what is left are timers that come to nothing.
 /// It is low because a machine that is too busy gives a workload no more.

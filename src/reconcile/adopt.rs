@@ -7,13 +7,13 @@ use std::sync::Arc;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::driver::Driver;
-use crate::driver::host::Host;
-use crate::error::chain;
-use crate::fault;
-use crate::model::{Iid, Isolation, Observed};
 use crate::reconcile::world::World;
 use crate::store::{Snapshot, Store};
+use sodium_model::{Iid, Isolation, Observed};
+use sodium_runtime::Driver;
+use sodium_runtime::host::Host;
+use sodium_sys::error::chain;
+use sodium_sys::fault;
 
 /// Ends what was started after the last start that the store knows of, as it is found after an older copy
 /// of the store was put back: the sandbox would run twice. Before the first pass of any sandbox.

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use crate::driver::host::Host;
-use crate::driver::{Driver, Started};
-use crate::model::{Iid, LimitStatus, Observed, Sandbox, SandboxName};
 use crate::reconcile::link::{self, Command, Head};
 use crate::reconcile::queue::Queue;
-use crate::shim::spool::Reader;
+use sodium_model::{Iid, LimitStatus, Observed, Sandbox, SandboxName};
+use sodium_runtime::host::Host;
+use sodium_runtime::{Driver, Started};
+use sodium_shim::spool::Reader;
 
 /// Requests that wait for one shim. Beyond it, whoever asks is told to slow down.
 const COMMAND_COUNT_MAX: usize = 16;

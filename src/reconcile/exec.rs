@@ -9,11 +9,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use uuid::Uuid;
 
-use crate::driver::{DriverError, ExecOrder};
-use crate::model::{Sandbox, Spec};
 use crate::reconcile::blocking;
 use crate::reconcile::world::World;
-use crate::shim::protocol::{Frame, Request, Told, control, stdin, take_frame};
+use sodium_model::{Sandbox, Spec};
+use sodium_runtime::{DriverError, ExecOrder};
+use sodium_shim::protocol::{Frame, Request, Told, control, stdin, take_frame};
 
 /// Programs at once in one sandbox, and in all: each costs the host a process or two.
 const SANDBOX_COUNT_MAX: usize = 16;

@@ -1,5 +1,5 @@
 //! Carries out one step. If you are about to write an `if` about what should happen, it belongs in
-//! [`crate::plan`].
+//! [`sodium_model::plan`].
 //!
 //! Each transaction looks again at the row it changes: a wish that changed since the plan was made
 //! ends the step before it does anything.
@@ -10,17 +10,17 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::driver::{Adjust, Behind, DriverError, Order, Restore, Started, StopOrder};
-use crate::error::chain;
-use crate::fault::{self, Bug};
-use crate::model::{
+use crate::reconcile::world::{Again, RESYNC, World};
+use crate::store::{Core, Snapshot, StoreError};
+use sodium_model::plan::report::{self, report};
+use sodium_model::plan::{Next, Plan, Policy, Step, Stopping, View, alarm, backoff};
+use sodium_model::{
     Deletion, ExitKind, ExitRecord, Iid, Instance, InstancePhase, Level, LimitStatus, Limits,
     Observed, Promised, Record, Sandbox, Span, Time, Totals, WallStatus,
 };
-use crate::plan::report::{self, report};
-use crate::plan::{Next, Plan, Policy, Step, Stopping, View, alarm, backoff};
-use crate::reconcile::world::{Again, RESYNC, World};
-use crate::store::{Core, Snapshot, StoreError};
+use sodium_runtime::{Adjust, Behind, DriverError, Order, Restore, Started, StopOrder};
+use sodium_sys::error::chain;
+use sodium_sys::fault::{self, Bug};
 
 /// How soon to look at something that is expected to be over in a moment.
 pub(super) const SOON: Span = Span(5);
@@ -141,11 +141,11 @@ impl Act<'_> {
         self.sandbox.instance.as_ref().ok_or(StepError::Overtaken)
     }
 
-    fn driver(&self, instance: &Instance) -> Result<&Arc<dyn crate::driver::Driver>, StepError> {
+    fn driver(&self, instance: &Instance) -> Result<&Arc<dyn sodium_runtime::Driver>, StepError> {
         self.world.driver(instance.spec.isolation).ok_or(StepError::Overtaken)
     }
 
-    fn limits<'s>(&self, spec: &'s crate::model::Spec) -> Adjust<'s> {
+    fn limits<'s>(&self, spec: &'s sodium_model::Spec) -> Adjust<'s> {
         let Sandbox { uid, host_uid, .. } = **self.sandbox;
         Adjust { uid, host_uid, limits: &spec.limits }
     }
@@ -280,7 +280,7 @@ impl Act<'_> {
             n,
             generation: sandbox.generation,
             request: sandbox.power.request,
-            spec: crate::model::Spec::clone(&sandbox.spec),
+            spec: sodium_model::Spec::clone(&sandbox.spec),
             phase: InstancePhase::Starting,
             boot_id: self.world.boot_id.clone(),
             runtime: self.world.runtime(sandbox.spec.isolation).unwrap_or_default(),
@@ -380,7 +380,7 @@ impl Act<'_> {
         let (why, now) = (self.plan.why.clone(), self.now);
         let committed = self.commit_instance(move |core, sandbox, instance| {
             instance.generation = sandbox.generation;
-            instance.spec = crate::model::Spec::clone(&sandbox.spec);
+            instance.spec = sodium_model::Spec::clone(&sandbox.spec);
             instance.reserved = None;
             set_limits(sandbox, limits);
             sandbox.status.walls = walls;
@@ -420,7 +420,7 @@ impl Act<'_> {
             instance.stop_reason = Some(reason);
             instance.forced |= wanted.force;
             sandbox.status = plan.status;
-            sandbox.status.phase = crate::model::Phase::Stopping;
+            sandbox.status.phase = sodium_model::Phase::Stopping;
             if !news {
                 return Ok(());
             }

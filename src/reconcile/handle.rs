@@ -8,14 +8,14 @@ use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
-use crate::driver::{DriverError, Space, Usage};
-use crate::model::{InUse, Isolation, Sandbox, SandboxName, Spec, Time};
-use crate::plan::Plan;
 use crate::reconcile::blocking;
 use crate::reconcile::exec::{self, ExecError, Program, Session, Share};
 use crate::reconcile::link::{Command, Head, InputError};
 use crate::reconcile::queue::Queue;
 use crate::reconcile::world::World;
+use sodium_model::plan::Plan;
+use sodium_model::{InUse, Isolation, Sandbox, SandboxName, Spec, Time};
+use sodium_runtime::{DriverError, Space, Usage};
 
 /// Clone it freely.
 #[derive(Clone)]

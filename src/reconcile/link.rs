@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::model::{Iid, SandboxName};
 use crate::reconcile::queue::Queue;
-use crate::shim::protocol::{
+use sodium_model::{Iid, SandboxName};
+use sodium_shim::protocol::{
     Frame, Phase, Reply, Request, State, control, hello, stdin, take_frame,
 };
 

@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::error::chain;
-use crate::model::{DiskReading, Iid, Instance, Reading, Sandbox, Span, Time, Verdict};
-use crate::plan::alarm::{Alarm, Watch};
 use crate::reconcile::blocking;
 use crate::reconcile::link::Command;
 use crate::reconcile::world::World;
+use sodium_model::plan::alarm::{Alarm, Watch};
+use sodium_model::{DiskReading, Iid, Instance, Reading, Sandbox, Span, Time, Verdict};
+use sodium_sys::error::chain;
 
 /// One that is busy is read this often,
 const PERIOD_MIN: Span = Span::seconds(2);

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use tracing::{debug, info, warn};
 
-use crate::error::chain;
-use crate::fault::{self, Bug};
-use crate::model::{Sandbox, SandboxName, Span, Time};
-use crate::plan::{Next, Plan, View, plan};
 use crate::reconcile::execute::{self, SOON, StepError};
 use crate::reconcile::world::{Again, RESYNC, World};
 use crate::store::StoreError;
+use sodium_model::plan::{Next, Plan, View, plan};
+use sodium_model::{Sandbox, SandboxName, Span, Time};
+use sodium_sys::error::chain;
+use sodium_sys::fault::{self, Bug};
 
 /// Pause before trying again what may cure itself.
 const RETRY: Span = Span::seconds(1);

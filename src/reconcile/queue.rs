@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::model::SandboxName;
+use sodium_model::SandboxName;
 
 /// See the module.
 #[derive(Debug, Default)]

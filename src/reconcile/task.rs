@@ -9,13 +9,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::fault::{self, Bug};
-use crate::model::{Deletion, Owner, Power, Sandbox, SandboxName, Time};
 use crate::reconcile::blocking;
 use crate::reconcile::pass::pass_blocking;
 use crate::reconcile::queue::Queue;
 use crate::reconcile::world::{Again, World};
 use crate::store::{ChangeKind, Store};
+use sodium_model::{Deletion, Owner, Power, Sandbox, SandboxName, Time};
+use sodium_sys::fault::{self, Bug};
 
 /// Passes at once. They mostly wait for the disk and for shims; more would only crowd each other.
 const PASS_COUNT_MAX: usize = 16;

@@ -7,18 +7,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use serde_json::json;
 
-use crate::driver::fake::FakeDriver;
-use crate::driver::fake::machine::Machine;
-use crate::driver::host::{Host, Paths};
-use crate::driver::workspace::Workspaces;
-use crate::driver::{Driver, Usage};
-use crate::fault;
 use crate::live::Live;
-use crate::model::admission::Rules;
-use crate::model::{
-    Allowed, DiskRules, InstancePhase, Isolation, Limits, Network, Owner, RestartPolicy, Sandbox,
-    SandboxName, Span, Spec, State, Status, Time,
-};
 use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
 use crate::reconcile::meter::{self, Meter};
@@ -28,6 +17,17 @@ use crate::reconcile::world::Again;
 use crate::reconcile::{World, adopt};
 use crate::store::edit::{self, Delete, Precondition, Put, Verb};
 use crate::store::{Store, database_path};
+use sodium_model::admission::Rules;
+use sodium_model::{
+    Allowed, DiskRules, InstancePhase, Isolation, Limits, Network, Owner, RestartPolicy, Sandbox,
+    SandboxName, Span, Spec, State, Status, Time,
+};
+use sodium_runtime::fake::FakeDriver;
+use sodium_runtime::fake::machine::Machine;
+use sodium_runtime::host::{Host, Paths};
+use sodium_runtime::workspace::Workspaces;
+use sodium_runtime::{Driver, Usage};
+use sodium_sys::fault;
 
 const BEGAN: Time = Time(1_000_000_000);
 /// Of every sandbox in here.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::model::SandboxName;
+use sodium_model::SandboxName;
 
 /// So many for each cpu, and so many at least.
 const FOR_EACH_CPU: usize = 2;

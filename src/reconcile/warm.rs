@@ -10,10 +10,10 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::error::chain;
-use crate::model::{Isolation, Limits, admission};
 use crate::reconcile::blocking;
 use crate::reconcile::world::World;
+use sodium_model::{Isolation, Limits, admission};
+use sodium_sys::error::chain;
 
 /// Of all images together: each takes some 20 MiB.
 const COUNT_MAX: usize = 32;

@@ -5,21 +5,21 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::driver::host::Host;
-use crate::driver::{Behind, Driver, DriverError, Space, Usage};
 use crate::live::Live;
-use crate::model::admission::Rules;
-use crate::model::{
-    InUse, Instance, InstancePhase, Isolation, Network, Observed, Owner, Sandbox, SandboxName,
-    Span, Time,
-};
-use crate::plan::{Next, Plan, Policy, Step, View, plan};
 use crate::reconcile::activity::{Activity, Look};
 use crate::reconcile::console::Consoles;
 use crate::reconcile::exec::Sessions;
 use crate::reconcile::meter::Meter;
 use crate::reconcile::turns::{self, Turns};
 use crate::store::{Snapshot, Store};
+use sodium_model::admission::Rules;
+use sodium_model::plan::{Next, Plan, Policy, Step, View, plan};
+use sodium_model::{
+    InUse, Instance, InstancePhase, Isolation, Network, Observed, Owner, Sandbox, SandboxName,
+    Span, Time,
+};
+use sodium_runtime::host::Host;
+use sodium_runtime::{Behind, Driver, DriverError, Space, Usage};
 
 /// A sandbox that something of exists for is looked at this often, whatever was reported.
 pub(super) const RESYNC: Span = Span::seconds(60);

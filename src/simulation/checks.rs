@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::driver::fake::machine::{Machine, Process, What};
-use crate::model::instance::LostCause;
-use crate::model::{ExitKind, Iid, Instance, InstancePhase, Owner, Sandbox, SandboxName, Time};
 use crate::simulation::pauses::Pauses;
 use crate::simulation::scene::Scene;
 use crate::store::{ChangeKind, Snapshot, Store};
+use sodium_model::instance::LostCause;
+use sodium_model::{ExitKind, Iid, Instance, InstancePhase, Owner, Sandbox, SandboxName, Time};
+use sodium_runtime::fake::machine::{Machine, Process, What};
 
 /// What earlier looks saw.
 #[derive(Debug, Default)]

@@ -11,12 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::desired::merge::{Merge, merge};
-use crate::driver::Driver;
-use crate::driver::fake::FakeDriver;
-use crate::driver::fake::machine::What;
-use crate::fault;
 use crate::live::Live;
-use crate::model::{Isolation, Owner, Sandbox, SandboxName};
 use crate::reconcile::World;
 use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
@@ -28,6 +23,11 @@ use crate::reconcile::turns::Turns;
 use crate::simulation::directory::Directory;
 use crate::simulation::scene::{Scene, rules};
 use crate::store::{Store, StoreError, database_path, files};
+use sodium_model::{Isolation, Owner, Sandbox, SandboxName};
+use sodium_runtime::Driver;
+use sodium_runtime::fake::FakeDriver;
+use sodium_runtime::fake::machine::What;
+use sodium_sys::fault;
 
 /// Shared with the hook that runs within a pass.
 pub(super) type Shared = Rc<RefCell<Scene>>;

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use crate::model::{Hold, Iid, Owner, Phase, Sandbox, SandboxName};
 use crate::simulation::checks::Checks;
 use crate::simulation::daemon::{Daemon, Shared, Turn};
 use crate::simulation::directory::Directory;
 use crate::simulation::scene::{Scene, Swarm, spec};
 use crate::store::Snapshot;
+use sodium_model::{Hold, Iid, Owner, Phase, Sandbox, SandboxName};
 
 /// Events until the faults stop.
 const EVENTS: u64 = 120;

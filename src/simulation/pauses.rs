@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use crate::driver::fake::machine::Machine;
-use crate::model::{ExitKind, Sandbox, Span, Time};
+use sodium_model::{ExitKind, Sandbox, Span, Time};
+use sodium_runtime::fake::machine::Machine;
 
 /// Whoever ran so long may have been called healthy.
 const HEALTHY_AFTER: Span = Span::seconds(60);

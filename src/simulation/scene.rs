@@ -7,18 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::driver::fake::machine::{Machine, What, killed};
-use crate::driver::fake::shim::Stage;
-use crate::model::draft::read_spec;
-use crate::model::tree::Faults;
-use crate::model::{
-    Deletion, ExitKind, Hold, Isolation, Limits, Owner, Power, RestartPolicy, Sandbox, SandboxName,
-    Spec, Time, admission,
-};
 use crate::simulation::dice::Dice;
 use crate::simulation::directory::Directory;
 use crate::store::edit::{self, Delete, Precondition, Put, Refusal, Verb};
 use crate::store::{Store, StoreError, Uids, files};
+use sodium_model::draft::read_spec;
+use sodium_model::tree::Faults;
+use sodium_model::{
+    Deletion, ExitKind, Hold, Isolation, Limits, Owner, Power, RestartPolicy, Sandbox, SandboxName,
+    Spec, Time, admission,
+};
+use sodium_runtime::fake::machine::{Machine, What, killed};
+use sodium_runtime::fake::shim::Stage;
 
 pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
 pub(super) const COMMANDS: [&[&str]; 7] = [

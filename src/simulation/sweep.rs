@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::driver::fake::machine::What;
-use crate::model::ExitKind;
 use crate::simulation::directory::body;
 use crate::simulation::history::History;
 use crate::simulation::scene::spec;
 use crate::store::edit::Verb;
+use sodium_model::ExitKind;
+use sodium_runtime::fake::machine::What;
 
 use Act::{
     Alone, Delete, Drain, Edit, End, KillShims, Power, Put, Reboot, Remove, Rename, Restart, Run,

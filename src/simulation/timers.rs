@@ -3,11 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::driver::Driver;
-use crate::driver::fake::FakeDriver;
-use crate::driver::fake::machine::Machine;
 use crate::live::Live;
-use crate::model::{Isolation, Time};
 use crate::reconcile::activity::Activity;
 use crate::reconcile::console::Consoles;
 use crate::reconcile::meter::Meter;
@@ -16,6 +12,10 @@ use crate::reconcile::turns::Turns;
 use crate::reconcile::{World, run};
 use crate::simulation::scene::{rules, spec, wish};
 use crate::store::{Store, database_path, edit};
+use sodium_model::{Isolation, Time};
+use sodium_runtime::Driver;
+use sodium_runtime::fake::FakeDriver;
+use sodium_runtime::fake::machine::Machine;
 
 /// Where the clock on the wall begins.
 const BEGAN_AT: u64 = 1_000_000;

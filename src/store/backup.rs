@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags};
 
 use crate::store::{rows, schema};
-use crate::sys::SysError;
-use crate::sys::beneath::{Beneath, Links, ReadError};
+use sodium_sys::SysError;
+use sodium_sys::beneath::{Beneath, Links, ReadError};
 
 /// A database that cannot be read may have been had by any number of daemons, but not by so many.
 const EPOCHS_AHEAD: u64 = 1 << 32;
@@ -341,7 +341,7 @@ mod tests {
         let before = fs::read(&database).unwrap();
         for (name, want) in [("pipe", "is not a file"), ("zero", "is a symlink out of")] {
             let error = restore(&dir.path().join(name), &database).unwrap_err();
-            assert!(crate::error::chain(&error).contains(want), "{error:?}");
+            assert!(sodium_sys::error::chain(&error).contains(want), "{error:?}");
         }
         assert_eq!(fs::read(&database).unwrap(), before);
     }

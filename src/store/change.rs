@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::model::Sandbox;
+use sodium_model::Sandbox;
 
 /// Changes remembered. A watcher that is farther behind starts over with a list.
 const CHANGE_COUNT_MAX: usize = 1024;

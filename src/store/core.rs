@@ -14,13 +14,13 @@ use rusqlite::{Connection, ErrorCode};
 use uuid::Uuid;
 
 use crate::live::Live;
-use crate::model::event;
-use crate::model::{Event, IdRange, Iid, InstancePhase, Level, Sandbox, SandboxName, Time, Totals};
 use crate::store::change::{Change, ChangeKind};
 use crate::store::ids::{Ids, Remains};
 use crate::store::rows::{self, Unreadable};
 use crate::store::snapshot::{FileRecord, SAID_BYTES_MAX, Snapshot};
 use crate::store::{StoreError, rescue, schema};
+use sodium_model::event;
+use sodium_model::{Event, IdRange, Iid, InstancePhase, Level, Sandbox, SandboxName, Time, Totals};
 
 /// Events held in memory.
 const EVENT_COUNT_MAX: usize = 1_000;

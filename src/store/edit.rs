@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::model::{
+use crate::store::core::Core;
+use crate::store::{FileRecord, Snapshot, StoreError, snapshot};
+use sodium_model::{
     Deletion, Edit, History, Hold, Instance, InstancePhase, Level, Owner, Power, Promised, Sandbox,
     SandboxName, Spec, State, Status, Time, Totals, weight,
 };
-use crate::store::core::Core;
-use crate::store::{FileRecord, Snapshot, StoreError, snapshot};
 
 /// Most bytes of all specs together, as [`weight`] counts them. What runs and what was kept of it hold specs of their
 /// own, and are counted too, though nothing keeps them from it.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::model::event;
-use crate::model::{Level, Owner, Sandbox, SandboxName, Spec, Time};
 use crate::store::core::Core;
 use crate::store::edit::{self, Delete, Precondition, Put, Refusal};
 use crate::store::{FileRecord, StoreError};
+use sodium_model::event;
+use sodium_model::{Level, Owner, Sandbox, SandboxName, Spec, Time};
 
 /// What a look at the files comes to. Pure data; everything was decided when it was made.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::IdRange;
+use sodium_model::IdRange;
 
 /// Which of these ids anything on the host has, whoever was given them.
 pub type Remains = Box<dyn Fn(&Range<u32>) -> BTreeSet<u32> + Send>;

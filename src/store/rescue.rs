@@ -11,10 +11,10 @@ use std::sync::Arc;
 use rusqlite::{Connection, OpenFlags, Row};
 use uuid::Uuid;
 
-use crate::model::{Instance, Owner, Record, Sandbox, SandboxName, Time};
 use crate::store::backup::{self, BackupError};
 use crate::store::snapshot::Rescued;
 use crate::store::{Cursor, FileRecord, Snapshot, rows, schema};
+use sodium_model::{Instance, Owner, Record, Sandbox, SandboxName, Time};
 
 /// The numbers of instances go on this much later: how many there were is not known, and none is used again.
 const INSTANCES_AHEAD: u64 = 1_000;

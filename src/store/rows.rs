@@ -8,12 +8,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::{
+use crate::store::{FileRecord, Snapshot};
+use sodium_model::{
     Deletion, Event, History, Instance, InstancePhase, Level, Owner, Power, Sandbox, SandboxName,
     Status, Time,
 };
-use crate::model::{event, ids};
-use crate::store::{FileRecord, Snapshot};
+use sodium_model::{event, ids};
 
 /// The part of a sandbox that has no column of its own.
 #[derive(Debug, Serialize, Deserialize)]

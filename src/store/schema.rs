@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use crate::fault::{self, Bug};
 use crate::store::StoreError;
+use sodium_sys::fault::{self, Bug};
 
 /// Applied in order; `user_version` counts how many. Append, never edit.
 const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_init.sql")];

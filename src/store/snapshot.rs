@@ -8,8 +8,8 @@ use imbl::{OrdMap, OrdSet, Vector};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::{Event, Promised, Sandbox, SandboxName, Time, Violation, weight};
 use crate::store::ids::Cursor;
+use sodium_model::{Event, Promised, Sandbox, SandboxName, Time, Violation, weight};
 
 /// One commit.
 #[derive(Debug, Clone)]

@@ -12,20 +12,20 @@ use serde_json::json;
 
 use super::edit::{Delete, Edited, Precondition, Put, Refusal, Verb};
 use super::*;
-use crate::model::draft::read_spec;
-use crate::model::tree::Faults;
-use crate::model::{Hold, Owner, SandboxName, Spec, Time, Violation};
+use sodium_model::draft::read_spec;
+use sodium_model::tree::Faults;
+use sodium_model::{Hold, Owner, SandboxName, Spec, Time, Violation};
 
 fn spec(command: &str) -> Spec {
-    let rules = crate::model::admission::Rules {
-        default_isolation: crate::model::Isolation::Process,
-        default_limits: crate::model::Limits::DEFAULT,
+    let rules = sodium_model::admission::Rules {
+        default_isolation: sodium_model::Isolation::Process,
+        default_limits: sodium_model::Limits::DEFAULT,
         allowed: Default::default(),
         images: Default::default(),
-        default_policy: crate::model::RestartPolicy::Never,
+        default_policy: sodium_model::RestartPolicy::Never,
     };
     let draft = read_spec(&mut Faults::default(), "", &json!({"command": [command]}).into());
-    crate::model::admission::admit(&draft, &rules).unwrap()
+    sodium_model::admission::admit(&draft, &rules).unwrap()
 }
 
 fn declare(name: &str, command: &str, owner: Owner) -> Put {
@@ -259,7 +259,7 @@ fn the_oldest_events_go_and_a_watcher_that_is_too_slow_starts_over() {
     assert!(store.ring().since(start).is_none());
     let many = |core: &mut Core| {
         (0..10_500).try_for_each(|n| {
-            core.event(None, crate::model::Level::Normal, ("Many", n.to_string()), Time(n))
+            core.event(None, sodium_model::Level::Normal, ("Many", n.to_string()), Time(n))
         })
     };
     store.write_blocking(many).unwrap();
@@ -357,7 +357,7 @@ fn a_host_uid_is_not_given_again_when_its_sandbox_went() {
     given.push(gone(&next, "c"));
     given.push(gone(&Store::open(&path).unwrap(), "d"));
     assert!(given.is_sorted_by(|one, next| one < next), "{given:?}");
-    let range = crate::model::IdRange::default().users();
+    let range = sodium_model::IdRange::default().users();
     assert!(given.iter().all(|id| range.contains(id)), "{given:?}");
 }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use sodiumd::driver::volume::unmount_all;
-use sodiumd::driver::workspace::{Wanted, Workspaces};
-use sodiumd::model::DiskRules;
-use sodiumd::model::disk::DiskChoice;
+use sodium_model::DiskRules;
+use sodium_model::disk::DiskChoice;
+use sodium_runtime::volume::unmount_all;
+use sodium_runtime::workspace::{Wanted, Workspaces};
 
 use super::report::Bar;
 use super::{Desk, median, ms, p99};

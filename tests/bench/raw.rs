@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use sodiumd::driver::runsc::{Guest, Runsc};
-use sodiumd::model::{Limits, Network};
+use sodium_model::{Limits, Network};
+use sodium_runtime::runsc::{Guest, Runsc};
 
 const USER: u32 = 300_000;
 

@@ -60,7 +60,7 @@ impl Desk {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.kill();
-        let root = sodiumd::driver::host::cgroups_of(self.run.path());
+        let root = sodium_runtime::host::cgroups_of(self.run.path());
         root.remove();
     }
 
@@ -166,7 +166,7 @@ impl Desk {
     pub async fn edits(&self, count: usize) -> Vec<f64> {
         let mut times = Vec::new();
         for index in 0..count {
-            let saved = sodiumd::sys::clock::wall_ms();
+            let saved = sodium_sys::clock::wall_ms();
             let restart = json!({"policy": "never"});
             self.write_spec(index, &json!({"command": ["true"], "restart": restart}));
             let path = format!("/v1/events?sandbox=s{index}");
@@ -184,7 +184,7 @@ impl Desk {
             let begun =
                 events["items"].as_array().unwrap().iter().find(|one| one["reason"] == "Starting");
             let begun = begun.map(|one| one["time"].as_str().unwrap().to_owned()).unwrap();
-            let begun: sodiumd::model::Time = serde_json::from_value(json!(begun)).unwrap();
+            let begun: sodium_model::Time = serde_json::from_value(json!(begun)).unwrap();
             times.push(begun.0.saturating_sub(saved) as f64);
             tokio::time::sleep(Duration::from_millis(300)).await;
         }

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use sodiumd::driver::Driver;
-use sodiumd::driver::host::{Host, Paths};
-use sodiumd::driver::shimmed::Shimmed;
-use sodiumd::driver::volume::unmount_all;
-use sodiumd::driver::workspace::Workspaces;
-use sodiumd::model::DiskRules;
+use sodium_model::DiskRules;
+use sodium_runtime::Driver;
+use sodium_runtime::host::{Host, Paths};
+use sodium_runtime::shimmed::Shimmed;
+use sodium_runtime::volume::unmount_all;
+use sodium_runtime::workspace::Workspaces;
 
 use crate::disk::Disk;
 

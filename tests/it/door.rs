@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags};
 use serde_json::{Value, json};
+use sodium_model::admission::Rules;
+use sodium_model::{Allowed, Isolation, Limits, RestartPolicy, SandboxName};
 use sodiumd::desired::scan::{Scanner, Text};
 use sodiumd::desired::write::Writer;
-use sodiumd::model::admission::Rules;
-use sodiumd::model::{Allowed, Isolation, Limits, RestartPolicy, SandboxName};
 use sodiumd::store::{Store, backup, database_path};
 
 use crate::desk::{Desk, PATIENCE};

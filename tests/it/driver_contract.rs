@@ -7,17 +7,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use sodiumd::driver::fake::FakeDriver;
-use sodiumd::driver::host::{Host, Paths};
-use sodiumd::driver::shimmed::Shimmed;
-use sodiumd::driver::volume::unmount_all;
-use sodiumd::driver::workspace::Workspaces;
-use sodiumd::driver::{Driver, DriverError, Order, StopOrder};
-use sodiumd::model::DiskRules;
-use sodiumd::model::{ExitKind, ExitRecord, Iid, Observed, SandboxName, Spec};
-use sodiumd::shim::client::Client;
-use sodiumd::shim::launch::SOCKET;
-use sodiumd::shim::spool::{Chunk, Reader};
+use sodium_model::DiskRules;
+use sodium_model::{ExitKind, ExitRecord, Iid, Observed, SandboxName, Spec};
+use sodium_runtime::fake::FakeDriver;
+use sodium_runtime::host::{Host, Paths};
+use sodium_runtime::shimmed::Shimmed;
+use sodium_runtime::volume::unmount_all;
+use sodium_runtime::workspace::Workspaces;
+use sodium_runtime::{Driver, DriverError, Order, StopOrder};
+use sodium_shim::client::Client;
+use sodium_shim::launch::SOCKET;
+use sodium_shim::spool::{Chunk, Reader};
 use uuid::Uuid;
 
 use crate::gvisor::versions;
@@ -357,7 +357,7 @@ fn each_sandbox_has_a_user_a_home_and_an_environment_of_its_own() {
         let script = "id -u; pwd; echo $HOME; env | sort | cut -d= -f1 | tr '\\n' ' '; touch here";
         let (exit, console) = bench.run(&spec(&["bash", "-c", script]));
         assert_eq!(exit.kind, ExitKind::Exited { code: 0 }, "{console}");
-        let inside = bench.driver.isolation() != sodiumd::model::Isolation::Process;
+        let inside = bench.driver.isolation() != sodium_model::Isolation::Process;
         let lines: Vec<&str> = console.lines().collect();
         assert_eq!(lines[0], if inside { "1000" } else { "234567" }, "{}", bench.label());
         assert_eq!(lines[1], lines[2]);
@@ -376,10 +376,10 @@ fn each_sandbox_has_a_group_of_its_own_and_no_other() {
         let iid = bench.start(&spec(&["bash", "-c", "id -G; exec sleep 1000"]));
         let pid = bench.wait_running(&iid).unwrap();
         bench.wait(&iid, "groups", |_| bench.console().ends_with('\n'));
-        let inside = isolation != sodiumd::model::Isolation::Process;
+        let inside = isolation != sodium_model::Isolation::Process;
         let want = if inside { "1000\n" } else { "234567\n" };
         assert_eq!(bench.console(), want, "{}", bench.label());
-        if isolation == sodiumd::model::Isolation::Gvisor {
+        if isolation == sodium_model::Isolation::Gvisor {
             // Its guest's groups are no groups of the host.
             continue;
         }
@@ -405,7 +405,7 @@ fn three_descriptors_go_in_and_no_more() {
 #[test]
 fn a_crash_starts_no_program_of_the_host() {
     for mut bench in real() {
-        if bench.driver.isolation() == sodiumd::model::Isolation::Gvisor {
+        if bench.driver.isolation() == sodium_model::Isolation::Gvisor {
             continue;
         }
         // With 0, a piped core_pattern would be obeyed.
@@ -545,7 +545,7 @@ fn nothing_gets_out_of_bubblewrap_and_gvisor() {
     std::fs::write(outside.path().join("secret"), "x").unwrap();
     for mut bench in real() {
         let isolation = bench.driver.isolation();
-        if isolation == sodiumd::model::Isolation::Process {
+        if isolation == sodium_model::Isolation::Process {
             continue;
         }
         let path = outside.path().to_str().unwrap();

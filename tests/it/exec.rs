@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sodiumd::sys::pty;
+use sodium_sys::pty;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Error;
 
@@ -319,7 +319,7 @@ fn wait_until(what: &str, done: impl Fn() -> bool) {
 }
 
 fn read_until(master: &mut std::fs::File, seen: &mut String, text: &str) {
-    use sodiumd::sys::poll::{self, Interest};
+    use sodium_sys::poll::{self, Interest};
     let mut buffer = [0; 1024];
     while !seen.contains(text) {
         let master_fd = master.as_fd();

@@ -1,7 +1,7 @@
 //! The system-call filter inside of sandboxes: what it refuses, by its answer to each number, and what has to go on under it.
 
 use serde_json::{Value, json};
-use sodiumd::sys::seccomp;
+use sodium_sys::seccomp;
 
 use crate::desk::Desk;
 

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use sodiumd::driver::runsc::{Guest, Runsc};
-use sodiumd::driver::shown::Shown;
-use sodiumd::model::{Limits, Network};
-use sodiumd::shim::launch::RUNSC_STAGE;
+use sodium_model::{Limits, Network};
+use sodium_runtime::runsc::{Guest, Runsc};
+use sodium_runtime::shown::Shown;
+use sodium_shim::launch::RUNSC_STAGE;
 
 use crate::desk::Desk;
 

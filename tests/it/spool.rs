@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use sodiumd::shim::spool::{Chunk, Reader, Stream, Writer};
+use sodium_shim::spool::{Chunk, Reader, Stream, Writer};
 
 const PAGE_BYTES: u64 = 4096;
 /// In so many segments that a disk is full before a spool is.

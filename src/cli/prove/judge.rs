@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use crate::cli::prove::order::{LINKED, Order, What};
 use crate::cli::prove::{Evidence, Host};
-use crate::model::Time;
-use crate::sys::attack;
+use sodium_model::Time;
+use sodium_sys::attack;
 
 /// A scheduler's periods and the reading of clocks are not exact.
 const CPU_SLACK_PERCENT: u64 = 15;
@@ -368,7 +368,7 @@ fn attacked(order: &Order, name: &str, line: &Value) -> Judged {
 
 fn shares_network(order: &Order) -> bool {
     // A plain process has one of its own where the daemon is root.
-    let own = order.isolation != "process" || crate::sys::is_root();
+    let own = order.isolation != "process" || sodium_sys::is_root();
     !own || order.spec["network"] == "host"
 }
 
@@ -419,7 +419,7 @@ mod tests {
         }
         check("bubblewrap", came("abstract socket"), Verdict::Passed);
         let of_process =
-            if crate::sys::is_root() { Verdict::Passed } else { Verdict::NotApplicable };
+            if sodium_sys::is_root() { Verdict::Passed } else { Verdict::NotApplicable };
         check("process", came("abstract socket"), of_process);
         check("process", json!({"attack": "mount", "untried": "fork"}), Verdict::NotApplicable);
         let some = json!({"attack": "filter", "answer": null, "through": ["mount"]});

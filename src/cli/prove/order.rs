@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::cli::prove::Host;
-use crate::sys::attack;
+use sodium_sys::attack;
 
 /// How the shim is called where it is the probe, and the word that says so.
 const PROBE: [&str; 2] = ["/sodium-init", "probe"];
@@ -176,7 +176,7 @@ fn command(words: impl IntoIterator<Item = String>) -> Value {
 /// the host's network, so that there a try would be more than a try.
 fn addresses(isolation: &str, host: &Host) -> Vec<String> {
     let metadata =
-        (isolation != "process" || crate::sys::is_root()).then(|| "169.254.169.254:80".to_owned());
+        (isolation != "process" || sodium_sys::is_root()).then(|| "169.254.169.254:80".to_owned());
     host.daemon.map(|address| address.to_string()).into_iter().chain(metadata).collect()
 }
 

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::desired::scan::Scanner;
-use crate::model::{Isolation, Limits, RestartPolicy};
 use crate::store::edit::{self, Precondition, Put};
 use crate::store::{Store, database_path, files};
+use sodium_model::{Isolation, Limits, RestartPolicy};
 
 /// A directory, a store, and a clock that only this test moves.
 struct Desk {

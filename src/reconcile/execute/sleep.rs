@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::{Act, StepError};
-use crate::driver::{DriverError, Keep};
-use crate::model::condition::{self, Condition};
-use crate::model::event;
-use crate::model::{
+use crate::reconcile::world::Again;
+use sodium_model::condition::{self, Condition};
+use sodium_model::event;
+use sodium_model::{
     Checkpoint, ConditionType, Instance, InstancePhase, Level, Sandbox, Span, StopReason, Truth,
 };
-use crate::reconcile::world::Again;
+use sodium_runtime::{DriverError, Keep};
 
 /// How soon to try again what was refused: somebody may have changed it.
 const REFUSED: Span = Span::seconds(30);
@@ -115,7 +115,7 @@ impl Act<'_> {
 }
 
 /// Says why it goes on running.
-fn refuse(sandbox: &mut Sandbox, why: String, now: crate::model::Time) {
+fn refuse(sandbox: &mut Sandbox, why: String, now: sodium_model::Time) {
     let next = Condition {
         kind: ConditionType::Ready,
         status: Truth::False,

@@ -1,7 +1,7 @@
 //! What the store does not forget, and what it does.
 
 use super::*;
-use crate::model::Hold;
+use sodium_model::Hold;
 
 fn open() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -31,7 +31,7 @@ fn a_new_generation_begins_without_the_failures_of_the_last() {
     let (_dir, store) = open();
     put(&store, declare("web", "a", Owner::Api)).unwrap();
     let fail = |core: &mut Core| {
-        let mut failing = crate::model::Sandbox::clone(&core.get("web").unwrap());
+        let mut failing = sodium_model::Sandbox::clone(&core.get("web").unwrap());
         failing.history.failures = 7;
         core.put(failing).map(drop)
     };

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::super::*;
 use super::{declare, put};
-use crate::model::{ExitKind, InstancePhase, Owner, Power};
+use sodium_model::{ExitKind, InstancePhase, Owner, Power};
 
 /// The database as a daemon of the first schema left it, killed while it had everything to do.
 fn first(dir: &Path) -> Store {
@@ -23,7 +23,7 @@ fn the_first_schema_says_what_it_said() {
     let snapshot = store.snapshot();
     assert_eq!(snapshot.rescued, None);
     assert_eq!((store.epoch(), snapshot.rv, &*snapshot.epoch), (2, 49, "d387e53d"));
-    let line = |one: &Arc<crate::model::Sandbox>| {
+    let line = |one: &Arc<sodium_model::Sandbox>| {
         let instance = one.instance.as_ref().map(|instance| {
             let exit = instance.exit.as_ref().map_or_else(String::new, |exit| exit.summary());
             format!("{} {:?} {exit}", instance.n, instance.phase)

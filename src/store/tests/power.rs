@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::super::*;
 use super::declare;
 use super::disk::Disk;
-use crate::model::Owner;
+use sodium_model::Owner;
 
 /// Times that the power fails, each at another moment.
 const LOSSES: u64 = 12;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::super::*;
 use super::{declare, put};
-use crate::model::{Iid, Instance, InstancePhase, Isolation, Owner, Sandbox, Spec};
+use sodium_model::{Iid, Instance, InstancePhase, Isolation, Owner, Sandbox, Spec};
 
 const COUNT: usize = 60;
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sodiumd::driver::Driver;
-use sodiumd::driver::shimmed::Shimmed;
+use sodium_runtime::Driver;
+use sodium_runtime::shimmed::Shimmed;
 
 use super::{PATIENCE, bench};
 

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use sodiumd::driver::Adjust;
-use sodiumd::model::{ExitKind, Observed};
+use sodium_model::{ExitKind, Observed};
+use sodium_runtime::Adjust;
 
 use super::{PATIENCE, real, spec, stop};
 
