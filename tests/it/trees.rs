@@ -78,7 +78,11 @@ fn contents(dir: &Path) -> Vec<Vec<u8>> {
         if kind.is_dir() {
             found.extend(contents(&entry.path()));
         } else if kind.is_file() {
-            found.push(fs::read(entry.path()).unwrap());
+            // One that was let go of may be being removed.
+            match fs::read(entry.path()) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => (),
+                read => found.push(read.unwrap()),
+            }
         }
     }
     found
