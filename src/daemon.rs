@@ -38,9 +38,9 @@ use crate::store::{Remains, Store, database_path};
 use sodium_model::admission::Rules;
 use sodium_model::{Isolation, Level, RestartPolicy, Sandbox, Span, Time};
 use sodium_runtime::Driver;
-use sodium_runtime::host::{self, Host, Paths};
-use sodium_runtime::shimmed::Shimmed;
-use sodium_runtime::workspace::Workspaces;
+use sodium_runtime::storage::workspace::Workspaces;
+use sodium_runtime::supervise::Supervisor;
+use sodium_runtime::supervise::host::{self, Host, Paths};
 use sodium_sys::error::chain;
 use sodium_sys::lock::{self, Lock};
 use sodium_sys::trust::TrustError;
@@ -431,17 +431,14 @@ fn world(
     let host = Host::open(paths, workspaces, config.console_bytes, store.epoch())?;
     let host = Arc::new(host.with_ids(config.ids).with_timer_slack(config.gvisor_timer_slack));
     store.give_ids(config.ids, remains(&host))?;
-    let bubblewrap = Shimmed::bubblewrap(Arc::clone(&host));
-    if let Err(why) = bubblewrap.runtime() {
-        warn!(why, "bubblewrap is unavailable");
-    }
-    let process = Shimmed::process(Arc::clone(&host));
-    let drivers: BTreeMap<Isolation, Arc<dyn Driver>> = [
-        (Isolation::Bubblewrap, Arc::new(bubblewrap) as Arc<dyn Driver>),
-        (Isolation::Process, Arc::new(process)),
-        (Isolation::Gvisor, gvisor(config, &host, &store, queue)),
-    ]
-    .into();
+    let (program, platform) = (config.gvisor_program.as_deref(), config.gvisor_platform);
+    let all = [
+        Supervisor::bubblewrap(Arc::clone(&host)),
+        Supervisor::process(Arc::clone(&host)),
+        Supervisor::gvisor(Arc::clone(&host), program, platform),
+    ];
+    let begin = |one| begin(Arc::new(one), config.isolation, &store, queue);
+    let drivers: BTreeMap<Isolation, Arc<dyn Driver>> = all.into_iter().map(begin).collect();
     let runtime = tokio::runtime::Handle::current();
     let consoles =
         Consoles::new(Arc::clone(queue), runtime, store.epoch(), Some(Arc::clone(&host)));
@@ -460,34 +457,45 @@ fn world(
     })
 }
 
-/// gVisor, if it is installed. How it works here may take a while to find out; whoever waits for it is
-/// looked at again then.
-fn gvisor(config: &Config, host: &Arc<Host>, store: &Store, queue: &Arc<Queue>) -> Arc<dyn Driver> {
-    let driver = Arc::new(Shimmed::gvisor(Arc::clone(host), config.gvisor_program.as_deref()));
-    let asked = config.gvisor_platform;
-    if !driver.remember_platform(asked) {
-        let (driver, store, queue) = (Arc::clone(&driver), store.clone(), Arc::clone(queue));
-        let find_out = move || {
-            let mut within = PLATFORM_WITHIN;
-            while !driver.choose_platform(asked, within) {
-                let why = driver.not_yet().unwrap_or_default();
-                info!(why, "gvisor is slow to start here, and is tried again");
-                within = (within * 2).min(PLATFORM_WITHIN_MAX);
-            }
-            match driver.runtime() {
-                Ok(runtime) => info!(runtime, "gvisor is available"),
-                Err(why) => warn!(why, "gvisor is unavailable"),
-            }
-            let waits = |sandbox: &&Arc<Sandbox>| sandbox.spec.isolation == Isolation::Gvisor;
-            for sandbox in store.snapshot().sandboxes.values().filter(waits) {
-                queue.push(&sandbox.name);
-            }
-        };
-        // A thread of its own: one that hangs in a platform must not keep a sandbox waiting.
-        let thread = std::thread::Builder::new().name("gvisor".to_owned()).spawn(find_out);
-        drop(thread.expect("a thread can be started at start-up"));
+/// A driver, of which it may take a while to find out how it works here; whoever waits for that is looked at again then.
+fn begin(
+    driver: Arc<Supervisor>,
+    usual: Isolation,
+    store: &Store,
+    queue: &Arc<Queue>,
+) -> (Isolation, Arc<dyn Driver>) {
+    let isolation = driver.isolation();
+    if driver.recall() {
+        // One that nobody has to have is not missed.
+        if let Err(reason) = driver.runtime()
+            && isolation == usual
+        {
+            warn!(isolation = isolation.as_str(), reason, "runtime unavailable");
+        }
+        return (isolation, driver);
     }
-    driver
+    let (found, store, queue) = (Arc::clone(&driver), store.clone(), Arc::clone(queue));
+    let find_out = move || {
+        let mut within = PLATFORM_WITHIN;
+        while !found.find_out(within) {
+            let reason = found.not_yet().unwrap_or_default();
+            info!(isolation = isolation.as_str(), reason, "runtime slow to start, trying again");
+            within = (within * 2).min(PLATFORM_WITHIN_MAX);
+        }
+        match found.runtime() {
+            Ok(runtime) => info!(isolation = isolation.as_str(), runtime, "runtime available"),
+            Err(reason) => warn!(isolation = isolation.as_str(), reason, "runtime unavailable"),
+        }
+        let waits = |sandbox: &&Arc<Sandbox>| sandbox.spec.isolation == isolation;
+        for sandbox in store.snapshot().sandboxes.values().filter(waits) {
+            queue.push(&sandbox.name);
+        }
+    };
+    // A thread of its own: one that hangs must not keep a sandbox waiting.
+    let name = isolation.as_str().to_owned();
+    let thread = std::thread::Builder::new().name(name).spawn(find_out);
+    drop(thread.expect("a thread can be started at start-up"));
+    (isolation, driver)
 }
 
 /// The shim lies beside the daemon.

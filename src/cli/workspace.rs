@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::cli::{Output, show};
 use crate::config::Config;
 use sodium_model::{Owner, Time};
-use sodium_runtime::workspace::retained;
+use sodium_runtime::storage::workspace::retained;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {

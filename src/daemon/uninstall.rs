@@ -12,10 +12,10 @@ use crate::config::Config;
 use crate::daemon::{ids, lock_places};
 use crate::store::{Store, database_path};
 use sodium_model::{Iid, Observed, Time};
-use sodium_runtime::host::{Host, Paths};
-use sodium_runtime::shimmed::Shimmed;
-use sodium_runtime::volume::unmount_all;
-use sodium_runtime::workspace::Workspaces;
+use sodium_runtime::storage::volume::unmount_all;
+use sodium_runtime::storage::workspace::Workspaces;
+use sodium_runtime::supervise::Supervisor;
+use sodium_runtime::supervise::host::{Host, Paths};
 use sodium_runtime::{Driver, StopOrder};
 use sodium_sys::disk::walk;
 use sodium_sys::error::chain;
@@ -146,7 +146,7 @@ fn end_sandboxes(config: &Config, places: &Places) -> anyhow::Result<usize> {
             places.run.display()
         );
     }
-    let driver = Shimmed::process(Arc::clone(&host));
+    let driver = Supervisor::process(Arc::clone(&host));
     let kill = StopOrder { signal: "SIGKILL", grace_ms: 0, force: true, reason: "uninstall" };
     for iid in &all {
         // One whose shim does not answer is ended below.

@@ -17,10 +17,10 @@ use crate::doctor::{Finding, Severity};
 use sodium_model::{
     ExitRecord, Iid, Isolation, LimitStatus, Observed, Platform, SandboxName, Spec,
 };
-use sodium_runtime::host::{Host, Paths};
-use sodium_runtime::shimmed::Shimmed;
-use sodium_runtime::volume::{self, Ask, Kind, MIB, Volumes};
-use sodium_runtime::workspace::Workspaces;
+use sodium_runtime::storage::volume::{self, Ask, Kind, MIB, Volumes};
+use sodium_runtime::storage::workspace::Workspaces;
+use sodium_runtime::supervise::Supervisor;
+use sodium_runtime::supervise::host::{Host, Paths};
 use sodium_runtime::{Driver, DriverError, Order};
 use sodium_sys as sys;
 use sodium_sys::error::chain;
@@ -109,7 +109,7 @@ pub(super) fn isolations(config: &Config) -> Vec<Finding> {
     };
     let host = &ground.host;
     let mut findings = vec![cgroups(host)];
-    let process = Shimmed::process(Arc::clone(host));
+    let process = Supervisor::process(Arc::clone(host));
     let tried = run(&process, Isolation::Process);
     findings.extend(limits(tried.as_ref().map_or(&[], |trial| &trial.limits)));
     findings.push(disk(config));
@@ -118,7 +118,7 @@ pub(super) fn isolations(config: &Config) -> Vec<Finding> {
         if wanted { Severity::Broken } else { Severity::Degraded }
     };
     findings.push(report("process", tried, (Severity::Broken, "plain processes do not run", "")));
-    let bubblewrap = Shimmed::bubblewrap(Arc::clone(host));
+    let bubblewrap = Supervisor::bubblewrap(Arc::clone(host));
     findings.push(match bubblewrap.missing() {
         None => {
             let fix = user_namespaces_fix();
@@ -148,7 +148,8 @@ fn gvisor(config: &Config, host: &Arc<Host>, severity: Severity) -> Vec<Finding>
             Platform::Ptrace => "gvisor, ptrace",
             Platform::Kvm => "gvisor, kvm",
         };
-        let driver = Shimmed::gvisor(Arc::clone(host), config.gvisor_program.as_deref());
+        let driver =
+            Supervisor::gvisor(Arc::clone(host), config.gvisor_program.as_deref(), Some(platform));
         if let Some(why) = driver.missing() {
             let fix = "apt-get install -t bookworm-backports runsc, or name it as gvisor.program in config.json";
             let means = ("gVisor sandboxes do not run", fix);
@@ -156,7 +157,7 @@ fn gvisor(config: &Config, host: &Arc<Host>, severity: Severity) -> Vec<Finding>
             break;
         }
         // That nothing ran in time is told by the start that follows.
-        let _ = driver.choose_platform(Some(platform), TRY_WITHIN);
+        let _ = driver.find_out(TRY_WITHIN);
         let other = "another platform is used, if it works";
         let bad = (
             Severity::Degraded,
@@ -199,7 +200,7 @@ fn report(
 }
 
 /// A program that does nothing, from its start to when nothing of it is left.
-fn run(driver: &Shimmed, isolation: Isolation) -> Result<Trial, String> {
+fn run(driver: &Supervisor, isolation: Isolation) -> Result<Trial, String> {
     let uid = Uuid::now_v7();
     let iid = Iid::new(uid, 1);
     let began = Instant::now();
@@ -215,7 +216,7 @@ fn run(driver: &Shimmed, isolation: Isolation) -> Result<Trial, String> {
 }
 
 fn start(
-    driver: &Shimmed,
+    driver: &Supervisor,
     iid: &Iid,
     uid: Uuid,
     isolation: Isolation,
@@ -253,7 +254,7 @@ fn start(
     Err(format!("nothing came of it within {} s", TRY_WITHIN.as_secs()))
 }
 
-fn clean_up(driver: &Shimmed, iid: &Iid) -> Result<(), String> {
+fn clean_up(driver: &Supervisor, iid: &Iid) -> Result<(), String> {
     let deadline = Instant::now() + TRY_WITHIN;
     loop {
         let Err(error) = driver.clean_up(iid) else { return Ok(()) };

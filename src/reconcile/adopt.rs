@@ -11,7 +11,7 @@ use crate::reconcile::world::World;
 use crate::store::{Snapshot, Store};
 use sodium_model::{Iid, Isolation, Observed};
 use sodium_runtime::Driver;
-use sodium_runtime::host::Host;
+use sodium_runtime::supervise::host::Host;
 use sodium_sys::error::chain;
 use sodium_sys::fault;
 

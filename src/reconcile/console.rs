@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::reconcile::link::{self, Command, Head};
 use crate::reconcile::queue::Queue;
 use sodium_model::{Iid, LimitStatus, Observed, Sandbox, SandboxName};
-use sodium_runtime::host::Host;
+use sodium_runtime::supervise::host::Host;
 use sodium_runtime::{Driver, Started};
 use sodium_shim::spool::Reader;
 

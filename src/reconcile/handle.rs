@@ -14,7 +14,7 @@ use crate::reconcile::link::{Command, Head, InputError};
 use crate::reconcile::queue::Queue;
 use crate::reconcile::world::World;
 use sodium_model::plan::Plan;
-use sodium_model::{InUse, Isolation, Sandbox, SandboxName, Spec, Time};
+use sodium_model::{InUse, Sandbox, SandboxName, Spec, Time};
 use sodium_runtime::{DriverError, Space, Usage};
 
 /// Clone it freely.
@@ -164,7 +164,7 @@ impl Handle {
     pub fn warm(&self) -> BTreeMap<String, usize> {
         let rules = self.world.rules.get();
         let wanting = rules.images.values().filter(|image| image.warm > 0);
-        let driver = self.world.drivers.get(&Isolation::Gvisor);
+        let driver = self.world.waiting();
         wanting
             .map(|image| (image.id.clone(), driver.map_or(0, |driver| driver.warm(&image.id))))
             .collect()

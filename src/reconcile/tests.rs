@@ -24,8 +24,8 @@ use sodium_model::{
 };
 use sodium_runtime::fake::FakeDriver;
 use sodium_runtime::fake::machine::Machine;
-use sodium_runtime::host::{Host, Paths};
-use sodium_runtime::workspace::Workspaces;
+use sodium_runtime::storage::workspace::Workspaces;
+use sodium_runtime::supervise::host::{Host, Paths};
 use sodium_runtime::{Driver, Usage};
 use sodium_sys::fault;
 
@@ -55,15 +55,16 @@ impl Bench {
         let store = Store::open(&database_path(dir.path())).unwrap();
         let machine: Arc<Mutex<Machine>> = Arc::default();
         machine.lock().unwrap().now = BEGAN;
-        let fake = FakeDriver::on(Arc::clone(&machine), store.epoch());
-        let fake: Arc<dyn Driver> = Arc::new(fake);
-        let drivers =
-            [(Isolation::Bubblewrap, Arc::clone(&fake)), (Isolation::Gvisor, fake)].into();
+        let fake = || FakeDriver::on(Arc::clone(&machine), store.epoch());
+        let drivers: [(Isolation, Arc<dyn Driver>); 2] = [
+            (Isolation::Bubblewrap, Arc::new(fake())),
+            (Isolation::Gvisor, Arc::new(fake().dear())),
+        ];
         let handle = RUNTIME.handle().clone();
         let consoles = Consoles::new(Arc::default(), handle, store.epoch(), None);
         let world = World {
             store,
-            drivers,
+            drivers: drivers.into(),
             host: None,
             rules: Arc::new(Live::new(rules())),
             boot_id: "boot".to_owned(),

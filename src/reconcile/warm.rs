@@ -12,7 +12,7 @@ use tracing::warn;
 
 use crate::reconcile::blocking;
 use crate::reconcile::world::World;
-use sodium_model::{Isolation, Limits, admission};
+use sodium_model::{Limits, admission};
 use sodium_sys::error::chain;
 
 /// Of all images together: each takes some 20 MiB.
@@ -62,7 +62,7 @@ async fn keep(world: &Arc<World>, shutdown: &CancellationToken) {
         }
         if let Some((image, limits)) = missing(world, &wants) {
             let (making, name) = (Arc::clone(world), image.clone());
-            let made = blocking(move || match making.drivers.get(&Isolation::Gvisor) {
+            let made = blocking(move || match making.waiting() {
                 Some(driver) => driver.warm_up(&name, &limits),
                 None => Ok(()),
             });
@@ -76,8 +76,8 @@ async fn keep(world: &Arc<World>, shutdown: &CancellationToken) {
             }
             continue;
         }
-        // Which platform of gVisor works may still be being found out.
-        let known = world.runtime(Isolation::Gvisor).is_ok();
+        // How the runtime works here may still be being found out.
+        let known = world.waiting().is_some_and(|driver| driver.runtime().is_ok());
         let look = if known { AGAIN } else { RETRY };
         // A start is a commit. Each arm only waits.
         tokio::select! {
@@ -97,7 +97,7 @@ async fn pause(shutdown: &CancellationToken, span: Duration) {
 
 /// An image for which too few are ready.
 fn missing(world: &World, wants: &Wants) -> Option<(String, Limits)> {
-    let driver = world.drivers.get(&Isolation::Gvisor)?;
+    let driver = world.waiting()?;
     driver.runtime().ok()?;
     let ready: usize = wants.keys().map(|image| driver.warm(image)).sum();
     if ready >= COUNT_MAX {

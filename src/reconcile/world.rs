@@ -18,7 +18,7 @@ use sodium_model::{
     InUse, Instance, InstancePhase, Isolation, Network, Observed, Owner, Sandbox, SandboxName,
     Span, Time,
 };
-use sodium_runtime::host::Host;
+use sodium_runtime::supervise::host::Host;
 use sodium_runtime::{Behind, Driver, DriverError, Space, Usage};
 
 /// A sandbox that something of exists for is looked at this often, whatever was reported.
@@ -56,12 +56,17 @@ impl World {
     pub(super) fn in_turn(&self, view: &View<'_>, planned: Plan) -> Plan {
         let sandbox = view.sandbox;
         let starts = matches!(planned.next, Next::Do(Step::Start | Step::Restore));
-        let is_dear = sandbox.spec.isolation == Isolation::Gvisor;
+        let is_dear = self.driver(sandbox.spec.isolation).is_some_and(|driver| driver.is_dear());
         if !starts || !is_dear || self.turns.take(&sandbox.name, sandbox.uid) {
             return planned;
         }
         let policy = Policy { not_yet: Some(turns::WAITS.to_owned()), ..view.policy.clone() };
         plan(&View { policy: &policy, ..*view })
+    }
+
+    /// The driver whose sandboxes can be started ahead.
+    pub(super) fn waiting(&self) -> Option<&Arc<dyn Driver>> {
+        self.drivers.values().find(|driver| driver.can_wait())
     }
 
     /// It has started, or never will: whoever waits for that is looked at.
@@ -88,9 +93,9 @@ impl World {
         let (runtime, not_yet) = (self.runtime(isolation), driver.and_then(|one| one.not_yet()));
         let changed = sandbox.live().is_some_and(|live| live.generation != sandbox.generation);
         let can_freeze = driver.is_some_and(|driver| driver.can_freeze());
-        // bubblewrap costs nothing while it is idle; and what the host's network brings would wake
-        // nobody.
-        let may_idle = isolation == Isolation::Gvisor && sandbox.spec.network == Network::None;
+        let is_dear = driver.is_some_and(|driver| driver.is_dear());
+        // What the host's network brings would wake nobody.
+        let may_idle = is_dear && sandbox.spec.network == Network::None;
         let behind = Behind { host_uid: sandbox.host_uid, network: sandbox.spec.network };
         Policy {
             allowed: self.rules.get().allowed.clone(),

@@ -128,7 +128,7 @@ impl Desk {
 impl Drop for Desk {
     fn drop(&mut self) {
         self.kill();
-        sodium_runtime::volume::unmount_all(&self.path("sandboxes"));
+        sodium_runtime::storage::volume::unmount_all(&self.path("sandboxes"));
     }
 }
 

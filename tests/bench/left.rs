@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sodium_runtime::host::cgroups_of;
+use sodium_runtime::supervise::host::cgroups_of;
 
 use crate::desk::Desk;
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use sodium_model::DiskRules;
 use sodium_model::disk::DiskChoice;
-use sodium_runtime::volume::unmount_all;
-use sodium_runtime::workspace::{Wanted, Workspaces};
+use sodium_runtime::storage::volume::unmount_all;
+use sodium_runtime::storage::workspace::{Wanted, Workspaces};
 
 use super::report::Bar;
 use super::{Desk, median, ms, p99};

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sodium_model::{Limits, Network};
-use sodium_runtime::runsc::{Guest, Runsc};
+use sodium_runtime::gvisor::runsc::{Guest, Runsc};
 
 const USER: u32 = 300_000;
 

@@ -60,7 +60,7 @@ impl Desk {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.kill();
-        let root = sodium_runtime::host::cgroups_of(self.run.path());
+        let root = sodium_runtime::supervise::host::cgroups_of(self.run.path());
         root.remove();
     }
 

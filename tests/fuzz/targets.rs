@@ -16,7 +16,7 @@ use sodium_model::draft::{self, Draft, file_path_fault, read_command, read_docum
 use sodium_model::image::Image;
 use sodium_model::tree::{Faults, Node};
 use sodium_model::{Allowed, DiskRules, Isolation, Limits, RestartPolicy, SandboxName, Spec};
-use sodium_runtime::workspace::{Wanted, Workspaces};
+use sodium_runtime::storage::workspace::{Wanted, Workspaces};
 use sodium_shim::claim::Claim;
 use sodium_shim::exit::Exit;
 use sodium_shim::launch::Launch;

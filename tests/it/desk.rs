@@ -11,10 +11,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sodium_model::DiskRules;
 use sodium_runtime::Driver;
-use sodium_runtime::host::{Host, Paths};
-use sodium_runtime::shimmed::Shimmed;
-use sodium_runtime::volume::unmount_all;
-use sodium_runtime::workspace::Workspaces;
+use sodium_runtime::storage::volume::unmount_all;
+use sodium_runtime::storage::workspace::Workspaces;
+use sodium_runtime::supervise::Supervisor;
+use sodium_runtime::supervise::host::{Host, Paths};
 
 use crate::disk::Disk;
 
@@ -320,7 +320,7 @@ impl Desk {
         let paths = Paths { run, state, shim: PathBuf::new() };
         let workspaces = Workspaces::of(&self.path("sandboxes"), true, &DiskRules::default());
         let host = std::sync::Arc::new(Host::open(paths, workspaces, 1 << 20, u64::MAX).unwrap());
-        let driver = Shimmed::process(std::sync::Arc::clone(&host));
+        let driver = Supervisor::process(std::sync::Arc::clone(&host));
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = host.residues();

@@ -10,10 +10,10 @@ use serde_json::json;
 use sodium_model::DiskRules;
 use sodium_model::{ExitKind, ExitRecord, Iid, Observed, SandboxName, Spec};
 use sodium_runtime::fake::FakeDriver;
-use sodium_runtime::host::{Host, Paths};
-use sodium_runtime::shimmed::Shimmed;
-use sodium_runtime::volume::unmount_all;
-use sodium_runtime::workspace::Workspaces;
+use sodium_runtime::storage::volume::unmount_all;
+use sodium_runtime::storage::workspace::Workspaces;
+use sodium_runtime::supervise::Supervisor;
+use sodium_runtime::supervise::host::{Host, Paths};
 use sodium_runtime::{Driver, DriverError, Order, StopOrder};
 use sodium_shim::client::Client;
 use sodium_shim::launch::SOCKET;
@@ -54,8 +54,8 @@ fn benches() -> Vec<Bench> {
 }
 
 fn real() -> Vec<Bench> {
-    let process = bench(|host| Box::new(Shimmed::process(host)));
-    let bubblewrap = bench(|host| Box::new(Shimmed::bubblewrap(host)));
+    let process = bench(|host| Box::new(Supervisor::process(host)));
+    let bubblewrap = bench(|host| Box::new(Supervisor::bubblewrap(host)));
     let mut benches = vec![process, bubblewrap];
     benches.extend(versions().iter().map(|program| gvisor(program)));
     benches.push(claimed());
@@ -71,8 +71,8 @@ fn claimed() -> Bench {
 
 fn gvisor(program: &Path) -> Bench {
     bench(|host| {
-        let driver = Shimmed::gvisor(host, Some(program));
-        while !driver.choose_platform(None, Duration::from_secs(60)) {}
+        let driver = Supervisor::gvisor(host, Some(program), None);
+        while !driver.find_out(Duration::from_secs(60)) {}
         driver.runtime().expect("a platform works");
         Box::new(driver)
     })

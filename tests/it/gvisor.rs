@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sodium_model::{Limits, Network};
-use sodium_runtime::runsc::{Guest, Runsc};
-use sodium_runtime::shown::Shown;
+use sodium_runtime::gvisor::runsc::{Guest, Runsc};
+use sodium_runtime::rootfs::Shown;
 use sodium_shim::launch::RUNSC_STAGE;
 
 use crate::desk::Desk;

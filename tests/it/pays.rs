@@ -9,7 +9,8 @@ use crate::desk::{Desk, PATIENCE};
 
 /// Of every process below this daemon's groups: its group, and its program.
 fn grouped(desk: &Desk) -> Vec<(String, String, u32)> {
-    let groups = sodium_runtime::host::cgroups_of(&desk.path("run").canonicalize().unwrap());
+    let groups =
+        sodium_runtime::supervise::host::cgroups_of(&desk.path("run").canonicalize().unwrap());
     let above = groups.family("any").workload.unified.expect("this host has version 2");
     let above = above.ancestors().nth(2).unwrap();
     let name = above.file_name().unwrap().to_str().unwrap();

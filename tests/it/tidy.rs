@@ -86,25 +86,25 @@ const BY_DESCRIPTOR: &[(&str, &str)] = &[
 /// Where paths are followed that lead through directories of the daemon's own alone, mode 0700. What else comes to use
 /// paths has to be looked at first.
 const BY_OWN_PATHS: &[&str] = &[
-    "crates/runtime/src/forks.rs",
-    "crates/runtime/src/host.rs",
-    "crates/runtime/src/runsc.rs",
-    "crates/runtime/src/runsc/counted.rs",
-    "crates/runtime/src/runsc/platform.rs",
-    "crates/runtime/src/shimmed.rs",
-    "crates/runtime/src/shimmed/begin.rs",
-    "crates/runtime/src/shimmed/checkpoint.rs",
-    "crates/runtime/src/shimmed/convert.rs",
-    "crates/runtime/src/shimmed/foreign.rs",
-    "crates/runtime/src/shimmed/warm.rs",
-    "crates/runtime/src/shown.rs",
-    "crates/runtime/src/tree.rs",
-    "crates/runtime/src/volume.rs",
-    "crates/runtime/src/volume/aside.rs",
-    "crates/runtime/src/volume/btrfs.rs",
-    "crates/runtime/src/volume/image.rs",
-    "crates/runtime/src/workspace.rs",
-    "crates/runtime/src/workspace/retained.rs",
+    "crates/runtime/src/supervise/spawner.rs",
+    "crates/runtime/src/supervise/host.rs",
+    "crates/runtime/src/gvisor/checkpoint.rs",
+    "crates/runtime/src/gvisor/counted.rs",
+    "crates/runtime/src/gvisor/platform.rs",
+    "crates/runtime/src/gvisor/runsc.rs",
+    "crates/runtime/src/gvisor/warm.rs",
+    "crates/runtime/src/supervise.rs",
+    "crates/runtime/src/supervise/launch.rs",
+    "crates/runtime/src/supervise/convert.rs",
+    "crates/runtime/src/supervise/skew.rs",
+    "crates/runtime/src/rootfs.rs",
+    "crates/runtime/src/storage/fsops.rs",
+    "crates/runtime/src/storage/volume.rs",
+    "crates/runtime/src/storage/volume/retained.rs",
+    "crates/runtime/src/storage/volume/btrfs.rs",
+    "crates/runtime/src/storage/volume/image.rs",
+    "crates/runtime/src/storage/workspace.rs",
+    "crates/runtime/src/storage/workspace/retained.rs",
     "crates/shim/src/child.rs",
     "crates/shim/src/child/room.rs",
     "crates/shim/src/claim.rs",
@@ -291,7 +291,7 @@ fn nothing_is_left_for_later_and_names_say_something() {
     }
 }
 
-/// `src/api/wire.rs` belongs to `api`, and `crates/runtime/src/bwrap.rs` to `runtime`.
+/// `src/api/wire.rs` belongs to `api`, and `crates/runtime/src/bubblewrap.rs` to `runtime`.
 fn module(file: &Path) -> &str {
     let part = file.components().nth(1).expect("src/…").as_os_str().to_str().expect("UTF-8");
     part.strip_suffix(".rs").unwrap_or(part)

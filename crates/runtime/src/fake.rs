@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::fake::machine::{Machine, What};
 use crate::fake::shim::{Shim, Stage};
-use crate::shimmed::YOUNG_MS_MAX;
+use crate::supervise::YOUNG_MS_MAX;
 use crate::{Adjust, Driver, DriverError, ExecOrder, Keep, Order, Started, StopOrder, Usage};
 use sodium_model::{Iid, Isolation, LimitStatus, Observed};
 use sodium_shim::client::ClientError;
@@ -30,6 +30,7 @@ pub struct FakeDriver {
     epoch: u64,
     /// Whether everything on the machine happens at once, instead of when a test says so.
     hurried: bool,
+    is_dear: bool,
     memory: Mutex<Memory>,
 }
 
@@ -51,7 +52,12 @@ impl Default for FakeDriver {
 impl FakeDriver {
     /// A driver for the daemon of `epoch` on a machine where nothing happens by itself.
     pub fn on(machine: Arc<Mutex<Machine>>, epoch: u64) -> Self {
-        Self { machine, epoch, hurried: false, memory: Mutex::default() }
+        Self { machine, epoch, hurried: false, is_dear: false, memory: Mutex::default() }
+    }
+
+    /// The same, of sandboxes that cost much.
+    pub fn dear(self) -> Self {
+        Self { is_dear: true, ..self }
     }
 
     /// A driver on a machine where everything happens at once.
@@ -167,6 +173,10 @@ impl Driver for FakeDriver {
 
     fn runtime(&self) -> Result<String, String> {
         Ok("nothing".to_owned())
+    }
+
+    fn is_dear(&self) -> bool {
+        self.is_dear
     }
 
     fn unenforced(&self) -> Vec<(&'static str, String)> {

@@ -1,27 +1,26 @@
-//! One way of running a sandbox: runsc, bwrap, or a plain process.
+//! Ways to run a sandbox: gVisor, bubblewrap, or a plain process.
 //!
 //! Drivers are synchronous and hold no policy. They are asked one thing at a time about one
 //! instance and say what happened; when, and whether to try again, is not theirs. The contract that
 //! all of them keep is a test, run against each.
 //!
 //! ```text
-//!   Order --bundle (process | bwrap | runsc)--> Launch --shimmed--> cgroup, run directory, shim
-//!                                                 <-- observe, stop, adjust, clean up
+//!   Order --runtime (gvisor | bubblewrap | process)--> Launch --supervise--> cgroup, run directory, shim
+//!             `-- storage: workspace, volume                     <-- observe, stop, adjust, clean up
 //! ```
+//!
+//! What differs between them is a `Runtime`, each whole in its file or folder; what is the same for all is
+//! [`supervise`], and where their files lie is [`storage`].
 
-pub mod bwrap;
+pub mod bubblewrap;
 #[cfg(feature = "testing")]
 pub mod fake;
-pub mod host;
+pub mod gvisor;
 pub mod process;
-pub mod runsc;
-pub mod shimmed;
-pub mod shown;
-pub mod volume;
-pub mod workspace;
-
-mod forks;
-mod tree;
+pub mod rootfs;
+mod runtime;
+pub mod storage;
+pub mod supervise;
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -49,6 +48,17 @@ pub trait Driver: Send + Sync {
     /// Why that is not known yet, for a moment.
     fn not_yet(&self) -> Option<String> {
         None
+    }
+
+    /// Whether starting one and having it idle take so much of the host that few start at once, and idle ones are
+    /// worth being frozen.
+    fn is_dear(&self) -> bool {
+        false
+    }
+
+    /// Whether some can be started ahead, to wait for whom they will be.
+    fn can_wait(&self) -> bool {
+        false
     }
 
     /// Limits that it cannot keep on this host, and why.

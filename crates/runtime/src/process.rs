@@ -5,11 +5,17 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::Order;
-use crate::shown::{HOME, INIT, INIT_COPY};
-use crate::workspace::Place;
-use sodium_model::Network;
-use sodium_shim::launch::Room;
+use crate::rootfs::{self, HOME, INIT, INIT_COPY, MADE};
+use crate::runtime::{Enter, Entered, Prepared, Role, Runtime, Start};
+use crate::storage::workspace::Place;
+use crate::supervise::SEARCH_PATH;
+use crate::supervise::host::Host;
+use crate::supervise::ledger::Counting;
+use crate::{DriverError, Order};
+use sodium_model::{Iid, Isolation, Network};
+use sodium_shim::exec::order::{OfRoom, Way};
+use sodium_shim::launch::{Confinement, Room};
+use sodium_sys::is_root;
 
 /// The first process of a room counts against the limit on processes.
 pub const OWN_PROCESSES: u64 = 1;
@@ -51,6 +57,89 @@ pub fn read_only(init: &Path) -> Vec<PathBuf> {
 pub fn writable<'t>(trees: impl Iterator<Item = &'t Path>, in_room: bool) -> Vec<PathBuf> {
     let devices = DEVICES.iter().filter(|path| in_room || !OWN_IN_ROOM.contains(path));
     devices.map(PathBuf::from).chain(trees.map(Path::to_owned)).collect()
+}
+
+/// A plain process.
+#[derive(Debug)]
+pub(crate) struct Process;
+
+impl Process {
+    pub(crate) fn new(host: &Host) -> Self {
+        // Without it, `prove` says that there is no such program.
+        let _ = rootfs::add_init(&host.paths.run, &host.paths.shim);
+        Self
+    }
+}
+
+impl Runtime for Process {
+    fn isolation(&self) -> Isolation {
+        Isolation::Process
+    }
+
+    fn version(&self) -> Result<String, String> {
+        Ok("the kernel's own means".to_owned())
+    }
+
+    fn counting(&self) -> Counting {
+        Counting::Host { own: if is_root() { OWN_PROCESSES } else { 0 } }
+    }
+
+    fn view(&self, host: &Host, files: &Path, tmp: Option<&Path>) -> View {
+        if is_root() { View::inside() } else { View::on_host(files, tmp, &made(host)) }
+    }
+
+    fn view_of(&self, host: &Host, iid: &Iid, files: &Path, tmp: Option<&Path>) -> View {
+        if has_room(host, iid) { View::inside() } else { View::on_host(files, tmp, &made(host)) }
+    }
+
+    fn prepare(&self, start: &Start<'_>) -> Result<Prepared, DriverError> {
+        let (order, place, made) = (start.order, start.own_files()?, made(start.host));
+        let view = self.view(start.host, &place.files, place.tmp.as_deref());
+        let confinement = Confinement::Itself {
+            read_only: read_only(&view.init),
+            writable: writable(view.writable(), is_root()),
+            without_tcp: !is_root() && order.spec.network == Network::None,
+            room: is_root().then(|| room(order, place, &made)),
+        };
+        Ok(Prepared {
+            program: program(order, SEARCH_PATH, &view.init),
+            args: order.spec.resolved_command(),
+            confinement,
+            role: Role::Workload,
+            files: Vec::new(),
+        })
+    }
+
+    fn enter(&self, enter: Enter<'_>) -> Result<Entered, DriverError> {
+        let Enter { host, iid, pid, order, view, confined, .. } = enter;
+        let in_room = has_room(host, iid);
+        let way = Way::Beside {
+            confined,
+            read_only: read_only(&view.init),
+            writable: writable(view.writable(), in_room),
+            without_tcp: !in_room && order.spec.network == Network::None,
+            room: in_room
+                .then_some(OfRoom { pid, shares_network: order.spec.network == Network::Host }),
+        };
+        Ok(Entered { way, env: enter.env })
+    }
+
+    fn is_first(&self, _: u32) -> bool {
+        true
+    }
+}
+
+/// Where the files lie that are made for sandboxes.
+fn made(host: &Host) -> PathBuf {
+    host.paths.run.join(MADE)
+}
+
+/// Whether it runs in a room: one that an earlier release started has none.
+fn has_room(host: &Host, iid: &Iid) -> bool {
+    let launch = host.launch(iid);
+    launch.is_some_and(|launch| {
+        matches!(launch.confinement, Confinement::Itself { room: Some(_), .. })
+    })
 }
 
 /// Where a sandbox finds its trees: in a room of its own where the daemon is root and can make one, else where they

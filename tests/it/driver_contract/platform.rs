@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sodium_runtime::Driver;
-use sodium_runtime::shimmed::Shimmed;
+use sodium_runtime::supervise::Supervisor;
 
 use super::{PATIENCE, bench};
 
 /// A host may be busy as its daemon begins. A platform that was too slow then is neither given up nor put last for good.
 #[test]
 fn a_platform_that_nothing_ran_on_in_time_is_tried_again() {
-    let bench = bench(|host| Box::new(Shimmed::process(host)));
+    let bench = bench(|host| Box::new(Supervisor::process(host)));
     let host = bench.host.as_ref().unwrap();
     let (program, fast) = (bench.dir.path().join("runsc"), bench.dir.path().join("fast"));
     let script = format!(
@@ -22,23 +22,23 @@ fn a_platform_that_nothing_ran_on_in_time_is_tried_again() {
     std::fs::write(&program, script).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&program, mode).unwrap();
-    let gvisor = || Shimmed::gvisor(Arc::clone(host), Some(&program));
+    let gvisor = || Supervisor::gvisor(Arc::clone(host), Some(&program), None);
     let (driver, within) = (gvisor(), Duration::from_millis(500));
 
-    assert!(!driver.choose_platform(None, within));
+    assert!(!driver.find_out(within));
     let why = driver.not_yet().unwrap();
     assert!(why.contains("so far, systrap: nothing ran within"), "{why}");
     assert!(driver.runtime().is_err());
 
     // It runs on the second one, and whether it does on the first is for the next daemon to find out.
     std::fs::write(fast.with_extension("ptrace"), "").unwrap();
-    assert!(driver.choose_platform(None, within * 8));
+    assert!(driver.find_out(within * 8));
     assert!(driver.runtime().unwrap().ends_with("ptrace"), "{:?}", driver.runtime());
     assert_eq!(driver.not_yet(), None);
     let next = gvisor();
-    assert!(!next.remember_platform(None));
+    assert!(!next.recall());
     std::fs::write(&fast, "").unwrap();
-    assert!(next.choose_platform(None, PATIENCE));
+    assert!(next.find_out(PATIENCE));
     assert!(next.runtime().unwrap().ends_with("systrap"), "{:?}", next.runtime());
-    assert!(gvisor().remember_platform(None));
+    assert!(gvisor().recall());
 }

@@ -61,7 +61,7 @@ impl Shim {
     }
 
     /// The next thing. False: it waits.
-    pub(super) fn step(machine: &mut Machine, pid: u32, iid: &Iid) -> bool {
+    pub(crate) fn step(machine: &mut Machine, pid: u32, iid: &Iid) -> bool {
         let now = machine.now;
         let up_ms = machine.up_ms;
         let Some(What::Shim(shim)) = machine.processes.get_mut(&pid).map(|one| &mut one.what)
@@ -139,7 +139,7 @@ impl Shim {
     }
 
     /// Asks the workload to end, or ends it. A later word may hasten the end and not put it off.
-    pub(super) fn stop(machine: &mut Machine, iid: &Iid, grace_ms: Option<u64>, reason: &str) {
+    pub(crate) fn stop(machine: &mut Machine, iid: &Iid, grace_ms: Option<u64>, reason: &str) {
         let up_ms = machine.up_ms;
         let Some(shim) = machine.shim(iid) else { return };
         if !matches!(shim.stage, Stage::Launching | Stage::Running | Stage::Stopping) {
