@@ -14,9 +14,10 @@
 //!
 //! # Reading order
 //!
-//! Four crates stand below this one, and the compiler holds who may use whom:
+//! Five crates stand below this one, and the compiler holds who may use whom:
 //!
 //! - [`sodium_model`]: the nouns. [`sodium_model::plan`]: what to do about them, pure and total; start there.
+//! - [`sodium_api`]: the wire, as types: what is asked for and answered, and the documents that say so.
 //! - [`sodium_sys`]: the kernel made safe. [`sodium_shim`]: the small process beside each instance; uses that alone.
 //! - [`sodium_runtime`]: ways to run one, over all three.
 //!

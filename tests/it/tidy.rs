@@ -4,8 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which crate may depend on which of ours. That none does otherwise is the compiler's business, and that this stays so is ours.
-const CRATES: &[(&str, &[&str])] =
-    &[("sys", &[]), ("model", &[]), ("shim", &["sys"]), ("runtime", &["model", "shim", "sys"])];
+const CRATES: &[(&str, &[&str])] = &[
+    ("sys", &[]),
+    ("model", &[]),
+    ("api", &["model"]),
+    ("shim", &["sys"]),
+    ("runtime", &["model", "shim", "sys"]),
+];
 
 /// Who may import whom, in the daemon itself.
 const LAYERS: &[(&str, &[&str])] = &[
@@ -16,7 +21,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("store", &["sodium_model", "sodium_sys"]),
     ("desired", &["sodium_model", "sodium_sys", "store"]),
     ("reconcile", &["sodium_model", "sodium_runtime", "sodium_shim", "image", "store"]),
-    ("api", &["sodium_model", "sodium_shim", "sodium_sys", "desired", "store", "reconcile"]),
+    (
+        "api",
+        &[
+            "sodium_api",
+            "sodium_model",
+            "sodium_shim",
+            "sodium_sys",
+            "desired",
+            "store",
+            "reconcile",
+        ],
+    ),
     (
         "daemon",
         &[
@@ -35,6 +51,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "sodium_api",
             "sodium_model",
             "sodium_runtime",
             "sodium_sys",
@@ -66,6 +83,7 @@ const ADAPTERS: &[(&str, &[&str])] = &[
     ("tower_service", &["api"]),
     ("comfy_table", &["cli"]),
     ("rusqlite", &["store"]),
+    ("schemars", &["api", "model"]),
     ("notify", &["desired"]),
     ("serde_yaml", &["desired"]),
     ("stateright", &["protocol_model"]),
@@ -165,7 +183,7 @@ fn crates_depend_only_on_what_is_below_them() {
 #[test]
 fn pure_modules_stay_pure() {
     for (file, text) in sources() {
-        if matches!(module(&file), "model") {
+        if file.starts_with("crates/model") || file.starts_with("crates/api") {
             for word in IMPURE {
                 assert!(!production(&text).contains(word), "{}: {word}", file.display());
             }

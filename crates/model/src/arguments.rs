@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::violation::Violation;
 
 /// Bytes of one word, and of one variable with its name: MAX_ARG_STRLEN of the kernel, its end included.
-const WORD_BYTES_MAX: usize = (128 << 10) - 1;
+pub const WORD_BYTES_MAX: usize = (128 << 10) - 1;
 /// Bytes of all of them, with a pointer and an end each: a quarter of the usual stack is what the kernel
 /// takes, less some room for what the daemon adds.
 const ALL_BYTES_MAX: usize = (2 << 20) - (64 << 10);

@@ -1,5 +1,6 @@
 //! Conditions: what is true of a sandbox, one statement each, with its reason.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::text::bounded;
@@ -9,7 +10,9 @@ use crate::time::Time;
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
 /// What a condition is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub enum ConditionType {
     /// The sandbox is as its spec wants it.
     Ready,
@@ -26,7 +29,7 @@ pub enum ConditionType {
 }
 
 /// True, false, or not known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Truth {
     True,
     False,
@@ -34,16 +37,20 @@ pub enum Truth {
 }
 
 /// One statement.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Condition {
+    /// What it is about.
     #[serde(rename = "type")]
     pub kind: ConditionType,
+    /// Whether it holds.
     pub status: Truth,
-    /// CamelCase, for programs.
+    /// Why, as one CamelCase word for programs.
     pub reason: String,
-    /// For people.
+    /// Why, as a sentence for people.
     pub message: String,
+    /// Since when the status is what it is.
     pub last_transition_time: Time,
+    /// The edit of the spec that it speaks of.
     pub observed_generation: u64,
 }
 

@@ -16,10 +16,13 @@ pub const API_VERSION: &str = "sodium.dev/v1";
 pub const KIND: &str = "Sandbox";
 
 /// Longest path of a file laid into a workspace, and longest name in it that a file system takes.
-const FILE_PATH_BYTES_MAX: usize = 512;
+pub const FILE_PATH_BYTES_MAX: usize = 512;
 const FILE_NAME_BYTES_MAX: usize = 255;
 /// Most labels of a sandbox.
-const LABEL_COUNT_MAX: usize = 64;
+pub const LABEL_COUNT_MAX: usize = 64;
+
+/// Most failures in a row that may be asked for.
+pub const FAILURE_COUNT_MAX: u64 = 1_000_000;
 
 /// One document.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,7 +63,7 @@ pub struct Draft {
     pub files: BTreeMap<String, String>,
 }
 
-const SPEC_FIELDS: &[&str] = &[
+pub const SPEC_FIELDS: &[&str] = &[
     "image",
     "isolation",
     "command",
@@ -229,7 +232,7 @@ fn read_restart(faults: &mut Faults, path: &str, node: &Node, draft: &mut Draft)
     let known = ["policy", "backoff", "max_failures"];
     faults.fields(path, node, &known, |faults, key, path, value| match key {
         "policy" => draft.restart_policy = faults.choice(path, value, RestartPolicy::WORDS),
-        "max_failures" => draft.max_failures = faults.count(path, value, 1_000_000),
+        "max_failures" => draft.max_failures = faults.count(path, value, FAILURE_COUNT_MAX),
         _ => faults.fields(path, value, &["initial", "max"], |faults, key, path, value| {
             let span = read_span(faults, path, value);
             if key == "initial" { draft.backoff_initial = span } else { draft.backoff_max = span }
@@ -258,7 +261,7 @@ fn read_stop(faults: &mut Faults, path: &str, node: &Node, draft: &mut Draft) {
 }
 
 /// Signals that can ask a program to end.
-const SIGNALS: &[&str] =
+pub const SIGNALS: &[&str] =
     &["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGKILL"];
 
 /// Longer than this is not a pause but a mistake.

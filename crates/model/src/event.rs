@@ -1,5 +1,6 @@
 //! Events: what happened, in the order it was committed.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::name::SandboxName;
@@ -7,7 +8,7 @@ use crate::text::bounded;
 use crate::time::Time;
 
 /// Whether somebody should care.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     Normal,
@@ -30,16 +31,18 @@ pub fn message_by(text: impl Into<String>, asker: &str) -> String {
 }
 
 /// One thing that happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// The number of the transaction it was part of; several may share one.
     pub seq: u64,
+    /// When it was committed.
     pub time: Time,
-    /// The sandbox it concerns; a file's event may concern none.
+    /// The sandbox that it concerns; null where it concerns none.
     pub name: Option<SandboxName>,
+    /// Whether somebody should care.
     pub level: Level,
-    /// CamelCase, for programs.
+    /// What happened, as one CamelCase word for programs.
     pub reason: String,
-    /// For people. See [`message`].
+    /// What happened, as a sentence for people, of 1024 bytes at most.
     pub message: String,
 }

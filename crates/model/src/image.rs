@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::draft::{file_fault, is_variable};
@@ -13,30 +14,39 @@ const WARM_COUNT_MAX: usize = 16;
 const WORD_BYTES_MAX: usize = 64;
 
 /// One image file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Image {
+    /// What specs call it.
     pub id: String,
+    /// What people call it.
     pub name: String,
+    /// What it is for, for people.
     #[serde(default)]
     pub description: String,
     /// `node`, `python`, `bun`, `deno` or `bash`: what the seed's clients call it.
     pub runtime: String,
+    /// The version of the runtime, for people.
     #[serde(default)]
     pub version: String,
+    /// The name of a picture, for panels.
     #[serde(default)]
     pub icon: String,
+    /// A color such as `#f7df1e`, for panels.
     #[serde(default)]
     pub color: String,
     /// The default command, with `{{VARIABLES}}`.
     pub startup: String,
+    /// The file that its startup begins with, for panels.
     #[serde(default)]
     pub default_main: String,
     /// Defaults of this image, above those of config.json.
     #[serde(default)]
     pub limits: BTreeMap<String, u64>,
+    /// What its users may set.
     #[serde(default)]
     pub variables: Vec<Variable>,
+    /// What would run once in a new workspace; read, and ignored so far.
     #[serde(default)]
     pub install: Option<Install>,
     /// How many gVisor sandboxes of this image are started ahead, for whoever wants one next.
@@ -48,23 +58,29 @@ pub struct Image {
 }
 
 /// Something a user of the image may set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Variable {
+    /// What people call it.
     pub name: String,
+    /// The variable of the environment.
     pub env: String,
+    /// Its value where a spec says none.
     #[serde(default)]
     pub default: String,
+    /// Whether it may not be empty.
     #[serde(default)]
     pub required: bool,
+    /// What it is for, for people.
     #[serde(default)]
     pub description: String,
 }
 
 /// What runs once in a new workspace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Install {
+    /// A shell script.
     pub script: String,
 }
 

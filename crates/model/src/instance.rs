@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -80,7 +81,7 @@ impl fmt::Debug for Iid {
 }
 
 /// How far an instance has come, as the store knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum InstancePhase {
     /// Intended: it may exist.
@@ -92,7 +93,7 @@ pub enum InstancePhase {
 }
 
 /// Why an instance was asked to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     /// By a person, or a spec that says `stopped`.
@@ -175,34 +176,50 @@ pub struct Instance {
 }
 
 /// Why an instance ended. Never invented: what is not known is `Lost`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ExitKind {
+    /// It ended by itself.
     Exited {
+        /// Its exit code.
         code: i32,
     },
+    /// A signal ended it.
     Signaled {
+        /// The signal, such as SIGKILL.
         signal: String,
     },
+    /// It needed more memory than it may have.
     Oom {
+        /// Its exit code, if it had one.
         code: Option<i32>,
+        /// The signal that ended it, if one did.
         signal: Option<String>,
     },
+    /// It ran for longer than it may.
     Timeout {
+        /// Its exit code, if it had one.
         code: Option<i32>,
+        /// The signal that ended it, if one did.
         signal: Option<String>,
     },
     /// It held more than its disk may, and was stopped for that.
     Disk {
+        /// Its exit code, if it had one.
         code: Option<i32>,
+        /// The signal that ended it, if one did.
         signal: Option<String>,
     },
+    /// It never ran.
     StartFailed {
+        /// What was being done, such as `exec`.
         stage: String,
+        /// Why that did not work, for people.
         message: String,
     },
     /// It is proved to be gone, and nobody saw how.
     Lost {
+        /// How the evidence was lost.
         cause: LostCause,
     },
 }
@@ -219,7 +236,7 @@ impl ExitKind {
 }
 
 /// How the evidence was lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LostCause {
     /// The machine was restarted. Nobody's failure.
@@ -231,58 +248,79 @@ pub enum LostCause {
 }
 
 /// The exit with its evidence.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ExitRecord {
+    /// The instance that ended.
     pub iid: Iid,
+    /// Why it ended.
     #[serde(flatten)]
     pub kind: ExitKind,
+    /// When it began to run; null if it never did.
     pub started_at: Option<Time>,
+    /// When it had ended.
     pub ended_at: Time,
-    /// Why it was asked to end, if it was.
+    /// Why it was asked to end; null if it was not.
     pub reason: Option<String>,
+    /// Processes that the kernel killed since there was no memory.
     pub oom_kills: u64,
+    /// The most memory that it had at once.
     pub memory_peak_bytes: u64,
+    /// The time of cpus that it used, in microseconds.
     pub cpu_usec: u64,
+    /// How long it was held back by its cpu limit, in microseconds.
     pub throttled_usec: u64,
-    /// How many there were at most, and how often one more was refused.
+    /// The most processes that it had at once.
     #[serde(default)]
     pub processes_peak: u64,
+    /// How often one more process was refused.
     #[serde(default)]
     pub processes_refused: u64,
     /// What the kernel had counted when it began, and when it had ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Counters")]
     pub counters: Option<Box<Counters>>,
     /// The generation it ran.
     #[serde(default)]
     pub generation: u64,
     /// Who asked for the end, if anybody did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub asked_by: Option<String>,
-    /// Where its console begins and ends.
+    /// The offset of the first byte of its console.
     #[serde(default)]
     pub console_from: u64,
+    /// The offset behind the last byte of its console.
     #[serde(default)]
     pub console_to: u64,
     /// What may have been the matter, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub hint: Option<String>,
 }
 
 /// The kernel's counters, before and after.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Counters {
+    /// When it began.
     pub before: Counted,
+    /// When it had ended.
     pub after: Counted,
 }
 
 /// What the kernel has counted by then.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Counted {
+    /// Time of cpus, in microseconds.
     pub cpu_usec: u64,
+    /// Time held back by the cpu limit, in microseconds.
     pub throttled_usec: u64,
+    /// Processes killed since there was no memory.
     pub oom_kills: u64,
+    /// Processes refused.
     pub processes_refused: u64,
+    /// Bytes read from disks.
     pub read_bytes: u64,
+    /// Bytes written to disks.
     pub write_bytes: u64,
 }
 

@@ -25,6 +25,7 @@ pub mod platform;
 pub mod reading;
 pub mod record;
 pub mod sandbox;
+mod schema;
 pub mod spec;
 pub mod status;
 pub mod text;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -52,7 +53,7 @@ impl TryFrom<String> for Owner {
 }
 
 /// An operator's word above the spec's `state`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Hold {
     /// Stay stopped, whatever any source says.
@@ -64,9 +65,10 @@ pub enum Hold {
 }
 
 /// What operators asked for. Durable, and not an edit of the spec.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Power {
+    /// What is held against the spec; null if nothing is.
     pub hold: Option<Hold>,
     /// What runs is to stand still until it is resumed.
     pub paused: bool,
@@ -87,10 +89,13 @@ pub struct Deletion {
 }
 
 /// One change of the spec.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Edit {
+    /// The generation that it made.
     pub generation: u64,
+    /// When it was made.
     pub at: Time,
+    /// Who made it.
     pub by: Owner,
     /// What it set, such as `limits.memory_mb`; no values, which may be secret.
     pub fields: Vec<String>,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -11,7 +12,9 @@ use crate::time::Span;
 use crate::violation::Violation;
 
 /// How strongly a workload is kept apart, strongest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
     Gvisor,
@@ -38,7 +41,7 @@ impl Isolation {
 }
 
 /// Whether the sandbox should run at all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     Running,
@@ -53,7 +56,7 @@ impl State {
 }
 
 /// When an ended workload is started again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
     Always,
@@ -68,7 +71,7 @@ impl RestartPolicy {
 }
 
 /// Which network the workload sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
     /// A loopback of its own and nothing else.
@@ -81,38 +84,49 @@ impl Network {
     pub const WORDS: &[(&str, Self)] = &[("none", Self::None), ("host", Self::Host)];
 }
 
-/// See [`RestartPolicy`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether and when an ended workload is started again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Restart {
+    /// After which ends it is started again.
     pub policy: RestartPolicy,
+    /// The pause before each restart.
     pub backoff: BackoffRange,
     /// Failures in a row after which it stays down; 0 never gives up.
     pub max_failures: u64,
 }
 
-/// The first and the longest pause before a restart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The first and the longest pause before a restart; it doubles from one failure to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackoffRange {
+    /// The pause after the first failure.
     pub initial: Span,
+    /// The longest pause.
     pub max: Span,
 }
 
 /// How a workload is asked to end, and how long it has for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stop {
-    /// A name such as SIGTERM.
+    /// The signal that asks it to end, such as SIGTERM.
     pub signal: String,
+    /// How long it has from the signal until everything of it is killed.
     pub grace: Span,
 }
 
-/// The six limits that every sandbox has, that on output, and one that may be asked for; 0 is unlimited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The six limits that every sandbox has, the one on output, and one that may be asked for; 0 is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Limits {
+    /// Memory of the whole sandbox, in MiB.
     pub memory_mb: u64,
+    /// Time of cpus, in percent of one: 150 is one and a half.
     pub cpu_percent: u64,
+    /// Files of the workspace, in MiB.
     pub disk_mb: u64,
+    /// Seconds that one run may take.
     pub timeout_seconds: u64,
+    /// Processes and threads at once.
     pub max_processes: u64,
+    /// Open files of each process.
     pub max_files: u64,
     /// Bytes a second, read and written each, between the sandbox and its disk.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -200,22 +214,32 @@ impl Limits {
 }
 
 /// The spec of one sandbox.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Spec {
     /// The id of an image, or none: then `command` must be given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub image: Option<String>,
+    /// How strongly it is kept apart from the host.
     pub isolation: Isolation,
     /// Program and arguments; `{{NAME}}` stands for the variable of that name in `env`.
     pub command: Vec<String>,
+    /// The environment of the program, beside HOME, PATH, TERM, LANG and USER.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// Whether it should run.
     pub state: State,
+    /// What happens after its end.
     pub restart: Restart,
+    /// How it is asked to end.
     pub stop: Stop,
+    /// A terminal instead of pipes.
     pub tty: bool,
+    /// The network that it sees.
     pub network: Network,
+    /// What it may use at most.
     pub limits: Limits,
+    /// Refuse to run unless every limit asked for and every wall promised is enforced.
     pub strict: bool,
     /// The workspace begins empty at each start, and lies in memory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

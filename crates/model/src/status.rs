@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
 use crate::time::Time;
 
 /// A word for people. Nothing branches on it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Phase {
     #[default]
     Pending,
@@ -36,7 +37,7 @@ impl fmt::Display for Phase {
 }
 
 /// Whether a limit is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// As it was asked for.
@@ -58,17 +59,21 @@ impl Verdict {
 }
 
 /// One limit and what became of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "StoredLimit")]
+#[schemars(!from)]
 pub struct LimitStatus {
+    /// The name of the limit, such as `memory_mb`.
     pub limit: String,
+    /// What the spec asks for, in the unit of the limit; 0 is unlimited.
     pub requested: u64,
     /// What keeps it, such as `cgroup v2 memory.max`; empty when nothing does.
     pub mechanism: String,
     /// What the kernel says it is, in the unit of the request.
     pub read_back: Option<u64>,
+    /// Whether it is kept.
     pub verdict: Verdict,
-    /// Why it is not enforced.
+    /// Why it is not enforced; empty where it is.
     pub reason: String,
 }
 
@@ -106,7 +111,9 @@ impl From<StoredLimit> for LimitStatus {
 }
 
 /// What stands between a workload and the host, one thing each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Wall {
     /// The guest's kernel is not the host's.
@@ -156,7 +163,7 @@ impl fmt::Display for Wall {
 }
 
 /// Whether a wall stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WallVerdict {
     /// As the isolation promises.
@@ -178,15 +185,17 @@ impl WallVerdict {
 }
 
 /// One wall and what became of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WallStatus {
+    /// Which wall.
     pub wall: Wall,
     /// What the isolation promises: `own`, `none`, `set`, `read-only`; or `host`, where it promises nothing.
     pub requested: String,
     /// What puts it up, such as `seccomp`; empty where nothing does.
     pub mechanism: String,
-    /// What the kernel says of the process that runs. `None`: it was not asked, or says nothing.
+    /// What the kernel says of the process that runs; null where it was not asked, or says nothing.
     pub effective: Option<String>,
+    /// Whether it stands.
     pub verdict: WallVerdict,
     /// Why it does not stand, or how far it can be known.
     pub reason: String,
@@ -200,10 +209,11 @@ impl WallStatus {
 }
 
 /// How often a limit was met, over all instances.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Breaches {
+    /// How often.
     pub count: u64,
-    /// When the last was recorded.
+    /// When the last was recorded; null if there was none.
     pub last: Option<Time>,
 }
 

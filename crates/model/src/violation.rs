@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::text::bounded;
@@ -11,19 +12,24 @@ pub(super) const PATH_BYTES_MAX: usize = 256;
 const MESSAGE_BYTES_MAX: usize = 1024;
 
 /// A place in a text, counted from one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub struct Position {
+    /// The line, from 1.
     pub line: u64,
+    /// The column, from 1.
     pub column: u64,
 }
 
 /// One thing wrong with what somebody wrote.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Violation {
-    /// Where in the document: `spec.limits.memory_mb`; empty for the document itself. Bounded, as the
-    /// message is.
+    /// Where in the document: `spec.limits.memory_mb`; empty for the document itself. Of 256 bytes at most.
     pub path: String,
+    /// What is wrong, for people, of 1024 bytes at most.
     pub message: String,
+    /// Where in the text, if it has lines.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Position>,
 }
