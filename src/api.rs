@@ -47,17 +47,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::routing::{any, get, post};
+use axum::{Json, Router};
 use tokio_util::task::TaskTracker;
 
 use crate::desired::watch::Watch;
 use crate::live::Live;
 use crate::reconcile::Handle;
 use crate::store::{Core, Store, StoreError};
+use sodium_api::{ErrorBody, ErrorCode};
 use sodium_model::admission::Rules;
 use sodium_model::{Bounds, Time};
 
@@ -192,6 +193,8 @@ pub fn router(api: Shared, trusted: bool) -> Router {
         .route("/sandboxes/{name}/transfer", post(sandboxes::transfer))
         .route("/sandboxes/{name}/exec", post(exec::run))
         .route("/sandboxes/{name}/ticket", post(power::ticket))
+        .route("/sandboxes/{name}/input", post(power::input))
+        .route("/sandboxes/{name}/resize", post(power::resize))
         .route("/sandboxes/{name}/{verb}", post(power::verb))
         .route("/apply", post(apply::apply))
         .route("/plan", get(apply::plan))
@@ -233,7 +236,7 @@ pub fn router(api: Shared, trusted: bool) -> Router {
         .method_not_allowed_fallback(|| async {
             (
                 StatusCode::METHOD_NOT_ALLOWED,
-                error::body("Method not allowed", "method_not_allowed"),
+                Json(ErrorBody::new("Method not allowed", ErrorCode::MethodNotAllowed)),
             )
         })
         .layer(middleware::from_fn_with_state((Arc::clone(&api), trusted), caller::admit))

@@ -15,7 +15,7 @@ use axum::http::Uri;
 use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
@@ -30,6 +30,7 @@ use crate::api::upgrade::{self, Upgrade};
 use crate::api::{ApiError, Kind, Shared, logs, request, seed, wire};
 use crate::reconcile::link::{Command, Head};
 use crate::store::edit::Verb;
+use sodium_api::ConsoleFrame;
 use sodium_model::draft;
 use sodium_model::tree::Node;
 use sodium_model::{Iid, InstancePhase, Sandbox};
@@ -149,7 +150,7 @@ async fn listen(
     api: &Shared,
     (sandbox, caller): (&Arc<Sandbox>, &Caller),
     mut stream: SplitStream<WebSocket>,
-    (notices, read_only): (mpsc::Sender<Value>, bool),
+    (notices, read_only): (mpsc::Sender<ConsoleFrame>, bool),
 ) {
     let (mut has_spoken, frames) = (false, Rate::default());
     while let Some(Ok(message)) = stream.next().await {
@@ -177,7 +178,7 @@ async fn listen(
             Err(error) => Err(error),
         };
         if let Err(error) = done {
-            let notice = json!({"type": "error", "message": error.told()});
+            let notice = ConsoleFrame::Error { message: error.told() };
             // A client that reads none of its errors needs no more of them.
             let _ = notices.try_send(notice);
         }
@@ -263,7 +264,7 @@ pub fn read_frame(text: &str) -> Result<ClientFrame, ApiError> {
                 &["type", "command", "args"],
                 |faults, key, path, value| match key {
                     "command" => command = draft::read_word(faults, path, value),
-                    "args" => args = draft::read_command(faults, path, value),
+                    "args" => args = draft::read_words(faults, path, value),
                     _ => (),
                 },
             )?;
@@ -307,11 +308,11 @@ struct Writer {
 struct Left;
 
 impl Writer {
-    async fn run(mut self, mut notices: mpsc::Receiver<Value>) {
+    async fn run(mut self, mut notices: mpsc::Receiver<ConsoleFrame>) {
         // The client left, the sandbox was deleted: either way there is nobody to tell.
         let _ = self.serve(&mut notices).await;
         if self.grant.is_revoked() {
-            let notice = json!({"type": "error", "message": REVOKED}).to_string();
+            let notice = wire::json(&ConsoleFrame::Error { message: REVOKED.to_owned() });
             let close = CloseFrame { code: REVOKED_CLOSE, reason: REVOKED.into() };
             let last = async {
                 self.sink.send(Message::Text(notice.into())).await?;
@@ -323,7 +324,7 @@ impl Writer {
         let _ = timeout(LEAVE_WITHIN, self.sink.close()).await;
     }
 
-    async fn serve(&mut self, notices: &mut mpsc::Receiver<Value>) -> Result<(), Left> {
+    async fn serve(&mut self, notices: &mut mpsc::Receiver<ConsoleFrame>) -> Result<(), Left> {
         let mut commits = self.api.store.watch();
         let mut ticks = interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -334,7 +335,7 @@ impl Writer {
             while self.send_chunk().await? {}
             if let Some(exit) = exit {
                 self.send_rest().await?;
-                self.send_json(&exit).await?;
+                self.send_frame(&exit).await?;
             }
             let running = self.head.borrow().running.is_some();
             // Each arm only waits; what it waits for is looked at again above.
@@ -342,16 +343,15 @@ impl Writer {
                 changed = self.head.changed() => changed.map_err(|_| Left)?,
                 changed = commits.changed() => changed.map_err(|_| Left)?,
                 () = self.grant.revoked() => return Err(Left),
-                Some(notice) = notices.recv() => self.send_json(&notice).await?,
+                Some(notice) = notices.recv() => self.send_frame(&notice).await?,
                 // Most consoles say a line now and then, and there may be thousands.
                 () = sleep(QUIET), if self.buffer.len() > SMALL_BYTES => {
                     (self.buffer, self.text) = (vec![0; SMALL_BYTES], String::new());
                 }
                 _ = ticks.tick(), if running => {
                     let sandbox = find(&self.api, &self.sandbox.uid.to_string()).map_err(|_| Left)?;
-                    let mut stats = wire::stats(&self.api.handle.usage(&sandbox).await);
-                    stats["type"] = json!("stats");
-                    self.send_json(&stats).await?;
+                    let stats = wire::stats(&self.api.handle.usage(&sandbox).await);
+                    self.send_frame(&ConsoleFrame::Stats(stats)).await?;
                 }
             }
         }
@@ -361,7 +361,7 @@ impl Writer {
     fn news(
         &mut self,
         commits: &mut watch::Receiver<Arc<crate::store::Snapshot>>,
-    ) -> Result<Option<Value>, Left> {
+    ) -> Result<Option<ConsoleFrame>, Left> {
         let snapshot = commits.borrow_and_update();
         let now =
             snapshot.sandboxes.get(&self.sandbox.name).filter(|now| now.uid == self.sandbox.uid);
@@ -371,8 +371,11 @@ impl Writer {
             return Ok(None);
         }
         self.ended = iid;
-        let exit = now.last_exit();
-        Ok(exit.map(|exit| json!({"type": "exit", "code": wire::exit_code(exit), "exit": exit})))
+        let frame = now.last_exit().map(|exit| ConsoleFrame::Exit {
+            code: wire::exit_code(exit),
+            exit: Box::new(exit.clone()),
+        });
+        Ok(frame)
     }
 
     /// Sends the next stretch of output, if there is one.
@@ -383,7 +386,7 @@ impl Writer {
         match chunk {
             Chunk::End => Ok(false),
             Chunk::Gap { from, to } => {
-                self.send_json(&json!({"type": "gap", "from": from, "to": to})).await?;
+                self.send_frame(&ConsoleFrame::Gap { from, to }).await?;
                 Ok(true)
             }
             Chunk::Bytes { count, .. } if self.binary && count < SMALL_BYTES => {
@@ -409,6 +412,7 @@ impl Writer {
         }
     }
 
+    /// What [`ConsoleFrame::Output`] is, with the room for its text kept.
     fn text_frame(&mut self, offset: u64, count: usize) -> std::io::Result<String> {
         let mut text = std::mem::take(&mut self.text);
         text.clear();
@@ -432,11 +436,11 @@ impl Writer {
         if rest.is_empty() {
             return Ok(());
         }
-        self.send_json(&json!({"type": "output", "content": rest})).await
+        self.send_frame(&ConsoleFrame::Output { content: rest }).await
     }
 
-    async fn send_json(&mut self, value: &Value) -> Result<(), Left> {
-        self.send(Message::Text(value.to_string().into())).await
+    async fn send_frame(&mut self, frame: &ConsoleFrame) -> Result<(), Left> {
+        self.send(Message::Text(wire::json(frame).into())).await
     }
 
     async fn send(&mut self, message: Message) -> Result<(), Left> {

@@ -2,23 +2,24 @@
 
 use axum::Json;
 use axum::extract::{Extension, State};
-use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::api::caller::Caller;
-use crate::api::sandboxes::Pairs;
+use crate::api::request::Query;
 use crate::api::{ApiError, Shared, wait};
+use sodium_api::{Drain, WaitQuery};
 use sodium_model::InstancePhase;
 
 /// Stops everything, and with `?wait=` answers when nothing runs any more.
 pub(super) async fn drain(
     State(api): State<Shared>,
     Extension(caller): Extension<Caller>,
-    pairs: Pairs,
-) -> Result<Json<Value>, ApiError> {
+    Query(query): Query<WaitQuery>,
+) -> Result<Json<Drain>, ApiError> {
+    let within = wait::parse(query.wait.as_deref())?;
     let now = api.now();
     api.write_for(&caller, move |core| core.set_drained(true, now)).await?;
-    if let Some(within) = wait::parse(pairs.get("wait").map(String::as_str))? {
+    if let Some(within) = within {
         let mut commits = api.store.watch();
         let quiet = async { while running(&api) > 0 && commits.changed().await.is_ok() {} };
         if timeout(within, quiet).await.is_err() {
@@ -32,14 +33,14 @@ pub(super) async fn drain(
 pub(super) async fn undrain(
     State(api): State<Shared>,
     Extension(caller): Extension<Caller>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Drain>, ApiError> {
     let now = api.now();
     api.write_for(&caller, move |core| core.set_drained(false, now)).await?;
     Ok(told(&api))
 }
 
-fn told(api: &Shared) -> Json<Value> {
-    Json(json!({"drained": api.store.snapshot().drained, "running": running(api)}))
+fn told(api: &Shared) -> Json<Drain> {
+    Json(Drain { drained: api.store.snapshot().drained, running: running(api) })
 }
 
 /// How many are not gone yet, with all that they leave behind.

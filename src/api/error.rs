@@ -6,7 +6,6 @@ use axum::Json;
 use axum::http::header::{CONNECTION, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 use tracing::error;
 
 use crate::reconcile::DriverError;
@@ -14,6 +13,7 @@ use crate::reconcile::exec::ExecError;
 use crate::reconcile::link::InputError;
 use crate::store::StoreError;
 use crate::store::edit::Refusal;
+use sodium_api::{ErrorBody, ErrorCode};
 use sodium_model::text::bounded;
 use sodium_model::{Span, Violation};
 use sodium_sys::error::chain;
@@ -97,100 +97,100 @@ impl ApiError {
 
     /// For a client: what is none of its business is in the log instead, once.
     pub(super) fn told(&self) -> String {
-        let (status, code) = self.kind();
-        if status == StatusCode::INTERNAL_SERVER_ERROR {
-            error!(code, error = chain(self), "request failed");
+        if self.kind().0 == StatusCode::INTERNAL_SERVER_ERROR {
+            error!(code = "internal", error = chain(self), "request failed");
             return "internal error; the daemon's log says more".to_owned();
         }
         self.message()
     }
 
     /// For programs.
-    pub(super) fn code(&self) -> &'static str {
+    pub(super) fn code(&self) -> ErrorCode {
         self.kind().1
     }
 
-    fn kind(&self) -> (StatusCode, &'static str) {
+    fn kind(&self) -> (StatusCode, ErrorCode) {
         match self {
-            Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
-            Self::Forbidden(_) | Self::Inside => (StatusCode::FORBIDDEN, "forbidden"),
-            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
-            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
-            Self::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
-            Self::TooFast(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
-            Self::TooMany(..) => (StatusCode::TOO_MANY_REQUESTS, "too_many"),
-            Self::Crowded => (StatusCode::SERVICE_UNAVAILABLE, "too_many"),
-            Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+            Self::NotFound => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+            Self::Forbidden(_) | Self::Inside => (StatusCode::FORBIDDEN, ErrorCode::Forbidden),
+            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge),
+            Self::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, ErrorCode::TooSlow),
+            Self::TooFast(_) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::RateLimited),
+            Self::TooMany(..) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooMany),
+            Self::Crowded => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooMany),
+            Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Invalid),
             Self::Refused(refusal) => refused(refusal),
-            Self::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
-            Self::Gone => (StatusCode::GONE, "gone"),
-            Self::Failed(_) => (StatusCode::UNPROCESSABLE_ENTITY, "failed"),
-            Self::TimedOut(..) => (StatusCode::GATEWAY_TIMEOUT, "timed_out"),
-            Self::Input(InputError::NotRunning) => (StatusCode::CONFLICT, "not_running"),
-            Self::Input(InputError::Closed) => (StatusCode::CONFLICT, "stdin_closed"),
-            Self::Input(InputError::Full { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "stdin_full"),
-            Self::Exec(ExecError::NotRunning) => (StatusCode::CONFLICT, "not_running"),
-            Self::Exec(ExecError::Refused(_)) => (StatusCode::CONFLICT, "refused"),
-            Self::Exec(ExecError::Keeping) => (StatusCode::CONFLICT, "keeping"),
-            Self::Exec(ExecError::Paused) => (StatusCode::CONFLICT, "paused"),
-            Self::Exec(ExecError::TooMany(_)) => (StatusCode::TOO_MANY_REQUESTS, "too_many"),
+            Self::Conflict(_) => (StatusCode::CONFLICT, ErrorCode::Conflict),
+            Self::Gone => (StatusCode::GONE, ErrorCode::Gone),
+            Self::Failed(_) => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Failed),
+            Self::TimedOut(..) => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::TimedOut),
+            Self::Input(InputError::NotRunning) => (StatusCode::CONFLICT, ErrorCode::NotRunning),
+            Self::Input(InputError::Closed) => (StatusCode::CONFLICT, ErrorCode::StdinClosed),
+            Self::Input(InputError::Full { .. }) => {
+                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::StdinFull)
+            }
+            Self::Exec(ExecError::NotRunning) => (StatusCode::CONFLICT, ErrorCode::NotRunning),
+            Self::Exec(ExecError::Refused(_)) => (StatusCode::CONFLICT, ErrorCode::Refused),
+            Self::Exec(ExecError::Keeping) => (StatusCode::CONFLICT, ErrorCode::Keeping),
+            Self::Exec(ExecError::Paused) => (StatusCode::CONFLICT, ErrorCode::Paused),
+            Self::Exec(ExecError::TooMany(_)) => {
+                (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooMany)
+            }
             Self::Driver(_) | Self::Exec(ExecError::Driver(_) | ExecError::Talk(_)) => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "internal")
+                (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal)
             }
             Self::Store(StoreError::Busy | StoreError::Closed | StoreError::Damaged { .. }) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "busy")
+                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Busy)
             }
-            Self::Store(StoreError::Full { .. }) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            Self::Store(StoreError::Full { .. }) => {
+                (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::DiskFull)
+            }
             Self::Store(StoreError::ReadOnly { .. }) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "read_only")
+                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::ReadOnly)
             }
             Self::Store(StoreError::Io { .. } | StoreError::Lost { .. }) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "disk_failed")
+                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::DiskFailed)
             }
             Self::Store(
                 StoreError::Gone { .. }
                 | StoreError::Sqlite { .. }
                 | StoreError::Newer { .. }
                 | StoreError::Corrupt { .. },
-            ) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            ) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal),
             Self::Files { source, .. } => file_fault(source),
         }
     }
 }
 
-fn file_fault(source: &std::io::Error) -> (StatusCode, &'static str) {
+fn file_fault(source: &std::io::Error) -> (StatusCode, ErrorCode) {
     use std::io::ErrorKind;
     let is = |kind| source.kind() == kind;
     if is(ErrorKind::StorageFull) || is(ErrorKind::QuotaExceeded) {
-        (StatusCode::INSUFFICIENT_STORAGE, "disk_full")
+        (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::DiskFull)
     } else if is(ErrorKind::ReadOnlyFilesystem) {
-        (StatusCode::SERVICE_UNAVAILABLE, "read_only")
+        (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::ReadOnly)
     } else {
         // Whatever else keeps a directory from being written is the disk's matter, and not a program's.
-        (StatusCode::SERVICE_UNAVAILABLE, "disk_failed")
+        (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::DiskFailed)
     }
 }
 
-fn refused(refusal: &Refusal) -> (StatusCode, &'static str) {
+fn refused(refusal: &Refusal) -> (StatusCode, ErrorCode) {
     match refusal {
-        Refusal::NotFound => (StatusCode::NOT_FOUND, "not_found"),
-        Refusal::NoCommand => (StatusCode::BAD_REQUEST, "no_command"),
-        Refusal::Exists { .. } => (StatusCode::CONFLICT, "exists"),
-        Refusal::Owned { .. } => (StatusCode::CONFLICT, "owned"),
-        Refusal::Stale { .. } => (StatusCode::CONFLICT, "stale"),
-        Refusal::Terminating { .. } => (StatusCode::CONFLICT, "terminating"),
-        Refusal::Uid { .. } => (StatusCode::CONFLICT, "uid"),
-        Refusal::Running { .. } => (StatusCode::CONFLICT, "running"),
-        Refusal::NotRunning { .. } => (StatusCode::CONFLICT, "not_running"),
-        Refusal::NoRoom { .. } => (StatusCode::CONFLICT, "no_room"),
-        Refusal::NoCheckpoint { .. } => (StatusCode::CONFLICT, "no_checkpoint"),
+        Refusal::NotFound => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
+        Refusal::NoCommand => (StatusCode::BAD_REQUEST, ErrorCode::NoCommand),
+        Refusal::Exists { .. } => (StatusCode::CONFLICT, ErrorCode::Exists),
+        Refusal::Owned { .. } => (StatusCode::CONFLICT, ErrorCode::Owned),
+        Refusal::Stale { .. } => (StatusCode::CONFLICT, ErrorCode::Stale),
+        Refusal::Terminating { .. } => (StatusCode::CONFLICT, ErrorCode::Terminating),
+        Refusal::Uid { .. } => (StatusCode::CONFLICT, ErrorCode::Uid),
+        Refusal::Running { .. } => (StatusCode::CONFLICT, ErrorCode::Running),
+        Refusal::NotRunning { .. } => (StatusCode::CONFLICT, ErrorCode::NotRunning),
+        Refusal::NoRoom { .. } => (StatusCode::CONFLICT, ErrorCode::NoRoom),
+        Refusal::NoCheckpoint { .. } => (StatusCode::CONFLICT, ErrorCode::NoCheckpoint),
     }
-}
-
-/// The plain shape of an error.
-pub(super) fn body(message: &str, code: &str) -> Json<Value> {
-    Json(json!({"error": message, "code": code}))
 }
 
 impl IntoResponse for ApiError {
@@ -198,20 +198,20 @@ impl IntoResponse for ApiError {
         let (status, code) = self.kind();
         // Consumed here, so logged here, once; a client never sees our insides. A full disk is the
         // exception: whoever reads that can do something about it.
-        let mut value = json!({"error": self.told(), "code": code});
+        let mut body = ErrorBody::new(self.told(), code);
         if let Self::Invalid(violations) = &self {
-            value["violations"] = json!(violations);
+            body.violations = Some(violations.clone());
         }
         if let Self::Refused(Refusal::Stale { current, .. }) = &self {
-            value["current"] = json!(current);
+            body.current = Some(current.clone());
         }
         if let Self::Refused(Refusal::Owned { owner, .. }) = &self {
-            value["owner"] = json!(owner.to_string());
+            body.owner = Some(owner.clone());
         }
         if let Self::Input(InputError::Full { taken, .. }) = &self {
-            value["taken"] = json!(taken);
+            body.taken = Some(*taken);
         }
-        let mut response = (status, Json(value)).into_response();
+        let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         if let Self::TooFast(wait) = self {
             headers.insert(RETRY_AFTER, (wait.as_secs() + 1).into());

@@ -8,33 +8,27 @@ use axum::extract::{Extension, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde_json::json;
 use tokio::sync::watch;
 
 use crate::api::caller::{Caller, Grant, REVOKED};
 use crate::api::rate::Place;
-use crate::api::sandboxes::{Pairs, flag};
-use crate::api::{ApiError, Kind, Shared, list};
+use crate::api::request::Query;
+use crate::api::{ApiError, Kind, Shared, list, wire};
 use crate::store::Snapshot;
+use sodium_api::{ErrorCode, EventLine, EventsQuery};
 use sodium_model::Event;
 
 pub(super) async fn list(
     State(api): State<Shared>,
     Extension(caller): Extension<Caller>,
-    pairs: Pairs,
+    Query(query): Query<EventsQuery>,
 ) -> Result<Response, ApiError> {
-    let about = pairs.get("sandbox").cloned();
-    let since: u64 = match pairs.get("since") {
-        Some(text) => text.parse().map_err(|_| {
-            ApiError::BadRequest(format!("since is {text:?}, not the number of an event"))
-        })?,
-        None => 0,
-    };
-    if !flag(&pairs, "follow") {
+    let EventsQuery { sandbox: about, since, follow } = query;
+    if !follow.0 {
         let snapshot = api.store.snapshot();
         let wanted = |event: &&Arc<Event>| event.seq > since && concerns(event, about.as_deref());
         let events: Vec<Arc<Event>> = snapshot.events.iter().filter(wanted).cloned().collect();
-        return Ok(list::answer("items", events.into_iter().map(|event| json!(*event)), ""));
+        return Ok(list::answer("items", events.into_iter(), ""));
     }
     let place = api.place(Kind::Follower, &caller)?;
     let (commits, grant) = (api.store.watch(), caller.grant);
@@ -61,8 +55,8 @@ impl Follower {
         while !self.ended {
             if self.grant.is_revoked() {
                 self.ended = true;
-                let last = json!({"error": REVOKED, "code": "unauthorized"});
-                return Some(format!("{last}\n").into());
+                let code = ErrorCode::Unauthorized;
+                return Some(wire::line(&EventLine::End { error: REVOKED.to_owned(), code }));
             }
             let snapshot = Arc::clone(&self.commits.borrow_and_update());
             let (text, newest) = news(&snapshot, self.since, self.about.as_deref());
@@ -86,7 +80,8 @@ fn news(snapshot: &Snapshot, since: u64, about: Option<&str>) -> (String, u64) {
     let mut text = String::new();
     for event in &snapshot.events {
         if event.seq > since && concerns(event, about) {
-            text.push_str(&format!("{}\n", json!(**event)));
+            text.push_str(&wire::json(&**event));
+            text.push('\n');
         }
     }
     (text, since.max(snapshot.events.last().map_or(0, |event| event.seq)))

@@ -14,7 +14,7 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use axum::extract::{Extension, State};
 use axum::http::Uri;
 use axum::response::Response;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::api::audit::{self, Act};
@@ -22,8 +22,9 @@ use crate::api::caller::{Caller, GONE_WITHIN, REVOKED, REVOKED_CLOSE};
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::upgrade::{self, Upgrade};
-use crate::api::{ApiError, Kind, Shared, console, request};
+use crate::api::{ApiError, Kind, Shared, console, request, wire};
 use crate::reconcile::exec::{Event, Program, Session, Share};
+use sodium_api::{ErrorCode, ExecAnswer, ExecFrame, ExecInput};
 use sodium_model::draft::{read_command, read_env, read_word};
 use sodium_model::instance::signal_name;
 use sodium_model::tree::{Faults, Node};
@@ -88,7 +89,7 @@ pub(super) async fn run(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     body: request::Given,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<ExecAnswer>, ApiError> {
     let sandbox = find(&api, &id)?;
     let asked = read(&request::json(body).await?.into(), POST_FIELDS)?;
     let seconds = asked.seconds.filter(|seconds| *seconds > 0).unwrap_or(SECONDS_DEFAULT);
@@ -124,7 +125,7 @@ fn share_of(caller: &Caller) -> Share {
     if caller.is_local() { Share::Owner } else { Share::Clients }
 }
 
-async fn collect(mut session: Session, stdin: Vec<u8>) -> Result<Value, ApiError> {
+async fn collect(mut session: Session, stdin: Vec<u8>) -> Result<ExecAnswer, ApiError> {
     let mut outputs = [Vec::new(), Vec::new()];
     let mut truncated = false;
     session.input(&stdin).await;
@@ -140,11 +141,8 @@ async fn collect(mut session: Session, stdin: Vec<u8>) -> Result<Value, ApiError
             Event::Ended { code, signal } => {
                 let [stdout, stderr] =
                     outputs.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-                let mut answer = ended(code, signal);
-                answer["stdout"] = stdout.into();
-                answer["stderr"] = stderr.into();
-                answer["truncated"] = truncated.into();
-                return Ok(answer);
+                let (code, signal) = ended(code, signal);
+                return Ok(ExecAnswer { code, signal, stdout, stderr, truncated });
             }
             Event::Failed { stage, message } => {
                 return Err(ApiError::Failed(format!("could not start ({stage}): {message}")));
@@ -158,9 +156,9 @@ async fn collect(mut session: Session, stdin: Vec<u8>) -> Result<Value, ApiError
 const LOST: &str = "the process behind the program was killed; the program was ended with it";
 
 /// As a shell counts: 128 + n for a signal.
-fn ended(code: Option<i32>, signal: Option<i32>) -> Value {
+fn ended(code: Option<i32>, signal: Option<i32>) -> (Option<i32>, Option<String>) {
     let shell = code.or_else(|| signal.map(|signal| 128 + signal));
-    json!({"code": shell, "signal": signal.and_then(signal_name)})
+    (shell, signal.and_then(signal_name))
 }
 
 /// The WebSocket.
@@ -183,7 +181,7 @@ pub(super) async fn attach(
                 Ok(session) => converse(session, &mut socket).await,
                 Err(error) => {
                     let (message, code) = (error.told(), error.code());
-                    Some(json!({"type": "error", "message": message, "code": code}))
+                    Some(ExecFrame::Error { message, code })
                 }
             }
         };
@@ -196,7 +194,7 @@ pub(super) async fn attach(
         if grant.is_revoked() {
             let _ = timeout(GONE_WITHIN, dismiss(&mut socket)).await;
         } else if let Some(last) = last {
-            let _ = send(&mut socket, Message::Text(last.to_string().into())).await;
+            let _ = send(&mut socket, frame(&last)).await;
             let _ = send(&mut socket, Message::Close(None)).await;
             // Closed with input unread, the connection would break before the last word was read.
             let leave = async { while let Some(Ok(_)) = socket.recv().await {} };
@@ -209,9 +207,10 @@ pub(super) async fn attach(
 
 /// Says to a client that is let in no longer why its program was ended, and reads away what it still says.
 async fn dismiss(socket: &mut WebSocket) {
-    let last = json!({"type": "error", "message": REVOKED, "code": "unauthorized"});
+    let (message, code) = (REVOKED.to_owned(), ErrorCode::Unauthorized);
+    let last = ExecFrame::Error { message, code };
     let close = CloseFrame { code: REVOKED_CLOSE, reason: REVOKED.into() };
-    let _ = send(socket, Message::Text(last.to_string().into())).await;
+    let _ = send(socket, frame(&last)).await;
     let _ = send(socket, Message::Close(Some(close))).await;
     while let Some(Ok(_)) = socket.recv().await {}
 }
@@ -237,7 +236,7 @@ pub fn first_frame(text: &str) -> Result<Program, ApiError> {
 
 /// Carries bytes both ways until one side is through. Returns the last word, if anybody is there to
 /// hear it.
-async fn converse(mut session: Session, socket: &mut WebSocket) -> Option<Value> {
+async fn converse(mut session: Session, socket: &mut WebSocket) -> Option<ExecFrame> {
     let mut pings = interval(PING_EVERY);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -246,7 +245,7 @@ async fn converse(mut session: Session, socket: &mut WebSocket) -> Option<Value>
         tokio::select! {
             event = session.next() => match event {
                 Event::Began => {
-                    send(socket, Message::Text(r#"{"type":"started"}"#.into())).await?;
+                    send(socket, frame(&ExecFrame::Started)).await?;
                 }
                 Event::Taken => session.push().await,
                 Event::Output { is_stderr, mut bytes } => {
@@ -254,16 +253,16 @@ async fn converse(mut session: Session, socket: &mut WebSocket) -> Option<Value>
                     send(socket, Message::Binary(bytes.into())).await?;
                 }
                 Event::Ended { code, signal } => {
-                    let mut last = ended(code, signal);
-                    last["type"] = "exit".into();
-                    return Some(last);
+                    let (code, signal) = ended(code, signal);
+                    return Some(ExecFrame::Exit { code, signal });
                 }
                 Event::Failed { stage, message } => {
                     let message = format!("could not start ({stage}): {message}");
-                    return Some(json!({"type": "error", "message": message, "code": "failed"}));
+                    return Some(ExecFrame::Error { message, code: ErrorCode::Failed });
                 }
                 Event::Lost => {
-                    return Some(json!({"type": "error", "message": LOST, "code": "lost"}));
+                    let message = LOST.to_owned();
+                    return Some(ExecFrame::Error { message, code: ErrorCode::Lost });
                 }
             },
             message = socket.recv(), if session.takes_input() => {
@@ -285,14 +284,15 @@ async fn obey(session: &mut Session, message: Message) -> Option<()> {
         Message::Ping(_) | Message::Pong(_) => return Some(()),
         Message::Close(_) => return None,
     };
-    let json: Value = serde_json::from_str(text.as_str()).ok()?;
-    let size = |name: &str| json[name].as_u64().and_then(|count| count.try_into().ok());
-    match json["type"].as_str()? {
-        "eof" => session.end_input().await,
-        "resize" => session.resize(size("cols")?, size("rows")?).await,
-        _ => return None,
+    match serde_json::from_str(text.as_str()).ok()? {
+        ExecInput::Eof => session.end_input().await,
+        ExecInput::Resize { cols, rows } => session.resize(cols, rows).await,
     }
     Some(())
+}
+
+fn frame(frame: &ExecFrame) -> Message {
+    Message::Text(wire::json(frame).into())
 }
 
 async fn send(socket: &mut WebSocket, message: Message) -> Option<()> {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use serde_json::{Value, json};
 
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::{ApiError, Shared};
+use sodium_api::{Decided, Explained, FieldEdit, Seen};
 use sodium_model::plan::Next;
 use sodium_model::{Edit, Event, Sandbox};
 use sodium_shim::spool::{Chunk, Reader};
@@ -23,7 +23,7 @@ const EVENT_COUNT: usize = 20;
 pub(super) async fn explain(
     State(api): State<Shared>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Explained>, ApiError> {
     let sandbox = find(&api, &id)?;
     let decided = match api.handle.explain(sandbox.name.clone(), api.now()).await {
         Some(plan) => {
@@ -32,39 +32,40 @@ pub(super) async fn explain(
                 Next::Wait(at) => ("wait", Some(*at)),
                 Next::Settled => ("nothing", None),
             };
-            json!({"next": step, "due_at": at, "why": plan.why})
+            Decided { next: step.to_owned(), due_at: at, why: plan.why }
         }
         None => {
-            json!({"next": "look again", "due_at": null, "why": "it could not be seen just now"})
+            let (next, why) = ("look again", "it could not be seen just now");
+            Decided { next: next.to_owned(), due_at: None, why: why.to_owned() }
         }
     };
     let last_output = last_output(&api, &sandbox).await;
     let snapshot = api.store.snapshot();
     let about = |event: &&Arc<Event>| event.name.as_ref() == Some(&sandbox.name);
-    let mut events: Vec<&Arc<Event>> =
-        snapshot.events.iter().rev().filter(about).take(EVENT_COUNT).collect();
+    let events = snapshot.events.iter().rev().filter(about).take(EVENT_COUNT);
+    let mut events: Vec<Event> = events.map(|event| Event::clone(event)).collect();
     events.reverse();
     let instance = sandbox.instance.as_ref();
-    Ok(Json(json!({
-        "name": sandbox.name,
-        "owner": sandbox.owner,
-        "generation": sandbox.generation,
-        "fields": fields(&sandbox),
-        "edits": sandbox.history.edits,
-        "power": sandbox.power,
-        "observed": {
-            "phase": sandbox.status.phase,
-            "conditions": sandbox.status.conditions,
-            "walls": sandbox.status.walls,
-            "iid": instance.map(|one| &one.iid),
-            "runs_generation": sandbox.live().map(|one| one.generation),
-            "last_exit": sandbox.last_exit(),
-            "last_output": last_output,
-            "failures": sandbox.history.failures,
+    Ok(Json(Explained {
+        name: sandbox.name.clone(),
+        owner: sandbox.owner.clone(),
+        generation: sandbox.generation,
+        fields: fields(&sandbox),
+        edits: sandbox.history.edits.clone(),
+        power: sandbox.power,
+        observed: Seen {
+            phase: sandbox.status.phase,
+            conditions: sandbox.status.conditions.clone(),
+            walls: sandbox.status.walls.clone(),
+            iid: instance.map(|one| one.iid.clone()),
+            runs_generation: sandbox.live().map(|one| one.generation),
+            last_exit: sandbox.last_exit().cloned(),
+            last_output,
+            failures: sandbox.history.failures,
         },
-        "decided": decided,
-        "events": events.iter().map(|event| json!(***event)).collect::<Vec<_>>(),
-    })))
+        decided,
+        events,
+    }))
 }
 
 /// The end of what the last instance said, if it has ended and that is still there.
@@ -89,13 +90,13 @@ async fn last_output(api: &Shared, sandbox: &Sandbox) -> Option<String> {
 
 /// For each field, the edit that set it to what it is. What none of those that are remembered has changed is as
 /// it was declared.
-fn fields(sandbox: &Sandbox) -> BTreeMap<&str, Value> {
+fn fields(sandbox: &Sandbox) -> BTreeMap<String, FieldEdit> {
     let mut fields = BTreeMap::new();
     for edit in &sandbox.history.edits {
         let Edit { generation, at, by, fields: set, .. } = edit;
         for field in set {
-            let said = json!({"generation": generation, "at": at, "by": by});
-            fields.insert(field.as_str(), said);
+            let edit = FieldEdit { generation: *generation, at: *at, by: by.clone() };
+            fields.insert(field.clone(), edit);
         }
     }
     fields

@@ -6,31 +6,30 @@ use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use serde_json::{Value, json};
 
 use crate::api::caller::Caller;
 use crate::api::{ApiError, Shared, list, wire};
 use crate::store::files;
+use sodium_api::{Confirmed, List};
+use sodium_model::image::Image;
 
 pub(super) async fn list(State(api): State<Shared>) -> Response {
     let files = api.store.snapshot().files.clone();
-    list::answer("items", files.into_iter().map(|(path, record)| wire::file(&path, &record)), "")
+    list::answer("items", files.into_iter().map(|(path, record)| wire::file(path, &record)), "")
 }
 
 /// Lets held removals go ahead.
 pub(super) async fn confirm(
     State(api): State<Shared>,
     Extension(caller): Extension<Caller>,
-) -> Result<Json<Value>, ApiError> {
-    let names = api.write_for(&caller, files::confirm).await?;
+) -> Result<Json<Confirmed>, ApiError> {
+    let confirmed = api.write_for(&caller, files::confirm).await?;
     api.watch.look().await;
-    Ok(Json(json!({"confirmed": names})))
+    Ok(Json(Confirmed { confirmed }))
 }
 
-pub(super) async fn images(State(api): State<Shared>) -> Json<Value> {
-    let rules = api.rules.get();
-    let images: Vec<&sodium_model::image::Image> = rules.images.values().collect();
-    Json(json!({"items": images}))
+pub(super) async fn images(State(api): State<Shared>) -> Json<List<Image>> {
+    Json(List { items: api.rules.get().images.values().cloned().collect() })
 }
 
 /// What one has found out is good for everybody who asks so soon after.

@@ -4,32 +4,31 @@
 
 use axum::Json;
 use axum::extract::State;
-use serde_json::{Value, json};
 
 use crate::api::request::Path;
 use crate::api::sandboxes::find;
 use crate::api::{ApiError, Shared};
 use crate::reconcile::{Space, Usage};
+use sodium_api::{Ledger, LedgerLimit};
 use sodium_model::{Instance, Isolation, Limits, Sandbox, Time};
 
 pub(super) async fn limits(
     State(api): State<Shared>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Ledger>, ApiError> {
     let sandbox = find(&api, &id)?;
     let usage = api.handle.usage(&sandbox).await;
     let disk = api.handle.disk(&sandbox).await;
     let seen = Seen { usage, disk, now: api.now() };
     let asked =
         |name: &&str| Limits::NAMES.contains(name) || sandbox.spec.limits.get(name) > Some(0);
-    let items: Vec<Value> =
-        Limits::ALL.into_iter().filter(asked).map(|name| entry(name, &sandbox, &seen)).collect();
-    Ok(Json(json!({
-        "name": sandbox.name,
-        "strict": sandbox.spec.strict,
-        "items": items,
-        "walls": sandbox.status.walls,
-    })))
+    let items = Limits::ALL.into_iter().filter(asked);
+    Ok(Json(Ledger {
+        name: sandbox.name.clone(),
+        strict: sandbox.spec.strict,
+        items: items.map(|name| entry(name, &sandbox, &seen)).collect(),
+        walls: sandbox.status.walls.clone(),
+    }))
 }
 
 /// What is used at the moment.
@@ -39,7 +38,7 @@ struct Seen {
     now: Time,
 }
 
-fn entry(name: &str, sandbox: &Sandbox, seen: &Seen) -> Value {
+fn entry(name: &str, sandbox: &Sandbox, seen: &Seen) -> LedgerLimit {
     let (usage, now) = (&seen.usage, seen.now);
     let live = sandbox.live();
     let (mut used, peak) = live.map_or((None, None), |live| used(name, live, usage, now));
@@ -57,17 +56,20 @@ fn entry(name: &str, sandbox: &Sandbox, seen: &Seen) -> Value {
     };
     breaches.add(counted, now);
     let known = sandbox.status.limits.iter().find(|limit| limit.limit == name);
-    let mut entry = known.map_or_else(|| not_set(name, sandbox), |limit| json!(limit));
-    entry["usage"] = json!(used);
-    entry["peak"] = json!(peak);
-    entry["breaches"] = json!(breaches);
-    entry
-}
-
-/// Nothing runs, and nothing is known that would keep it from being kept.
-fn not_set(name: &str, sandbox: &Sandbox) -> Value {
-    json!({"limit": name, "requested": sandbox.spec.limits.get(name), "mechanism": "", "read_back": null,
-        "verdict": null, "reason": "it is set and read back when the sandbox starts"})
+    // Where nothing runs, and nothing is known that would keep it from being kept.
+    let unset = || "it is set and read back when the sandbox starts".to_owned();
+    LedgerLimit {
+        limit: name.to_owned(),
+        requested: known
+            .map_or_else(|| sandbox.spec.limits.get(name).unwrap_or(0), |known| known.requested),
+        mechanism: known.map_or_else(String::new, |known| known.mechanism.clone()),
+        read_back: known.and_then(|known| known.read_back),
+        verdict: known.map(|known| known.verdict),
+        reason: known.map_or_else(unset, |known| known.reason.clone()),
+        usage: used,
+        peak,
+        breaches,
+    }
 }
 
 /// What is used now, and was at most, in the unit of the limit.

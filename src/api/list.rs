@@ -11,7 +11,9 @@ use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
-use serde_json::Value;
+use serde::Serialize;
+
+use crate::api::wire;
 
 /// A millisecond's work: large beside what sending it costs, small for those who wait meanwhile.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -27,7 +29,7 @@ struct List<I: Iterator> {
 /// `{"KEY":[ITEMS]REST}`
 pub(super) fn answer<I>(key: &str, items: I, rest: &str) -> Response
 where
-    I: Iterator<Item = Value> + Send + 'static,
+    I: Iterator<Item: Serialize + Send> + Send + 'static,
 {
     let kind = [(CONTENT_TYPE, "application/json")];
     let mut list = List::new(key, items, rest);
@@ -45,7 +47,7 @@ where
     (kind, Body::from_stream(first.chain(others))).into_response()
 }
 
-impl<I: Iterator<Item = Value>> List<I> {
+impl<I: Iterator<Item: Serialize>> List<I> {
     fn new(key: &str, items: I, rest: &str) -> Self {
         let (text, end) = (format!("{{\"{key}\":["), Some(format!("]{rest}}}")));
         Self { items: items.peekable(), text, end }
@@ -55,7 +57,7 @@ impl<I: Iterator<Item = Value>> List<I> {
         let end = self.end.take()?;
         let mut text = mem::take(&mut self.text);
         while let Some(item) = self.items.next() {
-            text.push_str(&item.to_string());
+            text.push_str(&wire::json(&item));
             if self.items.peek().is_some() {
                 text.push(',');
             }
@@ -71,7 +73,7 @@ impl<I: Iterator<Item = Value>> List<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn pieces_together_are_the_list() {

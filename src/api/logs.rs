@@ -12,16 +12,16 @@ use axum::extract::{Extension, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde_json::json;
 use tokio::sync::watch;
 
 use crate::api::caller::{Caller, Grant, REVOKED};
 use crate::api::rate::Place;
-use crate::api::request::Path as UrlPath;
-use crate::api::sandboxes::{Pairs, find, flag};
+use crate::api::request::{Path as UrlPath, Query};
+use crate::api::sandboxes::find;
 use crate::api::text::Decoder;
-use crate::api::{ApiError, Kind, Shared};
+use crate::api::{ApiError, Kind, Shared, wire};
 use crate::reconcile::link::Head;
+use sodium_api::{ErrorCode, GapRange, LogLine, LogsQuery};
 use sodium_shim::spool::{Chunk, Reader};
 
 /// Read at once.
@@ -43,20 +43,14 @@ pub(super) async fn logs(
     State(api): State<Shared>,
     Extension(caller): Extension<Caller>,
     UrlPath(id): UrlPath<String>,
-    pairs: Pairs,
+    Query(query): Query<LogsQuery>,
 ) -> Result<Response, ApiError> {
     let sandbox = find(&api, &id)?;
-    let number = |name: &str| match pairs.get(name).map(|text| text.parse::<u64>()) {
-        None => Ok(None),
-        Some(Ok(value)) => Ok(Some(value)),
-        Some(Err(_)) => Err(ApiError::BadRequest(format!("{name} is not a number of bytes"))),
-    };
-    let (offset, tail) = (number("offset")?, number("tail")?);
+    let LogsQuery { offset, tail, follow, format } = query;
     let head = api.handle.watch_console(sandbox.uid);
     let spool = api.handle.spool(sandbox.uid).ok_or(ApiError::NotFound)?;
     let start = start(&spool, offset, tail);
-    let json = pairs.get("format").is_some_and(|format| format == "json");
-    let follow = flag(&pairs, "follow");
+    let (json, follow) = (format.is_some_and(|format| format == "json"), follow.0);
     let place = if follow { Some(api.place(Kind::Follower, &caller)?) } else { None };
     let follower = Follower {
         reader: Reader::new(&spool, start),
@@ -116,7 +110,10 @@ impl Follower {
 
     fn last_word(&self) -> Bytes {
         match self.json {
-            true => format!("{}\n", json!({"error": REVOKED, "code": "unauthorized"})).into(),
+            true => {
+                let code = ErrorCode::Unauthorized;
+                wire::line(&LogLine::End { error: REVOKED.to_owned(), code })
+            }
             false => format!("[sodiumd] {REVOKED}\n").into(),
         }
     }
@@ -125,7 +122,7 @@ impl Follower {
         Ok(match self.reader.read(&mut self.buffer)? {
             Chunk::End => None,
             Chunk::Gap { from, to } if self.json => {
-                Some(format!("{}\n", json!({"gap": {"from": from, "to": to}})).into())
+                Some(wire::line(&LogLine::Gap { gap: GapRange { from, to } }))
             }
             Chunk::Gap { from, to } => {
                 Some(format!("[sodiumd] {} bytes are gone\n", to - from).into())
@@ -142,13 +139,13 @@ impl Follower {
             let bytes = &self.buffer[at(span.range.start)..at(span.range.end)];
             let mut text = String::new();
             self.decoder.decode(span.stream, bytes, &mut text);
-            let line = json!({
-                "offset": span.range.start,
-                "time": sodium_model::Time(span.time_ms),
-                "stream": span.stream,
-                "text": text,
-            });
-            out.push_str(&line.to_string());
+            let line = LogLine::Text {
+                offset: span.range.start,
+                time: sodium_model::Time(span.time_ms),
+                stream: wire::stream(span.stream),
+                text,
+            };
+            out.push_str(&wire::json(&line));
             out.push('\n');
         }
         Ok(out)

@@ -1,6 +1,5 @@
 //! `/v1/sandboxes`: list, get, put, delete, transfer.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -9,41 +8,36 @@ use axum::extract::{Extension, State};
 use axum::http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
-use uuid::Uuid;
+use serde_json::Value;
 
 use crate::api::caller::Caller;
 use crate::api::request::{Path, Query};
 use crate::api::{ApiError, Shared, declare, list, request, wait, watch, wire};
 use crate::store::edit::{self, Delete, Edited, Precondition, Put};
+use sodium_api::{DeleteQuery, ListQuery, Success};
 use sodium_model::admission::{self, Admitted, Rules};
 use sodium_model::tree::{Faults, Node};
 use sodium_model::{Owner, Sandbox, SandboxName, Violation};
-
-#[derive(Debug, Deserialize)]
-pub(super) struct ListQuery {
-    watch: Option<String>,
-    resource_version: Option<String>,
-    /// `KEY=VALUE`
-    label: Option<String>,
-}
 
 pub(super) async fn list(
     State(api): State<Shared>,
     Extension(caller): Extension<Caller>,
     Query(query): Query<ListQuery>,
 ) -> Result<Response, ApiError> {
-    if query.watch.is_some_and(|watch| !matches!(watch.as_str(), "0" | "false")) {
+    if query.watch.0 {
         return watch::watch(&api, &caller, query.resource_version.as_deref());
     }
     let snapshot = api.store.snapshot();
-    let label = query.label.as_deref().and_then(|label| label.split_once('='));
+    let pair = |label: &str| {
+        let pair = label.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+        pair.ok_or_else(|| ApiError::BadRequest(format!("label is {label:?}, not KEY=VALUE")))
+    };
+    let label = query.label.as_deref().map(pair).transpose()?;
     let fits = |sandbox: &&Arc<Sandbox>| {
-        label.is_none_or(|(key, value)| sandbox.labels.get(key).is_some_and(|found| found == value))
+        label.as_ref().is_none_or(|(key, value)| sandbox.labels.get(key) == Some(value))
     };
     let items: Vec<Arc<Sandbox>> = snapshot.sandboxes.values().filter(fits).cloned().collect();
-    let rest = format!(r#","resource_version":{}"#, json!(snapshot.resource_version()));
+    let rest = format!(r#","resource_version":{}"#, wire::json(&snapshot.resource_version()));
     let epoch = Arc::clone(&snapshot.epoch);
     let items = items.into_iter().map(move |sandbox| wire::full(&epoch, &sandbox));
     Ok(list::answer("items", items, &rest))
@@ -106,7 +100,14 @@ fn precondition(headers: &HeaderMap, json: &mut Value) -> Result<Precondition, A
         object.remove("status");
         object.remove("power");
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-            read_at = metadata.get("resource_version").and_then(Value::as_str).map(str::to_owned);
+            read_at = match metadata.get("resource_version") {
+                None => None,
+                Some(Value::String(version)) => Some(version.clone()),
+                Some(_) => {
+                    let fault = Violation::new("metadata.resource_version", "expected a text");
+                    return Err(ApiError::Invalid(vec![fault]));
+                }
+            };
             for field in wire::UNREAD_METADATA {
                 metadata.remove(*field);
             }
@@ -116,21 +117,13 @@ fn precondition(headers: &HeaderMap, json: &mut Value) -> Result<Precondition, A
         let text = headers.get(name).map(|value| value.to_str());
         text.transpose().map_err(|_| ApiError::BadRequest("a precondition is not text".to_owned()))
     };
-    if header(IF_NONE_MATCH)?.is_some() {
-        return Ok(Precondition::Absent);
+    if let Some(text) = header(IF_NONE_MATCH)? {
+        let only_new = text.trim() == "*";
+        let hint = || ApiError::BadRequest(format!("If-None-Match is {text:?}; only * is known"));
+        return only_new.then_some(Precondition::Absent).ok_or_else(hint);
     }
     let given = header(IF_MATCH)?.map(|text| text.trim().trim_matches('"').to_owned());
     Ok(given.or(read_at).map_or(Precondition::None, Precondition::Unchanged))
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct DeleteQuery {
-    uid: Option<Uuid>,
-    #[serde(default)]
-    keep_workspace: bool,
-    #[serde(default)]
-    force: bool,
-    wait: Option<String>,
 }
 
 pub(super) async fn delete(
@@ -138,7 +131,8 @@ pub(super) async fn delete(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     Query(query): Query<DeleteQuery>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Success>, ApiError> {
+    let within = wait::parse(query.wait.as_deref())?;
     let sandbox = find(&api, &id)?;
     if let Some(uid) = query.uid
         && uid != sandbox.uid
@@ -146,13 +140,13 @@ pub(super) async fn delete(
         let (name, uid) = (sandbox.name.clone(), sandbox.uid);
         return Err(edit::Refusal::Uid { name, uid }.into());
     }
-    let DeleteQuery { keep_workspace, force, .. } = query;
-    let how = Delete { uid: query.uid, keep_workspace, force };
+    let DeleteQuery { uid, keep_workspace, force, .. } = query;
+    let how = Delete { uid, keep_workspace: keep_workspace.0, force: force.0 };
     declare::delete(&api, &caller, &sandbox, how).await?;
-    if let Some(within) = wait::parse(query.wait.as_deref())? {
+    if let Some(within) = within {
         wait::deleted(&api, &sandbox, within).await?;
     }
-    Ok(Json(json!({"success": true})))
+    Ok(Json(Success::DONE))
 }
 
 pub(super) async fn transfer(
@@ -193,16 +187,10 @@ pub(super) fn find(api: &Shared, id: &str) -> Result<Arc<Sandbox>, ApiError> {
     api.store.snapshot().find(id).cloned().ok_or(ApiError::NotFound)
 }
 
-/// Values of the query by name, for handlers with few of them.
-pub(super) type Pairs = Query<HashMap<String, String>>;
-
-/// Whether a query flag is set.
-pub(super) fn flag(pairs: &Pairs, name: &str) -> bool {
-    pairs.get(name).is_some_and(|value| !matches!(value.as_str(), "0" | "false"))
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[track_caller]

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::Response;
-use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::api::audit::Act;
@@ -17,6 +16,7 @@ use crate::api::{ApiError, Declare, Shared, declare, list, request, wait, wire};
 use crate::reconcile::link::InputError;
 use crate::store::Core;
 use crate::store::edit::{self, Delete, Precondition, Put, Refusal, Verb};
+use sodium_api::{Health, HealthStatus, SeedAnswer, Success};
 use sodium_model::admission::{self, Rules};
 use sodium_model::draft::{self, Draft};
 use sodium_model::image::{Image, split_words};
@@ -27,13 +27,11 @@ use sodium_model::{
     arguments,
 };
 
-type Answer = Result<Json<Value>, ApiError>;
+type Done = Result<Json<Success>, ApiError>;
 
-fn success() -> Json<Value> {
-    Json(json!({"success": true}))
-}
+const DONE: Json<Success> = Json(Success::DONE);
 
-pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
+pub(super) async fn health(State(api): State<Shared>) -> Json<Health> {
     let isolations = api.handle.isolations();
     let default = api.rules.get().default_isolation;
     let broken =
@@ -42,24 +40,23 @@ pub(super) async fn health(State(api): State<Shared>) -> Json<Value> {
     let address = *api.about.address.get();
     let uptime = (api.about.boot_ms)().saturating_sub(api.about.started_at_ms);
     let is_well = broken.is_none() && store == "ok" && address.is_some();
-    let map = |one: &dyn Fn(&Result<String, String>) -> Option<Value>| -> serde_json::Map<_, _> {
-        let kept = isolations.iter().filter_map(|(name, runtime)| Some((*name, one(runtime)?)));
-        kept.map(|(name, value)| (name.to_owned(), value)).collect()
+    let verdict = |runtime: &Result<String, String>| match runtime {
+        Ok(_) => "ok".to_owned(),
+        Err(why) => why.clone(),
     };
-    let verdicts = map(&|runtime| Some(json!(runtime.as_ref().err().map_or("ok", |why| why))));
-    let runtimes = map(&|runtime| runtime.as_ref().ok().map(|what| json!(what)));
-    Json(json!({
-        "status": if is_well { "ok" } else { "degraded" },
-        "version": api.about.version,
-        "isolation": default,
-        "address": address,
-        "uptime": uptime as f64 / 1000.0,
-        "isolations": verdicts,
-        "runtimes": runtimes,
-        "warm": api.handle.warm(),
-        "store": store,
-        "drained": api.store.snapshot().drained,
-    }))
+    let all = isolations.iter().map(|(name, runtime)| ((*name).to_owned(), runtime));
+    Json(Health {
+        status: if is_well { HealthStatus::Ok } else { HealthStatus::Degraded },
+        version: api.about.version.to_owned(),
+        isolation: default,
+        address,
+        uptime: uptime as f64 / 1000.0,
+        isolations: all.clone().map(|(name, runtime)| (name, verdict(runtime))).collect(),
+        runtimes: all.filter_map(|(name, runtime)| Some((name, runtime.clone().ok()?))).collect(),
+        warm: api.handle.warm(),
+        store,
+        drained: api.store.snapshot().drained,
+    })
 }
 
 /// What is the matter with the store, in a sentence.
@@ -74,11 +71,14 @@ pub(super) async fn list(State(api): State<Shared>) -> Response {
     list::answer("data", all.into_iter().map(move |one| wire::seed(&api, &one)), "")
 }
 
-pub(super) async fn show(State(api): State<Shared>, Path(id): Path<String>) -> Answer {
+pub(super) async fn show(
+    State(api): State<Shared>,
+    Path(id): Path<String>,
+) -> Result<Json<SeedAnswer>, ApiError> {
     let sandbox = find(&api, &id)?;
-    let mut value = wire::seed(&api, &sandbox);
-    value["stats"] = wire::stats(&api.handle.usage(&sandbox).await);
-    Ok(Json(json!({"data": value})))
+    let mut data = wire::seed(&api, &sandbox);
+    data.stats = Some(wire::stats(&api.handle.usage(&sandbox).await));
+    Ok(Json(SeedAnswer { data }))
 }
 
 const CREATE_FIELDS: &[&str] = &[
@@ -100,7 +100,7 @@ pub(super) async fn create(
     State(api): State<Shared>,
     Extension(caller): Extension<Caller>,
     body: request::Given,
-) -> Answer {
+) -> Result<Json<SeedAnswer>, ApiError> {
     let node: Node = request::json(body).await?.into();
     let (name, spec) = declared(&node, &api.rules.get())?;
     let uid = Uuid::now_v7();
@@ -121,7 +121,7 @@ pub(super) async fn create(
         },
     )
     .await?;
-    Ok(Json(json!({"data": wire::seed(&api, edited.sandbox())})))
+    Ok(Json(SeedAnswer { data: wire::seed(&api, edited.sandbox()) }))
 }
 
 /// What a body declares: the name, if it says one, and the spec.
@@ -203,7 +203,7 @@ pub(super) async fn start(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     body: request::Given,
-) -> Answer {
+) -> Done {
     let sandbox = find(&api, &id)?;
     let node: Node = request::json(body).await?.into();
     let (mut command, mut args) = (None, Vec::new());
@@ -211,12 +211,12 @@ pub(super) async fn start(
         if key == "command" {
             command = draft::read_word(faults, path, value);
         } else {
-            args = draft::read_command(faults, path, value);
+            args = draft::read_words(faults, path, value);
         }
     })?;
     let command = command.filter(|command| !command.is_empty());
     run(&api, &caller, &sandbox, command.map(|command| [vec![command], args].concat())).await?;
-    Ok(success())
+    Ok(DONE)
 }
 
 /// Asks for a run, with a new command if one is given, and waits until it runs.
@@ -283,20 +283,20 @@ pub(super) async fn stop(
     State(api): State<Shared>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Answer {
+) -> Done {
     let sandbox = find(&api, &id)?;
     end(&api, &caller, &sandbox, Verb::Stop).await?;
-    Ok(success())
+    Ok(DONE)
 }
 
 pub(super) async fn kill(
     State(api): State<Shared>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Answer {
+) -> Done {
     let sandbox = find(&api, &id)?;
     end(&api, &caller, &sandbox, Verb::Kill).await?;
-    Ok(success())
+    Ok(DONE)
 }
 
 /// Asks for the end and waits for it.
@@ -316,12 +316,12 @@ pub(super) async fn delete(
     State(api): State<Shared>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Answer {
+) -> Done {
     let sandbox = find(&api, &id)?;
     let how = Delete { uid: None, keep_workspace: false, force: true };
     declare::delete(&api, &caller, &sandbox, how).await?;
     wait::deleted(&api, &sandbox, wait::stop_within(&sandbox)).await?;
-    Ok(success())
+    Ok(DONE)
 }
 
 pub(super) async fn input(
@@ -329,7 +329,7 @@ pub(super) async fn input(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     body: request::Given,
-) -> Answer {
+) -> Done {
     let sandbox = find(&api, &id)?;
     send_input(&api, &caller, &sandbox, body).await
 }
@@ -348,7 +348,7 @@ pub(super) async fn send_input(
     caller: &Caller,
     sandbox: &Sandbox,
     body: request::Given,
-) -> Answer {
+) -> Done {
     let node: Node = request::json(body).await?.into();
     let mut input = None;
     request::read(&node, &["input"], |faults, _, path, value| input = faults.text(path, value))?;
@@ -360,11 +360,13 @@ pub(super) async fn send_input(
         api.audit.note(&sandbox.name, Act::Input, caller, what);
     }
     sent?;
-    Ok(success())
+    Ok(DONE)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     #[track_caller]

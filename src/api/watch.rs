@@ -12,7 +12,6 @@ use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -20,6 +19,7 @@ use crate::api::caller::{Caller, Grant, REVOKED};
 use crate::api::rate::Place;
 use crate::api::{ApiError, Kind, Shared, wire};
 use crate::store::{Change, ChangeKind, Snapshot, snapshot};
+use sodium_api::{ErrorCode, WatchEvent};
 
 /// Says which version a quiet watcher has reached.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(30);
@@ -76,10 +76,8 @@ impl Watcher {
             }
             if self.grant.is_revoked() {
                 self.ended = true;
-                let (code, status) = ("unauthorized", 401);
-                let last =
-                    json!({"type": "ERROR", "code": code, "status": status, "error": REVOKED});
-                return Some(line(&last));
+                let (code, error) = (ErrorCode::Unauthorized, Some(REVOKED.to_owned()));
+                return Some(wire::line(&WatchEvent::Error { code, status: 401, error }));
             }
             if let Some(change) = self.waiting.pop_front() {
                 self.at = self.at.max(change.rv);
@@ -91,8 +89,8 @@ impl Watcher {
                 Some(changes) => self.waiting = changes.into(),
                 None => {
                     self.ended = true;
-                    let gone = json!({"type": "ERROR", "code": "gone", "status": 410});
-                    return Some(line(&gone));
+                    let (code, error) = (ErrorCode::Gone, None);
+                    return Some(wire::line(&WatchEvent::Error { code, status: 410, error }));
                 }
             }
             if !self.waiting.is_empty() {
@@ -112,25 +110,19 @@ impl Watcher {
     }
 
     fn line(&self, change: &Change) -> Bytes {
-        let kind = match change.kind {
-            ChangeKind::Added => "ADDED",
-            ChangeKind::Modified => "MODIFIED",
-            ChangeKind::Deleted => "DELETED",
-        };
         let epoch = &self.api.store.snapshot().epoch;
-        let version = snapshot::version(epoch, change.rv);
-        let object = wire::full(epoch, &change.sandbox);
-        line(&json!({"type": kind, "resource_version": version, "object": object}))
+        let resource_version = snapshot::version(epoch, change.rv);
+        let object = Box::new(wire::full(epoch, &change.sandbox));
+        wire::line(&match change.kind {
+            ChangeKind::Added => WatchEvent::Added { resource_version, object },
+            ChangeKind::Modified => WatchEvent::Modified { resource_version, object },
+            ChangeKind::Deleted => WatchEvent::Deleted { resource_version, object },
+        })
     }
 
     fn bookmark(&self) -> Bytes {
         let epoch = &self.api.store.snapshot().epoch;
-        line(&json!({"type": "BOOKMARK", "resource_version": snapshot::version(epoch, self.at)}))
+        let resource_version = snapshot::version(epoch, self.at);
+        wire::line(&WatchEvent::Bookmark { resource_version })
     }
-}
-
-fn line(value: &serde_json::Value) -> Bytes {
-    let mut text = value.to_string();
-    text.push('\n');
-    text.into()
 }

@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, reason = "pub says what a test module offers to the others")]
 #![allow(dead_code, reason = "the other binary uses all of the desk")]
 
+mod contract;
 mod desk;
 mod disk;
 mod prove;

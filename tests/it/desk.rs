@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
+use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 use sodium_model::DiskRules;
 use sodium_runtime::Driver;
@@ -16,10 +17,13 @@ use sodium_runtime::storage::workspace::Workspaces;
 use sodium_runtime::supervise::Supervisor;
 use sodium_runtime::supervise::host::{Host, Paths};
 
+use crate::contract::{self, Answered};
 use crate::disk::Disk;
 
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
+/// An answer that is larger has more of the same, and takes minutes.
+const CHECKED_BYTES_MAX: usize = 1 << 20;
 pub const TOKEN: &str = "a-token-for-tests";
 
 /// An ordinary user.
@@ -202,14 +206,21 @@ impl Desk {
         body: &str,
     ) -> Answer {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        let mut request = self.http.request(method, self.url(path)).body(body.to_owned());
+        let mut request = self.http.request(method.clone(), self.url(path)).body(body.to_owned());
         if let Some(token) = token {
             request = request.bearer_auth(token);
         }
         let response = request.send().await.unwrap();
         let status = response.status().as_u16();
+        let media =
+            response.headers().get(CONTENT_TYPE).map(|media| media.to_str().unwrap().to_owned());
         let bytes = response.bytes().await.unwrap();
         let text = String::from_utf8_lossy(&bytes).into_owned();
+        let media = media.as_deref().unwrap_or_default();
+        if text.len() <= CHECKED_BYTES_MAX {
+            let method = method.as_str();
+            contract::check(&Answered { method, path, status, media, text: &text });
+        }
         Answer { status, json: serde_json::from_slice(&bytes).unwrap_or(Value::String(text)) }
     }
 

@@ -7,6 +7,7 @@
 
 mod api_seed;
 mod api_v1;
+mod contract;
 mod desk;
 mod disk;
 mod power;

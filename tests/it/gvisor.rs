@@ -9,6 +9,7 @@ use sodium_runtime::rootfs::Shown;
 use sodium_shim::launch::RUNSC_STAGE;
 
 use crate::desk::Desk;
+use crate::golden;
 
 /// The versions that Debian has; `make tools` puts them there.
 pub fn versions() -> Vec<PathBuf> {
@@ -32,16 +33,6 @@ fn runsc() -> Runsc {
     }
 }
 
-/// Set SODIUM_GOLDEN to write the files instead, and read what changed.
-fn compare(name: &str, found: &Value) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    let text = format!("{}\n", serde_json::to_string_pretty(found).unwrap());
-    if std::env::var_os("SODIUM_GOLDEN").is_some() {
-        std::fs::write(&path, &text).unwrap();
-    }
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "{}", path.display());
-}
-
 #[test]
 fn the_bundle_is_made_of_typed_fields_alone() {
     let command = ["sh", "-c", "id"].map(str::to_owned);
@@ -59,7 +50,7 @@ fn the_bundle_is_made_of_typed_fields_alone() {
         waits: false,
         has_tmp: false,
     };
-    compare("gvisor-bundle.json", &runsc().bundle(&guest));
+    golden::compare("gvisor-bundle.json", &runsc().bundle(&guest));
     let unlimited = Limits { max_processes: 0, max_files: 0, ..limits };
     let open = Guest { tty: true, network: Network::Host, limits: &unlimited, ..guest };
     let bundle = runsc().bundle(&open);

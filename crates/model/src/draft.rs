@@ -201,12 +201,19 @@ pub fn read_word(faults: &mut Faults, path: &str, node: &Node) -> Option<String>
     Some(text)
 }
 
-pub fn read_command(faults: &mut Faults, path: &str, node: &Node) -> Vec<String> {
+/// Several of them.
+pub fn read_words(faults: &mut Faults, path: &str, node: &Node) -> Vec<String> {
     let mut words = Vec::new();
     for (index, word) in faults.list(path, node).iter().enumerate() {
         let path = format!("{path}[{index}]");
         words.extend(read_word(faults, &path, word));
     }
+    words
+}
+
+/// A program and its arguments.
+pub fn read_command(faults: &mut Faults, path: &str, node: &Node) -> Vec<String> {
+    let words = read_words(faults, path, node);
     if words.first().is_some_and(String::is_empty) {
         faults.add(path, node, "names an empty program");
     }
