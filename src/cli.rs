@@ -19,11 +19,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde_json::Value;
 
 use crate::config;
 use crate::desired::scan::is_spec;
 use client::Client;
+use sodium_api::{
+    Action, Applied, Apply, Confirmed, Drain, Health, Plan, Sandbox, SandboxList, Success, Transfer,
+};
+use sodium_model::{Event, Owner};
 
 /// Runs other people's code: declared, confined, crash-proof.
 #[derive(Debug, Parser)]
@@ -336,26 +339,27 @@ async fn ask(cli: &Cli, command: Asked) -> anyhow::Result<ExitCode> {
         Asked::Delete { name, keep_workspace } => {
             let name = client::part(&name);
             let path = format!("/v1/sandboxes/{name}?wait=60s&keep_workspace={keep_workspace}");
-            client.delete(&path).await?;
+            client.delete::<Success>(&path).await?;
             Ok(ExitCode::SUCCESS)
         }
         Asked::Transfer { name, owner } => {
             let path = format!("/v1/sandboxes/{}/transfer", client::part(&name));
-            client.post(&path, &serde_json::json!({"owner": owner}).to_string()).await?;
+            let owner = Owner::try_from(owner).map_err(anyhow::Error::msg)?;
+            client.post::<Sandbox>(&path, &serde_json::to_string(&Transfer { owner })?).await?;
             Ok(ExitCode::SUCCESS)
         }
         Asked::Events { name, follow } => events(&client, name, follow, output).await,
         Asked::Drain { wait } => {
             let path = format!("/v1/drain?wait={}", client::part(&wait));
-            show::value(&client.post(&path, "").await?, output)?;
+            show::value(&client.post::<Drain>(&path, "").await?, output)?;
             Ok(ExitCode::SUCCESS)
         }
         Asked::Undrain => {
-            client.delete("/v1/drain").await?;
+            client.delete::<Drain>("/v1/drain").await?;
             Ok(ExitCode::SUCCESS)
         }
         Asked::Confirm => {
-            show::value(&client.post("/v1/files/confirm", "").await?, output)?;
+            show::value(&client.post::<Confirmed>("/v1/files/confirm", "").await?, output)?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -379,9 +383,9 @@ async fn plan(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let changes = if files.is_empty() {
-        let plan = client.get("/v1/plan").await?;
+        let plan: Plan = client.get("/v1/plan").await?;
         show::plan(&plan, output)?;
-        plan["steps"].as_array().is_some_and(|steps| !steps.is_empty())
+        !plan.steps.is_empty()
     } else {
         let results = preview(client, files, config).await?;
         show::applied(&results, output)?;
@@ -402,32 +406,33 @@ async fn diff(
 }
 
 /// What files would change, each as the file of specs that it is, if it is one.
-async fn preview(client: &Client, files: &[PathBuf], config: &Path) -> anyhow::Result<Vec<Value>> {
+async fn preview(
+    client: &Client,
+    files: &[PathBuf],
+    config: &Path,
+) -> anyhow::Result<Vec<Applied>> {
     let desired = Desired(config::load(config).ok().map(|config| config.desired_path));
     apply(client, files, Some(&desired)).await
 }
 
-fn would_change(results: &[Value]) -> bool {
-    results.iter().any(|result| result["action"] != "unchanged")
+fn would_change(results: &[Applied]) -> bool {
+    results.iter().any(|result| result.action != Action::Unchanged)
 }
 
 /// Deletes what is the API's and in none of the files that were applied, and says so among the results.
-async fn prune(client: &Client, dry_run: bool, results: &mut Vec<Value>) -> anyhow::Result<()> {
-    let all = client.get("/v1/sandboxes").await?;
-    let is_named = |name: &Value| results.iter().any(|result| result["name"] == *name);
-    let left: Vec<Value> = all["items"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|one| one["metadata"]["owner"] == "api" && !is_named(&one["metadata"]["name"]))
-        .map(|one| one["metadata"]["name"].clone())
-        .collect();
-    for name in left {
-        if !dry_run {
-            let path = client::part(name.as_str().unwrap_or_default());
-            client.delete(&format!("/v1/sandboxes/{path}?keep_workspace=true")).await?;
+async fn prune(client: &Client, dry_run: bool, results: &mut Vec<Applied>) -> anyhow::Result<()> {
+    let all: SandboxList = client.get("/v1/sandboxes").await?;
+    for Sandbox { metadata, .. } in all.items {
+        let name = metadata.name;
+        if metadata.owner != Owner::Api || results.iter().any(|result| result.name == name) {
+            continue;
         }
-        results.push(serde_json::json!({"name": name, "action": "delete", "effect": "stop"}));
+        if !dry_run {
+            let path = format!("/v1/sandboxes/{name}?keep_workspace=true");
+            client.delete::<Success>(&path).await?;
+        }
+        let effect = Some("stop".to_owned());
+        results.push(Applied { effect, ..Applied::new(name, Action::Delete) });
     }
     Ok(())
 }
@@ -450,7 +455,7 @@ async fn apply(
     client: &Client,
     files: &[PathBuf],
     dry: Option<&Desired>,
-) -> anyhow::Result<Vec<Value>> {
+) -> anyhow::Result<Vec<Applied>> {
     let mut results = Vec::new();
     for file in &check::within(files)? {
         let bytes = check::read(file).with_context(|| format!("read {}", file.display()))?;
@@ -459,8 +464,8 @@ async fn apply(
         let own = dry.and_then(|desired| desired.name_of(file));
         let own = own.map(|name| format!("&as={}", client::part(&name))).unwrap_or_default();
         let path = format!("/v1/apply?dry_run={}{own}", u8::from(dry.is_some()));
-        let answer = client.post(&path, &text).await.with_context(|| file.display().to_string())?;
-        results.extend(answer["results"].as_array().cloned().unwrap_or_default());
+        let answer = client.post::<Apply>(&path, &text).await;
+        results.extend(answer.with_context(|| file.display().to_string())?.results);
     }
     Ok(results)
 }
@@ -469,8 +474,8 @@ async fn get(client: &Client, name: Option<&str>, output: Output) -> anyhow::Res
     match name {
         None => {
             show::sandboxes(&client.get("/v1/sandboxes").await?, output)?;
-            let health = client.get("/health").await?;
-            if let Some(store) = health["store"].as_str().filter(|store| *store != "ok") {
+            let Health { store, .. } = client.get("/health").await?;
+            if store != "ok" {
                 show::complain(&format!("sodiumd: {store}"));
             }
         }
@@ -478,12 +483,12 @@ async fn get(client: &Client, name: Option<&str>, output: Output) -> anyhow::Res
         Some("images") => show::images(&client.get("/v1/images").await?, output)?,
         Some(name) => {
             let path = format!("/v1/sandboxes/{}", client::part(name));
-            let mut sandbox = client.get(&path).await?;
+            let sandbox: Sandbox = client.get(&path).await?;
             if output.is_for_people() {
-                sandbox["status"]["limits"] =
-                    client.get(&format!("{path}/limits")).await?["items"].take();
+                show::sandbox(&sandbox, &client.get(&format!("{path}/limits")).await?)?;
+            } else {
+                show::value(&sandbox, output)?;
             }
-            show::sandbox(&sandbox, output)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -497,10 +502,9 @@ async fn power(
 ) -> anyhow::Result<ExitCode> {
     let and = if verb.contains('?') { '&' } else { '?' };
     let path = format!("/v1/sandboxes/{}/{verb}{and}wait=60s", client::part(name));
-    let sandbox = client.post(&path, "").await?;
+    let sandbox: Sandbox = client.post(&path, "").await?;
     if output.is_for_people() {
-        let name = sandbox["metadata"]["name"].as_str().unwrap_or(name);
-        show::complain(&format!("{name}: {}", sandbox["status"]["phase"].as_str().unwrap_or("?")));
+        show::complain(&format!("{}: {}", sandbox.metadata.name, sandbox.status.phase));
     } else {
         show::value(&sandbox, output)?;
     }
@@ -523,7 +527,8 @@ async fn events(
         pending.extend_from_slice(bytes);
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = pending.drain(..=end).collect();
-            show::event_line(&line, output)?;
+            let event: Event = serde_json::from_slice(&line).context("read an event")?;
+            show::event_line(&event, output)?;
         }
         Ok(())
     };

@@ -9,9 +9,10 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use sodium_api::{ErrorBody, SandboxList};
 use sodium_model::violation::suggestion;
 use sodium_sys::{self as sys, own_ids};
 
@@ -52,20 +53,28 @@ impl Client {
         format!("the daemon at {} does not answer; is it running?", self.socket.display())
     }
 
-    pub(super) async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        self.json(Method::GET, path, "").await
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        read(self.send(Method::GET, path, "").await?).await
     }
 
-    pub(super) async fn post(&self, path: &str, body: &str) -> anyhow::Result<Value> {
-        self.json(Method::POST, path, body).await
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &str,
+    ) -> anyhow::Result<T> {
+        read(self.send(Method::POST, path, body).await?).await
     }
 
-    pub(super) async fn put(&self, path: &str, body: &str) -> anyhow::Result<Value> {
-        self.json(Method::PUT, path, body).await
+    pub(super) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &str,
+    ) -> anyhow::Result<T> {
+        read(self.send(Method::PUT, path, body).await?).await
     }
 
-    pub(super) async fn delete(&self, path: &str) -> anyhow::Result<Value> {
-        self.json(Method::DELETE, path, "").await
+    pub(super) async fn delete<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        read(self.send(Method::DELETE, path, "").await?).await
     }
 
     /// Hands over a body piece by piece, until it ends.
@@ -84,19 +93,15 @@ impl Client {
     }
 
     /// That there is no sandbox of this name, and which might be meant; or what else was not found, if there is one.
-    async fn nobody(&self, name: &str, said: Option<&str>) -> String {
-        let all = Box::pin(self.get("/v1/sandboxes")).await.unwrap_or_default();
-        let names = all["items"].as_array().into_iter().flatten();
-        let names: Vec<&str> = names.filter_map(|one| one["metadata"]["name"].as_str()).collect();
+    async fn nobody(&self, name: &str, said: String) -> String {
+        let all = Box::pin(self.get::<SandboxList>("/v1/sandboxes")).await;
+        let all = all.map_or_else(|_| Vec::new(), |all| all.items);
+        let names: Vec<&str> = all.iter().map(|one| one.metadata.name.as_str()).collect();
         if names.contains(&name) {
-            return said.unwrap_or("Not found").to_owned();
+            return said;
         }
         let meant = suggestion(name, names);
         format!("there is no sandbox \"{name}\"{meant}; \"sodiumd get\" lists those there are")
-    }
-
-    async fn json(&self, method: Method, path: &str, body: &str) -> anyhow::Result<Value> {
-        read(self.send(method, path, body).await?).await
     }
 
     /// On a connection of its own: it costs less than to keep one.
@@ -118,21 +123,19 @@ impl Client {
             return Ok(response);
         }
         let status = response.status();
-        let answer = read(response).await.unwrap_or_default();
+        let Ok(answer) = read::<ErrorBody>(response).await else {
+            bail!("the daemon answers with status {status}");
+        };
         if status == StatusCode::NOT_FOUND
             && let Some(name) = sandbox_of(path)
         {
-            bail!("{}", self.nobody(name, answer["error"].as_str()).await);
+            bail!("{}", self.nobody(name, answer.error).await);
         }
-        let violations = answer["violations"].as_array().cloned().unwrap_or_default();
+        let violations = answer.violations.unwrap_or_default();
         if violations.is_empty() {
-            bail!("{}", answer["error"].as_str().unwrap_or(status.as_str()));
+            bail!("{}", answer.error);
         }
-        let texts: Vec<String> = violations
-            .into_iter()
-            .filter_map(|one| serde_json::from_value::<sodium_model::Violation>(one).ok())
-            .map(|violation| violation.to_string())
-            .collect();
+        let texts: Vec<String> = violations.iter().map(ToString::to_string).collect();
         bail!("{}", texts.join("\n"))
     }
 }
@@ -143,7 +146,7 @@ fn sandbox_of(path: &str) -> Option<&str> {
     rest.split(['/', '?']).next().filter(|name| !name.is_empty())
 }
 
-async fn read(response: Response<Incoming>) -> anyhow::Result<Value> {
+async fn read<T: DeserializeOwned>(response: Response<Incoming>) -> anyhow::Result<T> {
     let body = response.into_body().collect().await.context("read the daemon's answer")?;
     serde_json::from_slice(&body.to_bytes()).context("read the daemon's answer")
 }

@@ -1,11 +1,11 @@
 //! `sodiumd exec`: this terminal, or these pipes, are those of a program inside a sandbox.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use futures_util::{SinkExt, StreamExt};
-use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -13,6 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::cli::client::{Client, part};
+use sodium_api::{ErrorBody, ErrorCode, ExecFrame, ExecInput, ExecSocketRequest};
 use sodium_sys::pty;
 
 /// Read from standard input at once.
@@ -51,32 +52,34 @@ pub(super) async fn exec(client: &Client, exec: Exec) -> anyhow::Result<ExitCode
     let (cols, rows) = pty::size_of_own().unwrap_or((80, 24));
     let env = exec.env.iter().map(|pair| {
         let (name, value) = pair.split_once('=').with_context(|| format!("{pair}: no \"=\""))?;
-        Ok((name.to_owned(), json!(value)))
+        Ok((name.to_owned(), value.to_owned()))
     });
-    let mut env = env.collect::<anyhow::Result<serde_json::Map<String, Value>>>()?;
+    let mut env = env.collect::<anyhow::Result<BTreeMap<String, String>>>()?;
     if let Some(term) = std::env::var("TERM").ok().filter(|_| tty) {
-        env.entry("TERM").or_insert_with(|| json!(term));
+        env.entry("TERM".to_owned()).or_insert(term);
     }
-    let mut order = json!({"command": exec.command, "env": env, "tty": tty});
-    if tty {
-        (order["cols"], order["rows"]) = (json!(cols), json!(rows));
-    }
-    if let Some(dir) = exec.work_dir {
-        order["work_dir"] = json!(dir);
-    }
+    let order = ExecSocketRequest {
+        command: exec.command,
+        env,
+        work_dir: exec.work_dir,
+        tty,
+        cols: tty.then_some(cols),
+        rows: tty.then_some(rows),
+    };
     let stream = client.connect().await?;
     let url = format!("ws://sodiumd/v1/sandboxes/{}/exec", part(&exec.name));
     let mut socket = match client_async(url, stream).await {
         Ok((socket, _)) => socket,
         Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => {
-            let body: Value = serde_json::from_slice(answer.body().as_deref().unwrap_or_default())
-                .unwrap_or_default();
-            let status = answer.status();
-            bail!("{}", body["error"].as_str().unwrap_or(status.as_str()))
+            let body = answer.body().as_deref().unwrap_or_default();
+            match serde_json::from_slice::<ErrorBody>(body) {
+                Ok(body) => bail!("{}", body.error),
+                Err(_) => bail!("the daemon answers with status {}", answer.status()),
+            }
         }
         Err(error) => return Err(error).context("talk to the daemon"),
     };
-    socket.send(Message::Text(order.to_string().into())).await?;
+    socket.send(Message::Text(serde_json::to_string(&order)?.into())).await?;
     // Given back whichever way this ends.
     let _raw = (tty && own_terminal).then(pty::make_own_raw).transpose()?;
     converse(socket, tty).await
@@ -117,9 +120,8 @@ async fn converse(socket: Socket, tty: bool) -> anyhow::Result<ExitCode> {
             }
             _ = resized.recv(), if tty => {
                 if let Some((cols, rows)) = pty::size_of_own() {
-                    let size = json!({"type": "resize", "cols": cols, "rows": rows});
                     // Behind input that is not read, the size matters to nobody.
-                    let _ = frames.try_send(Message::Text(size.to_string().into()));
+                    let _ = frames.try_send(frame(&ExecInput::Resize { cols, rows })?);
                 }
             }
         }
@@ -134,7 +136,11 @@ fn send_input(frames: &mpsc::Sender<Message>) {
         }
     }
     // Nobody is left who waits for it, if this fails.
-    let _ = frames.blocking_send(Message::Text(r#"{"type":"eof"}"#.into()));
+    let _ = frame(&ExecInput::Eof).map(|eof| frames.blocking_send(eof));
+}
+
+fn frame(frame: &ExecInput) -> anyhow::Result<Message> {
+    Ok(Message::Text(serde_json::to_string(frame)?.into()))
 }
 
 fn write_output(bytes: &[u8]) -> anyhow::Result<()> {
@@ -151,17 +157,17 @@ fn write_output(bytes: &[u8]) -> anyhow::Result<()> {
 
 /// The exit code, if that is what is said.
 fn last_word(text: &str) -> anyhow::Result<Option<ExitCode>> {
-    let json: Value = serde_json::from_str(text).context("the daemon does not speak JSON")?;
-    match json["type"].as_str() {
-        Some("exit") => {
-            let code = json["code"].as_i64().and_then(|code| u8::try_from(code & 0xFF).ok());
+    let frame = serde_json::from_str(text).context("understand the daemon")?;
+    match frame {
+        ExecFrame::Started => Ok(None),
+        ExecFrame::Exit { code, .. } => {
+            let code = code.and_then(|code| u8::try_from(code & 0xFF).ok());
             Ok(Some(ExitCode::from(code.unwrap_or(1))))
         }
-        Some("error") if json["code"] == "failed" => {
-            super::show::complain(&format!("sodiumd: {}", json["message"].as_str().unwrap_or("?")));
+        ExecFrame::Error { message, code: ErrorCode::Failed } => {
+            super::show::complain(&format!("sodiumd: {message}"));
             Ok(Some(ExitCode::from(NOT_STARTED)))
         }
-        Some("error") => bail!("{}", json["message"].as_str().unwrap_or("?").to_owned()),
-        _ => Ok(None),
+        ExecFrame::Error { message, .. } => bail!("{message}"),
     }
 }

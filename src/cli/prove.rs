@@ -20,6 +20,9 @@ use crate::cli::{Output, show};
 use crate::config::{self, Config};
 use judge::{Row, Verdict};
 use order::Order;
+use sodium_api::{Health, List, Sandbox, Success};
+use sodium_model::image::Image;
+use sodium_model::{ExitKind, Phase};
 
 /// How often a sandbox is looked at that will have ended in a moment.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -72,8 +75,7 @@ pub(super) async fn prove(
 ) -> anyhow::Result<ExitCode> {
     let config = config::load(config).context("find out where the daemon keeps its files")?;
     let mut host = Host::of(&config);
-    let health = client.get("/health").await?;
-    host.daemon = health["address"].as_str().and_then(|text| text.parse().ok());
+    host.daemon = client.get::<Health>("/health").await?.address;
     let address = net::SocketAddr::from_abstract_name(&host.abstract_socket)?;
     // Whoever connects to it has come through; nobody needs to answer.
     let _listener = UnixListener::bind_addr(&address).context("listen on an abstract socket")?;
@@ -97,11 +99,11 @@ pub(super) async fn prove(
 
 /// Of the sandbox of this name, or of one that only names the image.
 async fn spec_of(client: &Client, subject: &str) -> anyhow::Result<Value> {
-    let images = client.get("/v1/images").await?;
-    let items = images["items"].as_array().cloned().unwrap_or_default();
-    match client.get(&format!("/v1/sandboxes/{}", client::part(subject))).await {
-        Ok(sandbox) => Ok(sandbox["spec"].clone()),
-        Err(_) if items.iter().any(|image| image["id"] == subject) => Ok(json!({"image": subject})),
+    let images: List<Image> = client.get("/v1/images").await?;
+    let is_image = images.items.iter().any(|image| image.id == subject);
+    match client.get::<Sandbox>(&format!("/v1/sandboxes/{}", client::part(subject))).await {
+        Ok(sandbox) => Ok(serde_json::to_value(&sandbox.spec)?),
+        Err(_) if is_image => Ok(json!({"image": subject})),
         Err(error) => Err(error.context(format!("{subject} is neither a sandbox nor an image"))),
     }
 }
@@ -115,7 +117,8 @@ struct Proof<'a> {
 impl Proof<'_> {
     async fn all(&self, spec: &Value, host: &Host, output: Output) -> anyhow::Result<Vec<Row>> {
         // Once, so that every default is filled in; it does not run yet.
-        let filled = self.declare(&order::stopped(spec)).await?["spec"].clone();
+        let declared = self.declare(&order::stopped(spec)).await?;
+        let filled = serde_json::to_value(&declared.spec)?;
         let mut rows = Vec::new();
         let mut ledger = Value::Null;
         for order in order::all(&filled, host) {
@@ -145,9 +148,9 @@ impl Proof<'_> {
 
     async fn remove(&self) -> anyhow::Result<()> {
         let path = format!("/v1/sandboxes/{}", self.name);
-        self.client.delete(&path).await?;
+        self.client.delete::<Success>(&path).await?;
         let deadline = Instant::now() + GONE_WITHIN;
-        while self.client.get(&path).await.is_ok() {
+        while self.client.get::<Sandbox>(&path).await.is_ok() {
             if Instant::now() > deadline {
                 bail!("{} is deleted and stays", self.name);
             }
@@ -156,7 +159,7 @@ impl Proof<'_> {
         Ok(())
     }
 
-    async fn declare(&self, spec: &Value) -> anyhow::Result<Value> {
+    async fn declare(&self, spec: &Value) -> anyhow::Result<Sandbox> {
         let name = self.name;
         let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
             "metadata": {"name": name}, "spec": spec});
@@ -166,26 +169,24 @@ impl Proof<'_> {
     /// Runs one probe to its end.
     async fn run(&self, order: &Order, ledger: &mut Value) -> anyhow::Result<Evidence> {
         let declared = self.declare(&order.spec).await?;
-        let generation = &declared["metadata"]["generation"];
+        let generation = declared.metadata.generation;
         let path = format!("/v1/sandboxes/{}", self.name);
         let deadline = Instant::now() + PROBE_WITHIN;
         let exit = loop {
-            let now = self.client.get(&path).await?;
-            if ledger.is_null() && now["status"]["phase"] == "Running" {
+            let now: Sandbox = self.client.get(&path).await?;
+            let phase = now.status.phase;
+            if ledger.is_null() && phase == Phase::Running {
                 *ledger = self.client.get(&format!("{path}/limits")).await?;
             }
-            let exit = &now["status"]["last_exit"];
-            let is_over =
-                now["status"]["phase"] != "Running" && now["status"]["phase"] != "Starting";
-            if is_over && exit["kind"] == "start_failed" && order.may_not_start {
-                break exit.clone();
-            }
-            if is_over && exit["generation"] == *generation {
-                break exit.clone();
-            }
-            if is_over && exit["kind"] == "start_failed"
-                || now["status"]["phase"] == "Failed" && exit.is_null()
+            let is_over = !matches!(phase, Phase::Running | Phase::Starting);
+            let exit = now.status.last_exit.as_ref().filter(|_| is_over);
+            let failed = exit.is_some_and(|exit| matches!(exit.kind, ExitKind::StartFailed { .. }));
+            if let Some(exit) = exit
+                && (failed && order.may_not_start || exit.generation == generation)
             {
+                break exit.clone();
+            }
+            if failed || phase == Phase::Failed && now.status.last_exit.is_none() {
                 bail!("the probe could not start: {}", show::about(&now));
             }
             if Instant::now() > deadline {
@@ -193,12 +194,11 @@ impl Proof<'_> {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         };
-        let said = self.said(&exit).await?;
-        Ok(Evidence { said, exit, limits: ledger.clone() })
+        let said = self.said(exit.console_from).await?;
+        Ok(Evidence { said, exit: serde_json::to_value(exit)?, limits: ledger.clone() })
     }
 
-    async fn said(&self, exit: &Value) -> anyhow::Result<Vec<Value>> {
-        let from = exit["console_from"].as_u64().unwrap_or(0);
+    async fn said(&self, from: u64) -> anyhow::Result<Vec<Value>> {
         let path = format!("/v1/sandboxes/{}/logs?offset={from}", self.name);
         let mut bytes = Vec::new();
         let gather = |piece: &[u8]| {

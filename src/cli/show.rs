@@ -7,12 +7,20 @@ use std::io::{self, Write};
 
 use anyhow::Context;
 use comfy_table::{Table, presets};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::cli::Output;
 use crate::desired::yaml;
-use sodium_model::ExitRecord;
+use sodium_api::{
+    Action, Applied, Explained, Ledger, List, Plan, PlannedStep, Sandbox, SandboxList, SpecFile,
+};
+use sodium_model::image::Image;
 use sodium_model::text::{escaped, escaped_json, escaped_lines};
+use sodium_model::{
+    Breaches, Condition, ConditionType, Event, ExitRecord, LimitStatus, Truth, Verdict, WallStatus,
+    WallVerdict,
+};
 
 /// A line of data, or several.
 pub(super) fn line(text: &str) -> anyhow::Result<()> {
@@ -30,11 +38,13 @@ pub(super) fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "{}", escaped_lines(text));
 }
 
-/// Any value, for programs; people get YAML.
-pub(super) fn value(value: &Value, output: Output) -> anyhow::Result<()> {
+/// Anything, for programs; people get YAML.
+pub(super) fn value(value: &impl Serialize, output: Output) -> anyhow::Result<()> {
+    // With its keys in order, as a diff wants them.
+    let value = serde_json::to_value(value)?;
     match output {
-        Output::Json => line(&escaped_json(&serde_json::to_string_pretty(value)?)),
-        Output::Yaml | Output::Table | Output::Wide => raw(yaml_of(value)?.as_bytes()),
+        Output::Json => line(&escaped_json(&serde_json::to_string_pretty(&value)?)),
+        Output::Yaml | Output::Table | Output::Wide => raw(yaml_of(&value)?.as_bytes()),
     }
 }
 
@@ -47,9 +57,9 @@ fn yaml_of(value: &Value) -> anyhow::Result<String> {
     Ok(format!("{}\n", escaped_json(&serde_json::to_string_pretty(value)?)))
 }
 
-type Column = (&'static str, fn(&Value) -> String);
+type Column<T> = (&'static str, fn(&T) -> String);
 
-fn table(rows: &[Value], columns: &[Column]) -> anyhow::Result<()> {
+fn table<T>(rows: &[T], columns: &[Column<T>]) -> anyhow::Result<()> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(columns.iter().map(|(head, _)| *head));
@@ -63,273 +73,249 @@ fn table(rows: &[Value], columns: &[Column]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn items(list: &Value) -> Vec<Value> {
-    list["items"].as_array().cloned().unwrap_or_default()
+fn listed<T: Serialize>(
+    list: &List<T>,
+    output: Output,
+    columns: &[Column<T>],
+) -> anyhow::Result<()> {
+    if output.is_for_people() { table(&list.items, columns) } else { value(list, output) }
 }
 
-fn listed(list: &Value, output: Output, columns: &[Column]) -> anyhow::Result<()> {
-    match output {
-        Output::Table | Output::Wide => table(&items(list), columns),
-        Output::Json | Output::Yaml => value(list, output),
-    }
-}
-
-fn text(value: &Value) -> String {
-    match value {
+/// As the API says it, in one line and in the columns of a table; `-` for null.
+fn text(value: &impl Serialize) -> String {
+    match serde_json::to_value(value).unwrap_or_default() {
         Value::Null => "-".to_owned(),
-        // In one line, and in the columns of a table.
-        Value::String(text) => escaped(text).into_owned(),
-        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
+        Value::String(text) => escaped(&text).into_owned(),
+        other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+            other.to_string()
+        }
     }
 }
 
-fn condition<'v>(sandbox: &'v Value, kind: &str) -> Option<&'v Value> {
-    sandbox["status"]["conditions"].as_array()?.iter().find(|one| one["type"] == kind)
+fn condition(sandbox: &Sandbox, kind: ConditionType) -> Option<&Condition> {
+    sandbox.status.conditions.iter().find(|one| one.kind == kind)
 }
 
-fn ready(sandbox: &Value) -> String {
-    condition(sandbox, "Ready").map_or_else(|| "-".to_owned(), |one| text(&one["status"]))
+fn ready(sandbox: &Sandbox) -> String {
+    text(&condition(sandbox, ConditionType::Ready).map(|one| one.status))
 }
 
 /// What a person should know: a fault of the source first, then that it would not be started again, then why it is as
 /// it is.
-pub(super) fn about(sandbox: &Value) -> String {
-    let false_one = |kind| condition(sandbox, kind).filter(|one| one["status"] == "False");
-    let fault = false_one("SpecCurrent").or_else(|| false_one("Allowed"));
-    let shown = fault.or_else(|| condition(sandbox, "Ready"));
-    shown.map_or_else(String::new, |one| text(&one["message"]))
+pub(super) fn about(sandbox: &Sandbox) -> String {
+    let false_one = |kind| condition(sandbox, kind).filter(|one| one.status == Truth::False);
+    let fault = false_one(ConditionType::SpecCurrent).or_else(|| false_one(ConditionType::Allowed));
+    let shown = fault.or_else(|| condition(sandbox, ConditionType::Ready));
+    shown.map_or_else(String::new, |one| text(&one.message))
 }
 
-pub(super) fn sandboxes(list: &Value, output: Output) -> anyhow::Result<()> {
-    const FIRST: [Column; 6] = [
-        ("NAME", |row| text(&row["metadata"]["name"])),
-        ("PHASE", |row| text(&row["status"]["phase"])),
+pub(super) fn sandboxes(list: &SandboxList, output: Output) -> anyhow::Result<()> {
+    const FIRST: [Column<Sandbox>; 6] = [
+        ("NAME", |row| text(&row.metadata.name)),
+        ("PHASE", |row| text(&row.status.phase)),
         ("READY", ready),
-        ("RESTARTS", |row| text(&row["status"]["restarts"])),
-        ("PID", |row| text(&row["status"]["instance"]["pid"])),
-        ("OWNER", |row| text(&row["metadata"]["owner"])),
+        ("RESTARTS", |row| text(&row.status.restarts)),
+        ("PID", |row| text(&row.status.instance.as_ref().map(|one| one.pid))),
+        ("OWNER", |row| text(&row.metadata.owner)),
     ];
-    const WIDE: [Column; 4] = [
-        ("ISOLATION", |row| text(&row["spec"]["isolation"])),
-        ("WALLS", |row| standing_walls(&row["status"]["walls"])),
-        ("LIMITS", kept_limits),
+    const WIDE: [Column<Sandbox>; 4] = [
+        ("ISOLATION", |row| text(&row.spec.isolation)),
+        ("WALLS", |row| standing_walls(&row.status.walls)),
+        ("LIMITS", |row| kept_limits(&row.status.limits)),
         ("MET", met_limits),
     ];
+    if !output.is_for_people() {
+        return value(list, output);
+    }
     let more = WIDE.into_iter().filter(|_| output == Output::Wide);
-    let columns: Vec<Column> =
+    let columns: Vec<Column<Sandbox>> =
         FIRST.into_iter().chain(more).chain([("ABOUT", about as _)]).collect();
-    listed(list, output, &columns)
+    table(&list.items, &columns)
 }
 
-pub(super) fn workspaces(list: &Value, output: Output) -> anyhow::Result<()> {
-    const COLUMNS: [Column; 4] = [
-        ("ID", |row| text(&row["id"])),
-        ("NAME", |row| text(&row["name"])),
-        ("OWNER", |row| text(&row["owner"])),
-        ("SINCE", |row| text(&row["since"])),
+/// A retained workspace of this machine.
+#[derive(Debug, Serialize)]
+pub(super) struct Workspace {
+    pub id: String,
+    pub name: String,
+    pub owner: Option<String>,
+    pub since: sodium_model::Time,
+}
+
+pub(super) fn workspaces(list: &List<Workspace>, output: Output) -> anyhow::Result<()> {
+    const COLUMNS: [Column<Workspace>; 4] = [
+        ("ID", |row| text(&row.id)),
+        ("NAME", |row| text(&row.name)),
+        ("OWNER", |row| text(&row.owner)),
+        ("SINCE", |row| text(&row.since)),
     ];
     listed(list, output, &COLUMNS)
 }
 
 /// How many limits are kept, and which are not.
-fn kept_limits(sandbox: &Value) -> String {
-    let limits = sandbox["status"]["limits"].as_array().cloned().unwrap_or_default();
-    let (kept, rest): (Vec<_>, Vec<_>) =
-        limits.iter().partition(|limit| limit["verdict"] == "enforced");
-    let mut words = Vec::new();
+fn kept_limits(limits: &[LimitStatus]) -> String {
+    let kept = limits.iter().filter(|limit| limit.verdict == Verdict::Enforced).count();
+    let rest = limits.iter().filter(|limit| limit.verdict != Verdict::Enforced);
     // Of one that does not run, only what could not be kept is known.
-    if !kept.is_empty() {
-        words.push(format!("{} enforced", kept.len()));
-    }
-    words.extend(
-        rest.iter().map(|one| format!("{} {}", text(&one["limit"]), text(&one["verdict"]))),
-    );
-    words.join(", ")
+    let kept = (kept > 0).then(|| format!("{kept} enforced"));
+    let rest = rest.map(|one| format!("{} {}", text(&one.limit), one.verdict.as_str()));
+    kept.into_iter().chain(rest).collect::<Vec<_>>().join(", ")
 }
 
 /// How many walls stand, and which do not.
-fn standing_walls(walls: &Value) -> String {
-    let of = |verdict: &'static str| {
-        walls.as_array().into_iter().flatten().filter(move |wall| wall["verdict"] == verdict)
-    };
-    let standing = of("enforced").count();
+fn standing_walls(walls: &[WallStatus]) -> String {
+    let standing = walls.iter().filter(|wall| wall.verdict == WallVerdict::Enforced).count();
     let kept = (standing > 0).then(|| format!("{standing} enforced"));
-    let open = of("not_enforced").map(|wall| format!("{} not enforced", text(&wall["wall"])));
+    let open = walls.iter().filter(|wall| wall.verdict == WallVerdict::NotEnforced);
+    let open = open.map(|wall| format!("{} not enforced", wall.wall));
     kept.into_iter().chain(open).collect::<Vec<_>>().join(", ")
 }
 
 /// Which limits were met, and how often.
-fn met_limits(sandbox: &Value) -> String {
-    let met = sandbox["status"]["breaches"].as_object().cloned().unwrap_or_default();
-    let words = met.iter().map(|(limit, met)| format!("{limit} {}", text(&met["count"])));
-    let words = words.collect::<Vec<_>>().join(", ");
+fn met_limits(sandbox: &Sandbox) -> String {
+    let word = |(limit, met): (&String, &Breaches)| format!("{} {}", text(limit), met.count);
+    let words = sandbox.status.breaches.iter().map(word).collect::<Vec<_>>().join(", ");
     if words.is_empty() { "-".to_owned() } else { words }
 }
 
-pub(super) fn sandbox(sandbox: &Value, output: Output) -> anyhow::Result<()> {
-    if !output.is_for_people() {
-        return value(sandbox, output);
-    }
-    let status = &sandbox["status"];
-    line(&format!(
-        "{} ({})   {}",
-        text(&sandbox["metadata"]["name"]),
-        text(&sandbox["metadata"]["uid"]),
-        text(&status["phase"])
-    ))?;
-    line(&format!(
-        "owner {}   generation {}",
-        text(&sandbox["metadata"]["owner"]),
-        text(&sandbox["metadata"]["generation"])
-    ))?;
-    if let Ok(exit) = serde_json::from_value::<ExitRecord>(status["last_exit"].clone()) {
-        let at = text(&status["last_exit"]["ended_at"]);
-        line(&format!("last exit: {}, at {at}", escaped(&exit.summary())))?;
+/// One sandbox, for people.
+pub(super) fn sandbox(sandbox: &Sandbox, ledger: &Ledger) -> anyhow::Result<()> {
+    let (metadata, status) = (&sandbox.metadata, &sandbox.status);
+    line(&format!("{} ({})   {}", metadata.name, metadata.uid, status.phase))?;
+    line(&format!("owner {}   generation {}", text(&metadata.owner), metadata.generation))?;
+    if let Some(exit) = &status.last_exit {
+        line(&format!("last exit: {}, at {}", escaped(&exit.summary()), exit.ended_at))?;
     }
     line("")?;
-    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
     table(
-        &conditions,
+        &status.conditions,
         &[
-            ("CONDITION", |row| text(&row["type"])),
-            ("STATUS", |row| text(&row["status"])),
-            ("REASON", |row| text(&row["reason"])),
-            ("MESSAGE", |row| text(&row["message"])),
+            ("CONDITION", |row| text(&row.kind)),
+            ("STATUS", |row| text(&row.status)),
+            ("REASON", |row| text(&row.reason)),
+            ("MESSAGE", |row| text(&row.message)),
         ],
     )?;
     line("")?;
-    let limits = status["limits"].as_array().cloned().unwrap_or_default();
     table(
-        &limits,
+        &ledger.items,
         &[
-            ("LIMIT", |row| text(&row["limit"])),
-            ("REQUESTED", |row| text(&row["requested"])),
-            ("READ BACK", |row| text(&row["read_back"])),
-            ("VERDICT", |row| text(&row["verdict"])),
-            ("USED", |row| text(&row["usage"])),
-            ("PEAK", |row| text(&row["peak"])),
-            ("MET", |row| text(&row["breaches"]["count"])),
-            ("BY", mechanism_or_reason),
+            ("LIMIT", |row| text(&row.limit)),
+            ("REQUESTED", |row| text(&row.requested)),
+            ("READ BACK", |row| text(&row.read_back)),
+            ("VERDICT", |row| text(&row.verdict)),
+            ("USED", |row| text(&row.usage)),
+            ("PEAK", |row| text(&row.peak)),
+            ("MET", |row| text(&row.breaches.count)),
+            ("BY", |row| mechanism_or_reason(&row.mechanism, &row.reason)),
         ],
     )?;
-    let walls = status["walls"].as_array().cloned().unwrap_or_default();
-    if walls.is_empty() {
+    if status.walls.is_empty() {
         return Ok(());
     }
     line("")?;
     table(
-        &walls,
+        &status.walls,
         &[
-            ("WALL", |row| text(&row["wall"])),
-            ("REQUESTED", |row| text(&row["requested"])),
-            ("EFFECTIVE", |row| text(&row["effective"])),
-            ("VERDICT", |row| text(&row["verdict"])),
-            ("BY", mechanism_or_reason),
+            ("WALL", |row| text(&row.wall)),
+            ("REQUESTED", |row| text(&row.requested)),
+            ("EFFECTIVE", |row| text(&row.effective)),
+            ("VERDICT", |row| text(&row.verdict)),
+            ("BY", |row| mechanism_or_reason(&row.mechanism, &row.reason)),
         ],
     )
 }
 
-fn mechanism_or_reason(row: &Value) -> String {
-    let why = row["reason"].as_str().filter(|why| !why.is_empty());
-    why.map_or_else(|| text(&row["mechanism"]), str::to_owned)
+fn mechanism_or_reason(mechanism: &String, reason: &String) -> String {
+    text(if reason.is_empty() { mechanism } else { reason })
 }
 
 /// The chain from who wanted what to what comes next.
-pub(super) fn explained(said: &Value, output: Output) -> anyhow::Result<()> {
+pub(super) fn explained(said: &Explained, output: Output) -> anyhow::Result<()> {
     if !output.is_for_people() {
         return value(said, output);
     }
-    let observed = &said["observed"];
-    line(&format!("{} is {}", text(&said["name"]), text(&observed["phase"])))?;
-    let (owner, generation) = (text(&said["owner"]), text(&said["generation"]));
-    line(&format!("declared  by {owner}, generation {generation}"))?;
-    for edit in said["edits"].as_array().into_iter().flatten() {
-        let fields = edit["fields"].as_array().cloned().unwrap_or_default();
-        let fields = fields.iter().map(text).collect::<Vec<_>>().join(", ");
-        let (at, generation) = (text(&edit["at"]), text(&edit["generation"]));
-        line(&format!(
-            "set       {at}  generation {generation} by {}: {fields}",
-            text(&edit["by"])
-        ))?;
+    let observed = &said.observed;
+    line(&format!("{} is {}", said.name, observed.phase))?;
+    line(&format!("declared  by {}, generation {}", text(&said.owner), said.generation))?;
+    for edit in &said.edits {
+        let fields = edit.fields.iter().map(text).collect::<Vec<_>>().join(", ");
+        let (at, generation, by) = (edit.at, edit.generation, text(&edit.by));
+        line(&format!("set       {at}  generation {generation} by {by}: {fields}"))?;
     }
-    for event in said["events"].as_array().into_iter().flatten() {
-        let (at, reason) = (text(&event["time"]), text(&event["reason"]));
-        line(&format!("happened  {at}  {reason}: {}", text(&event["message"])))?;
+    for event in &said.events {
+        let (reason, message) = (text(&event.reason), text(&event.message));
+        line(&format!("happened  {}  {reason}: {message}", event.time))?;
     }
-    for condition in observed["conditions"].as_array().into_iter().flatten() {
-        let (kind, status) = (text(&condition["type"]), text(&condition["status"]));
-        let (reason, message) = (text(&condition["reason"]), text(&condition["message"]));
-        let since = text(&condition["last_transition_time"]);
+    for one in &observed.conditions {
+        let (kind, status, since) = (text(&one.kind), text(&one.status), one.last_transition_time);
+        let (reason, message) = (text(&one.reason), text(&one.message));
         line(&format!("seen      {kind} {status} since {since}: {reason} {message}"))?;
     }
-    let walls = standing_walls(&observed["walls"]);
+    let walls = standing_walls(&observed.walls);
     if !walls.is_empty() {
         line(&format!("walls     {walls}"))?;
     }
-    let exit = &observed["last_exit"];
-    if !exit.is_null() {
-        let asked = exit["asked_by"].as_str().map(|by| format!(", asked for by {by}"));
-        let generation = text(&exit["generation"]);
-        line(&format!(
-            "ended     {}: {}, generation {generation}{}",
-            text(&exit["ended_at"]),
-            text(&exit["kind"]),
-            asked.unwrap_or_default()
-        ))?;
-        let peak = exit["memory_peak_bytes"].as_u64().unwrap_or_default() >> 20;
-        let seconds = |key: &str| exit[key].as_f64().unwrap_or_default() / 1e6;
-        line(&format!(
-            "evidence  {} OOM kills, {} processes refused, at most {peak} MiB, {:.2} s of cpu, {:.2} s throttled",
-            text(&exit["oom_kills"]),
-            text(&exit["processes_refused"]),
-            seconds("cpu_usec"),
-            seconds("throttled_usec")
-        ))?;
+    if let Some(exit) = &observed.last_exit {
+        ended(exit)?;
     }
-    for said in observed["last_output"].as_str().unwrap_or_default().lines() {
+    for said in observed.last_output.as_deref().unwrap_or_default().lines() {
         line(&format!("said      {said}"))?;
     }
-    let decided = &said["decided"];
-    line(&format!("decided   {}: {}", text(&decided["next"]), text(&decided["why"])))?;
-    if let Some(at) = decided["due_at"].as_str() {
+    let decided = &said.decided;
+    line(&format!("decided   {}: {}", text(&decided.next), text(&decided.why)))?;
+    if let Some(at) = decided.due_at {
         line(&format!("due       {at}"))?;
     }
     Ok(())
 }
 
-pub(super) fn files(list: &Value, output: Output) -> anyhow::Result<()> {
+/// How it ended, and what the kernel says of that.
+fn ended(exit: &ExitRecord) -> anyhow::Result<()> {
+    let asked = exit.asked_by.as_deref().map(|by| format!(", asked for by {by}"));
+    let kind = serde_json::to_value(&exit.kind)?;
+    line(&format!(
+        "ended     {}: {}, generation {}{}",
+        exit.ended_at,
+        text(&kind["kind"]),
+        exit.generation,
+        asked.unwrap_or_default()
+    ))?;
+    let peak = exit.memory_peak_bytes >> 20;
+    let seconds = |usec: u64| usec as f64 / 1e6;
+    line(&format!(
+        "evidence  {} OOM kills, {} processes refused, at most {peak} MiB, {:.2} s of cpu, {:.2} s throttled",
+        exit.oom_kills,
+        exit.processes_refused,
+        seconds(exit.cpu_usec),
+        seconds(exit.throttled_usec)
+    ))
+}
+
+pub(super) fn files(list: &List<SpecFile>, output: Output) -> anyhow::Result<()> {
     listed(
         list,
         output,
         &[
-            ("FILE", |row| text(&row["path"])),
-            ("SANDBOXES", |row| {
-                let names = row["names"].as_array().cloned().unwrap_or_default();
-                names.iter().map(text).collect::<Vec<_>>().join(" ")
-            }),
+            ("FILE", |row| text(&row.path)),
+            ("SANDBOXES", |row| row.names.iter().map(text).collect::<Vec<_>>().join(" ")),
             ("STATE", |row| {
-                let faulty = row["faults"].as_array().is_some_and(|faults| !faults.is_empty());
-                let conflicts = row["conflicts"].as_object().is_some_and(|one| !one.is_empty());
-                let missing = row["missing"].as_object().is_some_and(|one| !one.is_empty());
                 let words = [
-                    (faulty, "Invalid"),
-                    (conflicts, "Conflict"),
-                    (!row["held"].is_null(), "Held"),
-                    (missing, "Missing"),
+                    (!row.faults.is_empty(), "Invalid"),
+                    (!row.conflicts.is_empty(), "Conflict"),
+                    (row.held.is_some(), "Held"),
+                    (!row.missing.is_empty(), "Missing"),
                 ];
                 words.iter().find(|(holds, _)| *holds).map_or("Ok", |(_, word)| *word).to_owned()
             }),
             ("ABOUT", |row| {
-                let faults = row["faults"].as_array().cloned().unwrap_or_default();
-                let faults = faults
-                    .into_iter()
-                    .filter_map(|one| serde_json::from_value::<sodium_model::Violation>(one).ok())
-                    .map(|fault| escaped(&fault.to_string()).into_owned());
-                let conflicts = row["conflicts"].as_object().cloned().unwrap_or_default();
-                let conflicts =
-                    conflicts.iter().map(|(name, why)| format!("{name}: {}", text(why)));
-                let held = row["held"]
-                    .as_str()
+                let faults = row.faults.iter();
+                let faults = faults.map(|fault| escaped(&fault.to_string()).into_owned());
+                let conflicts = row.conflicts.iter();
+                let conflicts = conflicts.map(|(name, why)| format!("{name}: {}", text(why)));
+                let held = row
+                    .held
+                    .as_ref()
                     .map(|why| format!("{why}; run \"sodiumd confirm\" to let them go"));
                 faults.chain(conflicts).chain(held).collect::<Vec<_>>().join("; ")
             }),
@@ -337,84 +323,84 @@ pub(super) fn files(list: &Value, output: Output) -> anyhow::Result<()> {
     )
 }
 
-pub(super) fn images(list: &Value, output: Output) -> anyhow::Result<()> {
+pub(super) fn images(list: &List<Image>, output: Output) -> anyhow::Result<()> {
     listed(
         list,
         output,
         &[
-            ("ID", |row| text(&row["id"])),
-            ("NAME", |row| text(&row["name"])),
-            ("RUNTIME", |row| text(&row["runtime"])),
-            ("STARTUP", |row| text(&row["startup"])),
+            ("ID", |row| text(&row.id)),
+            ("NAME", |row| text(&row.name)),
+            ("RUNTIME", |row| text(&row.runtime)),
+            ("STARTUP", |row| text(&row.startup)),
         ],
     )
 }
 
-pub(super) fn events(list: &Value, output: Output) -> anyhow::Result<()> {
+pub(super) fn events(list: &List<Event>, output: Output) -> anyhow::Result<()> {
     listed(
         list,
         output,
         &[
-            ("TIME", |row| text(&row["time"])),
-            ("LEVEL", |row| text(&row["level"])),
-            ("SANDBOX", |row| text(&row["name"])),
-            ("REASON", |row| text(&row["reason"])),
-            ("MESSAGE", |row| text(&row["message"])),
+            ("TIME", |row| text(&row.time)),
+            ("LEVEL", |row| text(&row.level)),
+            ("SANDBOX", |row| text(&row.name)),
+            ("REASON", |row| text(&row.reason)),
+            ("MESSAGE", |row| text(&row.message)),
         ],
     )
 }
 
 /// One event as it happens.
-pub(super) fn event_line(json: &[u8], output: Output) -> anyhow::Result<()> {
-    let event: Value = serde_json::from_slice(json).context("read an event")?;
+pub(super) fn event_line(event: &Event, output: Output) -> anyhow::Result<()> {
+    let value = serde_json::to_value(event)?;
     match output {
-        Output::Json => line(&escaped_json(&event.to_string())),
-        Output::Yaml => raw(format!("---\n{}", yaml_of(&event)?).as_bytes()),
+        Output::Json => line(&escaped_json(&value.to_string())),
+        Output::Yaml => raw(format!("---\n{}", yaml_of(&value)?).as_bytes()),
         Output::Table | Output::Wide => {
-            let fields =
-                ["time", "level", "name", "reason", "message"].map(|key| text(&event[key]));
-            line(&fields.join("  "))
+            let (level, name) = (text(&event.level), text(&event.name));
+            let (reason, message) = (text(&event.reason), text(&event.message));
+            line(&format!("{}  {level}  {name}  {reason}  {message}", event.time))
         }
     }
 }
 
-pub(super) fn applied(results: &[Value], output: Output) -> anyhow::Result<()> {
+pub(super) fn applied(results: &[Applied], output: Output) -> anyhow::Result<()> {
     if !output.is_for_people() {
-        return value(&Value::Array(results.to_vec()), output);
+        return value(&results, output);
     }
     table(
         results,
         &[
-            ("NAME", |row| text(&row["name"])),
-            ("ACTION", |row| text(&row["action"])),
-            ("EFFECT", |row| text(&row["effect"])),
+            ("NAME", |row| text(&row.name)),
+            ("ACTION", |row| text(&row.action)),
+            ("EFFECT", |row| text(&row.effect)),
             ("FIELDS", |row| {
-                let fields = row["fields"].as_array().cloned().unwrap_or_default();
-                let why = row["why"].as_str().map(str::to_owned);
                 // Each with how it is changed, where something runs that it changes.
-                let named = |field: &Value| match row["effects"][text(field)].as_str() {
+                let effect = |field: &String| row.effects.as_ref()?.get(field);
+                let named = |field: &String| match effect(field) {
                     Some(effect) => format!("{} ({effect})", text(field)),
                     None => text(field),
                 };
-                why.unwrap_or_else(|| fields.iter().map(named).collect::<Vec<_>>().join(", "))
+                let fields = row.fields.iter().flatten().map(named);
+                row.why.clone().unwrap_or_else(|| fields.collect::<Vec<_>>().join(", "))
             }),
         ],
     )
 }
 
 /// Each field that would change, as it is and as it would be.
-pub(super) fn differences(results: &[Value], output: Output) -> anyhow::Result<()> {
+pub(super) fn differences(results: &[Applied], output: Output) -> anyhow::Result<()> {
     if !output.is_for_people() {
-        return value(&Value::Array(results.to_vec()), output);
+        return value(&results, output);
     }
-    for result in results.iter().filter(|result| result["action"] != "unchanged") {
-        let how = [&result["action"], &result["effect"], &result["why"]];
-        let how: Vec<String> = how.into_iter().filter(|one| !one.is_null()).map(text).collect();
-        line(&format!("{}: {}", text(&result["name"]), how.join(", ")))?;
-        for (field, change) in result["changes"].as_object().into_iter().flatten() {
-            for (mark, side) in [('-', "from"), ('+', "to")] {
-                if !change[side].is_null() {
-                    line(&format!("  {mark} {field}: {}", change[side]))?;
+    for result in results.iter().filter(|result| result.action != Action::Unchanged) {
+        let how = [Some(text(&result.action)), result.effect.clone(), result.why.clone()];
+        let how: Vec<String> = how.into_iter().flatten().collect();
+        line(&format!("{}: {}", result.name, how.join(", ")))?;
+        for (field, change) in result.changes.iter().flatten() {
+            for (mark, side) in [('-', &change.from), ('+', &change.to)] {
+                if !side.is_null() {
+                    line(&format!("  {mark} {field}: {side}"))?;
                 }
             }
         }
@@ -422,32 +408,26 @@ pub(super) fn differences(results: &[Value], output: Output) -> anyhow::Result<(
     Ok(())
 }
 
-pub(super) fn plan(plan: &Value, output: Output) -> anyhow::Result<()> {
+pub(super) fn plan(plan: &Plan, output: Output) -> anyhow::Result<()> {
+    const COLUMNS: [Column<PlannedStep>; 4] = [
+        ("NAME", |row| text(&row.name)),
+        ("STEP", |row| text(&row.step)),
+        ("AT", |row| row.at.map_or_else(|| "now".to_owned(), |at| at.to_string())),
+        ("WHY", |row| text(&row.why)),
+    ];
     if !output.is_for_people() {
         return value(plan, output);
     }
-    let steps = plan["steps"].as_array().cloned().unwrap_or_default();
-    if steps.is_empty() {
+    if plan.steps.is_empty() {
         line("nothing to do: the machine is as declared")?;
     } else {
-        table(
-            &steps,
-            &[
-                ("NAME", |row| text(&row["name"])),
-                ("STEP", |row| text(&row["step"])),
-                ("AT", |row| if row["at"].is_null() { "now".to_owned() } else { text(&row["at"]) }),
-                ("WHY", |row| text(&row["why"])),
-            ],
-        )?;
+        table(&plan.steps, &COLUMNS)?;
     }
-    for (path, faults) in plan["faults"].as_object().cloned().unwrap_or_default() {
-        complain(&format!(
-            "{path}: {} faults; its last good text is in force",
-            faults.as_array().map_or(0, Vec::len)
-        ));
+    for (path, faults) in &plan.faults {
+        complain(&format!("{path}: {} faults; its last good text is in force", faults.len()));
     }
-    for (name, why) in plan["refused"].as_object().cloned().unwrap_or_default() {
-        complain(&format!("{name}: {}", text(&why)));
+    for (name, why) in &plan.refused {
+        complain(&format!("{name}: {}", text(why)));
     }
     Ok(())
 }

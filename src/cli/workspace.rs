@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use clap::Subcommand;
-use serde_json::json;
 
 use crate::cli::{Output, show};
 use crate::config::Config;
+use sodium_api::List;
 use sodium_model::{Owner, Time};
 use sodium_runtime::storage::workspace::retained;
 
@@ -38,7 +38,8 @@ pub(super) fn run(verb: &Verb, config: &Config, output: Output) -> anyhow::Resul
 fn list(sandboxes: &Path, output: Output) -> anyhow::Result<()> {
     let all = retained::list(sandboxes)?.into_iter().map(|one| {
         let owner = one.owner.as_ref().map(ToString::to_string);
-        json!({"id": one.id, "name": one.name(), "owner": owner, "since": Time(one.since_ms)})
+        let (name, since) = (one.name().to_owned(), Time(one.since_ms));
+        show::Workspace { id: one.id, name, owner, since }
     });
-    show::workspaces(&json!({"items": all.collect::<Vec<_>>()}), output)
+    show::workspaces(&List { items: all.collect() }, output)
 }
