@@ -142,7 +142,7 @@ deb: package
 tarball: package
 	@rm -rf target/package/tree && mkdir -p target/package/tree/bin target/package/tree/share/sodiumd target/package/tree/share/man/man1
 	cp $(BUILT)/sodiumd $(BUILT)/sodium-shim target/package/tree/bin/
-	cp -r target/package/config.json images packaging/udev.rules LICENSE target/package/tree/share/sodiumd/
+	cp -r target/package/config.json sandbox.schema.json images packaging/udev.rules LICENSE target/package/tree/share/sodiumd/
 	for file in apparmor sodiumd.service; do \
 		sed 's|/usr/bin/|/usr/local/bin/|' packaging/$$file > target/package/tree/share/sodiumd/$$file; done
 	cp target/package/man/*.1 target/package/tree/share/man/man1/

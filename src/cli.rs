@@ -74,7 +74,7 @@ enum Command {
 enum Here {
     /// Run the daemon
     Run,
-    /// Write a first config.json, images and examples; what is there already stays as it is
+    /// Write a first config.json, images, examples, and a schema for editors; what is there already stays as it is
     Init {
         #[arg(default_value = ".")]
         dir: PathBuf,
@@ -84,6 +84,8 @@ enum Here {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Print the JSON Schema of a sandbox document, for editors of spec files
+    Schema,
     /// Try on this host everything that sandboxes need; exit 1 if something is degraded, 2 if broken
     Doctor,
     /// Copy what the daemon knows of its sandboxes, or put a copy back
@@ -259,6 +261,7 @@ fn work_here(cli: &Cli, command: &Here) -> anyhow::Result<ExitCode> {
         }
         Here::Init { dir } => init::init(dir)?,
         Here::Check { files } => return check::check(files, &load_config(cli)?),
+        Here::Schema => show::value(&sodium_api::editor(), Output::Json)?,
         Here::Doctor => return doctor::doctor(&config_path(cli), cli.output),
         Here::Store(verb) => store::run(verb, &load_config(cli)?)?,
         Here::Workspace(verb) => workspace::run(verb, &load_config(cli)?, cli.output)?,

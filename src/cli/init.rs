@@ -26,6 +26,7 @@ const FILES: &[Given] = &[
     ("images/javascript.json", false, include_str!("../../images/javascript.json")),
     ("images/python.json", false, include_str!("../../images/python.json")),
     ("images/typescript.json", false, include_str!("../../images/typescript.json")),
+    ("sandbox.schema.json", false, include_str!("../../sandbox.schema.json")),
 ];
 
 /// Writes what is not there, and says so; says what comes next.
@@ -106,6 +107,10 @@ mod tests {
         }
         assert_eq!(fs::metadata(at("config.json")).unwrap().mode() & 0o777, 0o600);
         crate::config::load(&at("config.json")).unwrap();
+        // What the examples name as their schema is there.
+        let web = fs::read_to_string(at("desired/web.yaml")).unwrap();
+        let schema = web.lines().next().unwrap().split_once("$schema=").unwrap().1;
+        assert!(at("desired").join(schema).exists());
         // What is there stays, and who has specs gets no examples.
         fs::write(at("config.json"), "{}").unwrap();
         fs::remove_file(at("images/bash.json")).unwrap();
@@ -114,5 +119,13 @@ mod tests {
         assert_eq!(new, [("images/bash.json", true)]);
         assert_eq!(fs::read_to_string(at("config.json")).unwrap(), "{}");
         assert!(!at("desired/web.yaml").exists());
+    }
+
+    #[test]
+    fn the_examples_are_of_the_type_that_editors_are_told_of() {
+        for (name, _, text) in FILES.iter().filter(|(name, ..)| name.ends_with(".yaml")) {
+            let document = serde_yaml::from_str::<sodium_api::Document>(text);
+            assert!(document.is_ok(), "{name}: {document:?}");
+        }
     }
 }

@@ -14,6 +14,12 @@ fn the_document_is_the_one_that_was_looked_at() {
     golden::compare("openapi.json", &sodium_api::openapi::document());
 }
 
+/// `sodiumd init` puts it beside the specs, whose first lines name it.
+#[test]
+fn the_schema_for_editors_is_the_one_that_was_looked_at() {
+    golden::compare_at("sandbox.schema.json".as_ref(), &sodium_api::editor());
+}
+
 #[test]
 fn the_table_has_every_route_of_the_router_and_no_other() {
     let source = std::fs::read_to_string("src/api.rs").unwrap();

@@ -24,7 +24,9 @@ const FILE_PATTERN: &str = concat!(
 /// The schema of a sandbox document, for editors: of a draft that all of them know.
 pub fn editor() -> Value {
     let settings = SchemaSettings::draft07().for_deserialize();
-    settings.into_generator().into_root_schema_for::<Document>().to_value()
+    let mut schema = settings.into_generator().into_root_schema_for::<Document>();
+    schema.insert("title".to_owned(), "A sandbox of sodiumd".into());
+    schema.to_value()
 }
 
 /// A text that the kernel takes as an argument or a path.
