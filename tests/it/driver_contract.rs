@@ -402,6 +402,21 @@ fn three_descriptors_go_in_and_no_more() {
     }
 }
 
+/// A shim speaks to sixteen at once. Who finds no place waits for one, and takes what runs for nothing else meanwhile.
+#[test]
+fn many_that_look_at_once_all_see_what_runs() {
+    for mut bench in real() {
+        let iid = bench.start(&spec(&["sleep", "1000"]));
+        bench.wait_running(&iid);
+        let (driver, label) = (&bench.driver, bench.label());
+        let runs = || matches!(driver.observe(&iid).unwrap(), Observed::Running { .. });
+        std::thread::scope(|scope| {
+            let looks: Vec<_> = (0..64).map(|_| scope.spawn(|| (0..20).all(|_| runs()))).collect();
+            assert!(looks.into_iter().all(|look| look.join().unwrap()), "{label}");
+        });
+    }
+}
+
 #[test]
 fn a_crash_starts_no_program_of_the_host() {
     for mut bench in real() {

@@ -1,22 +1,29 @@
 //! Asking a shim, one question at a time, with a deadline. For the drivers, which keep no
 //! connections; whoever follows a shim reads the frames itself.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use crate::protocol::{
     Frame, FrameError, Reply, Request, State, UNSUPPORTED_VERSION, agree, control, hello,
     take_frame,
 };
-use sodium_sys::socket;
+use sodium_sys::{clock, socket};
 
 /// A shim answers at once or is in trouble.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// Unless it is to make mounts for somebody, which takes its time on a busy host; and whether it has is to be known.
 const CLAIMED_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long a place among those that a shim speaks to is waited for, and how often it is asked for.
+const PLACE_WITHIN_MS: u64 = 2_000;
+const PLACE_AGAIN: Duration = Duration::from_millis(2);
+const HUNG_UP: [ErrorKind; 3] =
+    [ErrorKind::UnexpectedEof, ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
 
 /// An open conversation.
 #[derive(Debug)]
@@ -44,8 +51,23 @@ pub enum ClientError {
 }
 
 impl Client {
-    /// Connects and introduces the daemon of `epoch`.
+    /// Connects and introduces the daemon of `epoch`. A shim that speaks to as many as it may hangs up at once, and
+    /// nobody speaks for long: it is asked again.
     pub fn connect(socket: &Path, epoch: u64) -> Result<(Self, State), ClientError> {
+        let deadline = clock::boot_ms() + PLACE_WITHIN_MS;
+        loop {
+            match Self::introduce(socket, epoch) {
+                Err(ClientError::Talk(error))
+                    if HUNG_UP.contains(&error.kind()) && clock::boot_ms() < deadline =>
+                {
+                    thread::sleep(PLACE_AGAIN);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn introduce(socket: &Path, epoch: u64) -> Result<(Self, State), ClientError> {
         let stream = socket::connect(socket).map_err(ClientError::Connect)?;
         stream
             .set_read_timeout(Some(ANSWER_WITHIN))
