@@ -41,15 +41,22 @@ run: build runsc
 build: tools
 	$(CARGO) build --release --locked
 
+# One stage of the checks: its name, what it says, how long it took, and what runs it alone.
+stage = @printf '== %s\n' '$(1)'; began=$$(date +%s); $(2); status=$$?; \
+	printf '== %s: %s s\n' '$(1)' $$(( $$(date +%s) - began )); \
+	[ $$status = 0 ] || printf '%s failed; alone: %s\n' '$(1)' '$(2)'; exit $$status
+
 test: tools $(RUNSC)
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets --quiet -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
-	$(MAKE) --no-print-directory audit
-	$(CARGO) test --locked --quiet
-	$(MAKE) --no-print-directory test-vm
-	$(MAKE) --no-print-directory newcomer NEWCOMER=bookworm
-	$(MAKE) --no-print-directory torture MINUTES=3
+	$(call stage,format,$(CARGO) fmt --check)
+	$(call stage,clippy,$(CARGO) clippy --locked --all-targets --quiet -- -D warnings)
+	$(call stage,doc,RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet)
+	$(call stage,audit,$(MAKE) --no-print-directory audit)
+	$(call stage,build,$(CARGO) test --locked --quiet --no-run)
+	$(call stage,unit,$(CARGO) test --locked --quiet --lib --bins)
+	$(call stage,integration,$(CARGO) test --locked --quiet --test "*")
+	$(call stage,machine,$(MAKE) --no-print-directory test-vm)
+	$(call stage,newcomer,$(MAKE) --no-print-directory newcomer NEWCOMER=bookworm)
+	$(call stage,torture,$(MAKE) --no-print-directory torture MINUTES=3)
 
 # What takes two minutes and needs neither root nor a runtime: while something is being written.
 check:
