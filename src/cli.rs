@@ -116,7 +116,7 @@ enum Here {
 /// What the daemon is asked for.
 #[derive(Debug, Clone, Subcommand)]
 enum Asked {
-    /// Really try to pass every limit of a sandbox, or of an image, in one like it; exit 1 if one was passed
+    /// Verify limits and walls by trying to exceed each in a disposable copy; exit 1 if any does not hold
     Prove { subject: String },
     /// Say what would be done and why; exit 2 when something would change
     Plan {
@@ -150,7 +150,7 @@ enum Asked {
     /// Print a sandbox's console
     Logs {
         name: String,
-        /// Go on as it is written
+        /// Follow output as it is written
         #[arg(long, short = 'f')]
         follow: bool,
         /// Only so many bytes from the end
@@ -167,7 +167,7 @@ enum Asked {
     Kill(Named),
     /// Stop a sandbox and start it again
     Restart(Named),
-    /// Have a sandbox stand still, with all its memory, until it is resumed
+    /// Pause a sandbox: freeze its processes until it is resumed
     Pause(Named),
     /// Let a paused sandbox go on
     Resume(Named),
@@ -205,7 +205,7 @@ enum Asked {
     },
     /// Let everything run again that is declared to
     Undrain,
-    /// Let removals go ahead that were held because too much was missing at once
+    /// Confirm deletions held back by the mass-deletion guard
     Confirm,
 }
 

@@ -221,7 +221,7 @@ async fn serve(config: Config, path: PathBuf, mut port: Port) -> anyhow::Result<
         done = tasks.join_next() => Err(anyhow::anyhow!("a task ended unexpectedly: {done:?}")),
     };
     told(service::Told::Stopping);
-    info!("ending; sandboxes go on and are adopted by the next start");
+    info!("shutting down; sandboxes keep running and are adopted on restart");
     shutdown.cancel();
     watch.stop();
     wind_down(tasks, &running).await;
@@ -311,7 +311,7 @@ async fn watchdog_task(
             told(service::Told::Alive);
         } else {
             error!(
-                "the loop or the store does not answer; the service manager is not told otherwise"
+                "reconcile loop or store unresponsive; withholding the keep-alive of the service manager"
             );
         }
         // Both arms only wait.

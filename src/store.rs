@@ -86,14 +86,14 @@ pub enum StoreError {
         source: Arc<rusqlite::Error>,
     },
     /// The file is not what was written. It is written anew before the next change, from what is in memory.
-    #[error("{} turned out to be damaged and is written anew; nothing was changed, try again", path.display())]
+    #[error("{} turned out to be damaged and is being rebuilt; nothing was changed, try again", path.display())]
     Damaged {
         path: Arc<Path>,
         #[source]
         source: Arc<rusqlite::Error>,
     },
     /// The file was damaged or removed, and could not be written anew.
-    #[error("{} is damaged and cannot be written anew", path.display())]
+    #[error("{} is damaged and cannot be rebuilt", path.display())]
     Lost {
         path: Arc<Path>,
         #[source]
@@ -332,7 +332,7 @@ fn serve(
 /// in memory, which is all of it.
 fn begin(core: &mut Core) -> Result<(), StoreError> {
     if core.is_lost() {
-        error!(path = %core.path().display(), "the store is damaged or gone: it is written anew");
+        error!(path = %core.path().display(), "database missing or damaged; rebuilding it from memory");
         core.write_anew()?;
     }
     core.begin()

@@ -47,7 +47,7 @@ pub enum ApiError {
     #[error("too many requests; the next one is served in {} ms", .0.as_millis().max(1))]
     TooFast(Duration),
     /// As many as there may be at once.
-    #[error("{1} {0} are open, and no more are served at once")]
+    #[error("too many open {0}: the limit is {1}")]
     TooMany(&'static str, usize),
     /// As many connections as there may be; this one is closed.
     #[error("too many connections are open")]
@@ -60,12 +60,12 @@ pub enum ApiError {
     #[error("{0}")]
     Conflict(String),
     /// What a watcher asked to go on from is forgotten.
-    #[error("the changes since that resource version are not remembered; list again")]
+    #[error("resource_version expired; list again and restart the watch")]
     Gone,
     /// It was done, and did not come to what was wanted.
     #[error("{0}")]
     Failed(String),
-    #[error("{0} after {1} s; it goes on")]
+    #[error("{0} after {1} s; the operation is still in progress")]
     TimedOut(&'static str, u64),
     #[error(transparent)]
     Input(#[from] InputError),

@@ -125,7 +125,7 @@ impl Follower {
                 Some(wire::line(&LogLine::Gap { gap: GapRange { from, to } }))
             }
             Chunk::Gap { from, to } => {
-                Some(format!("[sodiumd] {} bytes are gone\n", to - from).into())
+                Some(format!("[sodiumd] {} bytes lost to rotation\n", to - from).into())
             }
             Chunk::Bytes { offset, count } if self.json => Some(self.lines(offset, count)?.into()),
             Chunk::Bytes { count, .. } => Some(Bytes::copy_from_slice(&self.buffer[..count])),

@@ -72,12 +72,9 @@ fn counts(page: &mut Page, all: &[&Arc<Sandbox>]) {
 type Number = fn(&Usage, Option<&Space>) -> Option<f64>;
 
 const NUMBERS: [(&str, &str, &str, Number); 10] = [
-    (
-        "memory_bytes",
-        "gauge",
-        "Memory without what is only kept because there is room.",
-        |usage, _| Some(float(usage.memory_used_bytes())),
-    ),
+    ("memory_bytes", "gauge", "Working set: usage without inactive page cache.", |usage, _| {
+        Some(float(usage.memory_used_bytes()))
+    }),
     ("memory_peak_bytes", "gauge", "The most memory that was used.", |usage, _| {
         Some(float(usage.memory_peak_bytes))
     }),
@@ -90,9 +87,7 @@ const NUMBERS: [(&str, &str, &str, Number); 10] = [
     ("processes", "gauge", "Processes, as the host counts them.", |usage, _| {
         Some(float(usage.pids))
     }),
-    ("oom_kills_total", "counter", "Processes killed for want of memory.", |usage, _| {
-        Some(float(usage.oom_kills))
-    }),
+    ("oom_kills_total", "counter", "OOM kills.", |usage, _| Some(float(usage.oom_kills))),
     ("io_read_bytes_total", "counter", "Read from disks.", |usage, _| {
         Some(float(usage.read_bytes))
     }),

@@ -122,14 +122,14 @@ pub(super) fn sandboxes(list: &SandboxList, output: Output) -> anyhow::Result<()
         ("ISOLATION", |row| text(&row.spec.isolation)),
         ("WALLS", |row| standing_walls(&row.status.walls)),
         ("LIMITS", |row| kept_limits(&row.status.limits)),
-        ("MET", met_limits),
+        ("BREACHES", met_limits),
     ];
     if !output.is_for_people() {
         return value(list, output);
     }
     let more = WIDE.into_iter().filter(|_| output == Output::Wide);
     let columns: Vec<Column<Sandbox>> =
-        FIRST.into_iter().chain(more).chain([("ABOUT", about as _)]).collect();
+        FIRST.into_iter().chain(more).chain([("MESSAGE", about as _)]).collect();
     table(&list.items, &columns)
 }
 
@@ -202,7 +202,7 @@ pub(super) fn sandbox(sandbox: &Sandbox, ledger: &Ledger) -> anyhow::Result<()> 
         &[
             ("LIMIT", |row| text(&row.limit)),
             ("REQUESTED", |row| text(&row.requested)),
-            ("READ BACK", |row| text(&row.read_back)),
+            ("EFFECTIVE", |row| text(&row.read_back)),
             ("VERDICT", |row| text(&row.verdict)),
             ("USED", |row| text(&row.usage)),
             ("PEAK", |row| text(&row.peak)),
@@ -308,7 +308,7 @@ pub(super) fn files(list: &List<SpecFile>, output: Output) -> anyhow::Result<()>
                 ];
                 words.iter().find(|(holds, _)| *holds).map_or("Ok", |(_, word)| *word).to_owned()
             }),
-            ("ABOUT", |row| {
+            ("MESSAGE", |row| {
                 let faults = row.faults.iter();
                 let faults = faults.map(|fault| escaped(&fault.to_string()).into_owned());
                 let conflicts = row.conflicts.iter();
@@ -424,7 +424,7 @@ pub(super) fn plan(plan: &Plan, output: Output) -> anyhow::Result<()> {
         table(&plan.steps, &COLUMNS)?;
     }
     for (path, faults) in &plan.faults {
-        complain(&format!("{path}: {} faults; its last good text is in force", faults.len()));
+        complain(&format!("{path}: {} faults; its last valid version stays applied", faults.len()));
     }
     for (name, why) in &plan.refused {
         complain(&format!("{name}: {}", text(why)));

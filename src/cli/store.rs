@@ -27,7 +27,7 @@ pub(super) fn run(verb: &Verb, config: &Config) -> anyhow::Result<()> {
             let aside = backup::restore(file, &database)?;
             drop(lock);
             if let Some(aside) = aside {
-                show::complain(&format!("what was there is in {}", aside.display()));
+                show::complain(&format!("the previous store is kept in {}", aside.display()));
             }
         }
     }

@@ -37,7 +37,7 @@ fn confirm(config: &Config) -> anyhow::Result<()> {
     if !std::io::stdin().is_terminal() {
         bail!("--purge {lost}; add --yes if that is meant");
     }
-    show::complain(&format!("This {lost}. Type {WORD} to go on:"));
+    show::complain(&format!("This {lost}. Type {WORD} to continue:"));
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     if answer.trim() != WORD {

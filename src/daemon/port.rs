@@ -229,7 +229,7 @@ impl Twin {
                 // Of a host without IPv6, nobody can take it, until it has it.
                 Err(error) => {
                     said = Some(error.kind());
-                    debug!(at = %self.at, %error, "not to be had");
+                    debug!(at = %self.at, %error, "address unavailable");
                 }
             }
             // Both arms only wait.

@@ -31,7 +31,10 @@ impl Reload {
         let next = match config::load(&self.path) {
             Ok(next) => next,
             Err(error) => {
-                warn!(error = chain(&error), "configuration not taken over; all stays as it was");
+                warn!(
+                    error = chain(&error),
+                    "config reload failed; keeping the current configuration"
+                );
                 if !self.has_token {
                     // That of the state directory is no part of it, and may be replaced since others know it.
                     self.take_token(None);
@@ -52,10 +55,10 @@ impl Reload {
         self.api.watch.reread();
         let waiting = waiting(&self.started_with, &next);
         if waiting.is_empty() {
-            info!("configuration read again");
+            info!("config reloaded");
         } else {
             let keys = waiting.join(", ");
-            warn!(keys, "configuration read again; these wait for a restart of the daemon");
+            warn!(keys, "config reloaded; restart required for these keys");
         }
     }
 

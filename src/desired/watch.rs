@@ -212,7 +212,7 @@ impl Loop {
                 // Nothing is known, so nothing follows.
                 if !std::mem::replace(&mut self.known.unreadable, true) {
                     let path = self.source.root.display().to_string();
-                    warn!(path, %error, "directory of specs not readable; everything stays as it is");
+                    warn!(path, %error, "spec directory unreadable; keeping the last applied specs");
                 }
                 false
             }
@@ -255,7 +255,7 @@ impl Loop {
         }
         for changes in merged.changes.slices(files::DECLARED_AT_ONCE) {
             if let Err(error) = self.store(changes, now) {
-                warn!(error = chain(&error), "files of specs not taken over; trying again");
+                warn!(error = chain(&error), "failed to apply spec files; retrying");
                 for path in scan.read.keys() {
                     self.scanner.forget(path);
                 }

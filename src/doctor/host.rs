@@ -77,8 +77,10 @@ fn pressure() -> Finding {
     if Path::new("/proc/pressure/memory").exists() {
         return Finding::fine("pressure", "the kernel tells it");
     }
-    let means =
-        ("want of cpu, memory or disk is not told", "add psi=1 to the kernel's command line");
+    let means = (
+        "PSI disabled: no metrics of cpu, memory or io pressure",
+        "add psi=1 to the kernel's command line",
+    );
     Finding::bad("pressure", Severity::Degraded, "not told", means)
 }
 
@@ -233,7 +235,7 @@ pub(super) fn daemon(config: &Config) -> Finding {
         Err(error) => {
             let found = format!("none answers at {}: {error}", socket.display());
             let means = (
-                "what runs goes on, and nobody starts it again, stops it in time or takes orders",
+                "what runs keeps running, and nobody restarts it, stops it in time or takes orders",
                 "sodiumd run, or systemctl start sodiumd",
             );
             Finding::bad("daemon", Severity::Degraded, found, means)

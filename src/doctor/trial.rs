@@ -251,7 +251,7 @@ fn start(
             | Observed::Unknown => thread::sleep(Duration::from_millis(5)),
         }
     }
-    Err(format!("nothing came of it within {} s", TRY_WITHIN.as_secs()))
+    Err(format!("no exit within {} s", TRY_WITHIN.as_secs()))
 }
 
 fn clean_up(driver: &Supervisor, iid: &Iid) -> Result<(), String> {
@@ -287,7 +287,7 @@ fn cgroups(host: &Host) -> Finding {
     }
     if !host.cgroups.can_freeze() {
         let means = (
-            "nothing can be paused, and what is to be killed is hunted process by process",
+            "nothing can be paused, and processes are killed one by one",
             "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified",
         );
         return Finding::bad("cgroups", Severity::Degraded, "version 1 alone", means);

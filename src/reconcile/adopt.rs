@@ -25,7 +25,7 @@ pub fn end_later_blocking(world: &World) {
         sandboxes.any(|one| iid.is_later_than(&Iid::new(one.uid, one.history.instances)))
     };
     for iid in unexplained.into_iter().filter(is_later) {
-        warn!(instance = iid.as_str(), "started after the last start on record: ended");
+        warn!(instance = iid.as_str(), "killing an instance that is newer than the store");
         let Some(driver) = driver_of(world, host, &iid) else { continue };
         let ended = match driver.observe(&iid) {
             Ok(Observed::Gone { .. } | Observed::Exited { .. }) => Ok(()),
@@ -61,13 +61,9 @@ pub fn sweep_blocking(world: &World) {
                 }
             }
             Ok(seen) => {
-                warn!(
-                    instance = iid.as_str(),
-                    ?seen,
-                    "runs, and no record explains it: left alone"
-                );
+                warn!(instance = iid.as_str(), ?seen, "orphan instance found; leaving it alone");
             }
-            Err(error) => warn!(instance = iid.as_str(), error = chain(&error), "look failed"),
+            Err(error) => warn!(instance = iid.as_str(), error = chain(&error), "observe failed"),
         }
     }
 }

@@ -62,7 +62,7 @@ pub enum ExecError {
     NotRunning,
     #[error("the sandbox is paused; resume it first")]
     Paused,
-    #[error("its memory is being kept; try again in a moment")]
+    #[error("checkpoint in progress; try again in a moment")]
     Keeping,
     #[error("{0} programs are being run already; wait for one to end")]
     TooMany(usize),

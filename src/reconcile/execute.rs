@@ -28,7 +28,7 @@ pub(super) const SOON: Span = Span(5);
 /// Why a step was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StepError {
-    #[error("the wish changed")]
+    #[error("the desired state changed during the step")]
     Overtaken,
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -27,7 +27,7 @@ pub fn pass_blocking(world: &World, name: &SandboxName, now: Time) -> Again {
     let observed = match world.observe(sandbox) {
         Ok(observed) => observed,
         Err(error) => {
-            warn!(sandbox = name.as_str(), error = chain(&error), "look failed");
+            warn!(sandbox = name.as_str(), error = chain(&error), "observe failed");
             return Again::In(RETRY);
         }
     };

@@ -69,7 +69,11 @@ async fn keep(world: &Arc<World>, shutdown: &CancellationToken) {
             match made.await {
                 Ok(()) => retry = RETRY,
                 Err(error) => {
-                    warn!(image, error = chain(&error), "not started ahead");
+                    warn!(
+                        image,
+                        error = chain(&error),
+                        "failed to pre-start a warm sandbox; retrying"
+                    );
                     pause(shutdown, retry).await;
                     retry = AGAIN.min(2 * retry);
                 }

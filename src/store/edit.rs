@@ -80,7 +80,7 @@ pub enum Refusal {
     Stale { name: SandboxName, current: String },
     #[error("{name} is being deleted; try again when it is gone")]
     Terminating { name: SandboxName },
-    #[error("{name} is another incarnation than the one meant: its uid is {uid}")]
+    #[error("uid precondition failed: {name} has uid {uid}")]
     Uid { name: SandboxName, uid: Uuid },
     #[error("{name} is already running")]
     Running { name: SandboxName },
@@ -295,7 +295,7 @@ pub fn power(core: &mut Core, name: &str, verb: Verb, now: Time) -> Outcome<Arc<
         }
         Verb::Pause => {
             new.power.paused = true;
-            ("PauseRequested", "by an operator; it stands still until it is resumed")
+            ("PauseRequested", "by an operator, until it is resumed")
         }
         Verb::Resume => {
             new.power.paused = false;

@@ -175,7 +175,7 @@ async fn what_is_run_inside_is_waited_for_and_another_runsc_does_not_get_it() {
     use_runsc(&desk, &versions()[0]);
     desk.start().await;
     desk.write_spec("web.yaml", "web", &spec(COUNTER, "running"));
-    let told = |sandbox: &Value| message(sandbox, "Ready").contains("cannot go on");
+    let told = |sandbox: &Value| message(sandbox, "Ready").contains("cannot restore");
     let sandbox = desk.wait_for("web", "refused", told).await;
     assert!(!sandbox["status"]["asleep"].is_null(), "it was lost: {sandbox}");
     // Nor does the old one take a checkpoint that a crash could lose.

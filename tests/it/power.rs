@@ -77,7 +77,7 @@ async fn a_disk_that_fails_is_said_and_what_runs_goes_on() {
     let why = refused(&desk).await;
     let stop = desk.post("/v1/sandboxes/a/stop", json!(null)).await;
     assert_eq!(stop.status, 503, "{stop:?}");
-    assert!(why.contains("nothing was changed") || why.contains("cannot be written anew"), "{why}");
+    assert!(why.contains("nothing was changed") || why.contains("cannot be rebuilt"), "{why}");
     assert_eq!(desk.get("/readyz").await.status, 503);
     let health = desk.get("/health").await.json;
     assert_eq!(health["status"], "degraded");

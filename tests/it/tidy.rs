@@ -144,6 +144,25 @@ const BY_PATH: &[&str] = &["std::fs", "File::open", "File::create", "File::optio
 /// Names that say nothing about what they name.
 const EMPTY_NAMES: &[&str] = &["manager", "helper", "util", "common", "misc", "processor"];
 
+/// What no string that somebody may read says any more: the field has a word for each.
+const OLD_WORDS: &[&str] = &[
+    "to be had",
+    "look failed",
+    "written anew",
+    "begins anew",
+    "goes on",
+    "go on as",
+    "stands still",
+    "stand still",
+    "hunted",
+    "last good text",
+    "want of memory",
+    "told otherwise",
+    "not started ahead",
+    "taken over; ",
+    "the wish",
+];
+
 const FN_LINES_MAX: usize = 70;
 const FILE_LINES_MAX: usize = 600;
 
@@ -306,6 +325,25 @@ fn nothing_is_left_for_later_and_names_say_something() {
         }
         let name = file.file_stem().unwrap().to_str().unwrap();
         assert!(!EMPTY_NAMES.contains(&name), "{}", file.display());
+    }
+}
+
+#[test]
+fn strings_have_the_words_of_the_field() {
+    for (file, text) in sources() {
+        // A comment is for who reads the source. What a sentence of several lines begins with is looked at as well.
+        let code = production(&text).lines().filter(|line| !line.trim_start().starts_with("//"));
+        for (line, code) in code.enumerate() {
+            let literals = code.split('"').skip(1).step_by(2);
+            for literal in literals {
+                let old = OLD_WORDS.iter().find(|word| literal.contains(*word));
+                assert!(
+                    old.is_none(),
+                    "{}: {old:?} in {literal:?}, line {line} or after",
+                    file.display()
+                );
+            }
+        }
     }
 }
 

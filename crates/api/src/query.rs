@@ -134,7 +134,7 @@ pub struct LogsQuery {
     pub offset: Option<u64>,
     /// Without `offset`: so many bytes before the end.
     pub tail: Option<u64>,
-    /// Go on as it is written.
+    /// Follow output as it is written.
     #[serde(default)]
     pub follow: Flag,
     /// `json`: lines with offset, time and stream. Default: bytes as they were written.

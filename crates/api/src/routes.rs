@@ -291,9 +291,13 @@ pub static ROUTES: &[Route] = &[
         .errors(&[INTERNAL, DISK_FULL]),
     get("listFiles", "/v1/files", "List the files of specs, and what is wrong with them")
         .answers(&[ok(of::<List<SpecFile>>)]),
-    post("confirmRemovals", "/v1/files/confirm", "Let removals go ahead that wait for a word")
-        .answers(&[ok(of::<Confirmed>)])
-        .errors(&[INTERNAL, DISK_FULL]),
+    post(
+        "confirmRemovals",
+        "/v1/files/confirm",
+        "Confirm deletions held back by the mass-deletion guard",
+    )
+    .answers(&[ok(of::<Confirmed>)])
+    .errors(&[INTERNAL, DISK_FULL]),
     get("listImages", "/v1/images", "List the images").answers(&[ok(of::<List<Image>>)]),
     get("document", "/v1/openapi.json", "This document")
         .open()

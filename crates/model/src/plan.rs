@@ -178,10 +178,10 @@ fn change_in_place(view: &View<'_>, instance: &Instance) -> (Next, String) {
             return (Next::Do(Step::Adjust), format!("changed in place: {}", change.names()));
         }
         (false, _) => format!(
-            "not changed yet: {refused}; it goes on as it was until it holds less or is restarted"
+            "not changed yet: {refused}; it keeps running as it was until it holds less or is restarted"
         ),
         (true, Some(why)) => {
-            format!("not changed yet: {why}; it goes on as it was until there is room")
+            format!("not changed yet: {why}; it keeps running as it was until there is room")
         }
     };
     (Next::Wait(view.now.after(LOOK_AT_USE)), why)
@@ -366,7 +366,7 @@ fn clean_up(view: &View<'_>, instance: &Instance) -> (Next, String) {
         }
         // A dead row whose shim goes on can only come from a database older than the machine.
         Observed::Launching | Observed::Running { .. } | Observed::Stopping { .. } => {
-            (Next::Do(Step::KillOrphan), "it is recorded dead and runs".to_owned())
+            (Next::Do(Step::KillOrphan), "running although recorded dead".to_owned())
         }
     }
 }
@@ -381,7 +381,7 @@ fn without(view: &View<'_>) -> (Next, String) {
         let why = if sandbox.power.hold.is_some() {
             "held by an operator"
         } else if sandbox.history.asleep.is_some() {
-            "its memory is kept; it goes on when its spec says running"
+            "hibernated; it resumes when its spec says running"
         } else if sandbox.wants_to_sleep() {
             "its spec says hibernated, and there is nothing to keep"
         } else {
@@ -402,7 +402,7 @@ fn without(view: &View<'_>) -> (Next, String) {
     }
 }
 
-/// Begins anew, or goes on from where its memory was kept.
+/// Begins anew, or restoring from its checkpoint.
 fn start(view: &View<'_>, why: &str) -> (Next, String) {
     if let Some(why) = &view.policy.not_yet {
         return (Next::Wait(view.now.after(LOOK_AGAIN)), why.clone());
@@ -416,19 +416,19 @@ fn start(view: &View<'_>, why: &str) -> (Next, String) {
     let change = diff::classify(&kept.spec, &view.sandbox.spec, &view.policy.in_use);
     if change.effect > Effect::InPlace {
         let fields = change.names();
-        let why = format!("begins anew: its spec changed since its memory was kept: {fields}");
+        let why = format!("starts fresh: its spec changed since its checkpoint: {fields}");
         return (Next::Do(Step::Start), why);
     }
     let runtime = view.policy.runtime.as_deref().unwrap_or("nothing");
     if runtime != kept.runtime {
         let why = format!(
-            "cannot go on: its memory was kept by {}, and here is {runtime}; a restart begins anew \
-             without it",
+            "cannot restore: the checkpoint was taken with {}, and this host has {runtime}; a restart \
+             starts fresh without it",
             kept.runtime
         );
         return (Next::Settled, why);
     }
-    (Next::Do(Step::Restore), "goes on from where its memory was kept".to_owned())
+    (Next::Do(Step::Restore), "restoring from its checkpoint".to_owned())
 }
 
 /// Why this host does not allow the next start, unless there is to be none anyway.

@@ -77,7 +77,7 @@ impl Runtime for Process {
     }
 
     fn version(&self) -> Result<String, String> {
-        Ok("the kernel's own means".to_owned())
+        Ok("none (host process)".to_owned())
     }
 
     fn counting(&self) -> Counting {

@@ -318,19 +318,23 @@ fn what_was_kept_is_gone_on_from_unless_it_cannot_be() {
     let mut sandbox = ended(ExitKind::Signaled { signal: "SIGKILL".to_owned() });
     sandbox.history.asleep = Some(Arc::new(kept()));
     sandbox.spec = Arc::new(Spec { state: State::Hibernated, ..spec() });
-    let why = "settled: its memory is kept; it goes on when its spec says running (Hibernated)";
+    let why = "settled: hibernated; it resumes when its spec says running (Hibernated)";
     check(&sandbox, &GONE, why);
     sandbox.spec = Arc::new(spec());
     sandbox.power.request += 1;
-    check(&sandbox, &GONE, "restore: goes on from where its memory was kept (Pending)");
+    check(&sandbox, &GONE, "restore: restoring from its checkpoint (Pending)");
     sandbox.spec = Arc::new(Spec { command: vec!["other".to_owned()], ..spec() });
-    let why = "start: begins anew: its spec changed since its memory was kept: command (Pending)";
+    let why = "start: starts fresh: its spec changed since its checkpoint: command (Pending)";
     check(&sandbox, &GONE, why);
     sandbox.spec = Arc::new(spec());
     let other = Policy { runtime: Some("runsc 2".to_owned()), ..policy() };
     let refused = plan(&View::of(&sandbox, &GONE, NOW, &other));
     assert_eq!(refused.next, Next::Settled);
-    assert!(refused.why.contains("kept by runsc 1, and here is runsc 2"), "{}", refused.why);
+    assert!(
+        refused.why.contains("taken with runsc 1, and this host has runsc 2"),
+        "{}",
+        refused.why
+    );
 }
 
 #[test]

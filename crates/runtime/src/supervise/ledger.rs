@@ -174,11 +174,12 @@ fn status(name: &str, limits: &Limits, applied: &[Applied], counting: Counting) 
             None => kept("", None),
         },
         "timeout_seconds" => kept("timer in the shim", (requested > 0).then_some(requested)),
-        "output" => kept("pace of the shim", (requested > 0).then_some(requested)),
+        "output" => kept("rate limiter in the shim", (requested > 0).then_some(requested)),
         _ if requested == 0 => kept("", None),
         _ => match from_cgroup(Controller::Blkio, &|bytes| bytes) {
             (mechanism, None, ..) => {
-                let why = "its files lie on nothing whose pace the kernel can limit".to_owned();
+                let why =
+                    "its workspace is on no block device whose io the kernel can limit".to_owned();
                 (mechanism, None, Verdict::Unsupported, why)
             }
             kept => kept,
