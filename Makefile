@@ -14,13 +14,14 @@ export RUST_BACKTRACE ?= 1
 # gVisor as Debian has it: the version of its stable release, and the one that is recommended.
 RUNSC := target/runsc/bookworm target/runsc/bookworm-backports
 
-.PHONY: help run test check walls test-vm newcomer deb tarball package fuzz simulate torture bench compare soak mutants audit build tools runsc clean
+.PHONY: help run test check walls contract test-vm newcomer deb tarball package fuzz simulate torture bench compare soak mutants audit build tools runsc clean
 
 help:
 	@echo "make run     build, start the daemon on $(CONFIG) with the sandboxes of desired/"
 	@echo "make test    every check"
 	@echo "make check   the quick ones, without root"
 	@echo "make walls   every attack on the walls, and nothing else"
+	@echo "make contract  everything that the OpenAPI document says may be asked, and some that it says is wrong"
 	@echo "make test-vm  what only cgroup v2 and systemd can show, in an emulated machine; MACHINE=systemd TOPIC=service for one"
 	@echo "make newcomer  what README.md says, to the letter, on fresh Debians; NEWCOMER=bookworm for one"
 	@echo "make deb     a package, in target/package; make tarball for other systems"
@@ -74,6 +75,11 @@ walls: tools $(RUNSC)
 	$(CARGO) test --locked --quiet -p sodium-model -- plan::tests::policy
 	$(CARGO) test --locked --quiet --test it -- $(WALLS)
 	$(CARGO) test --locked --quiet --test crowd -- prove
+
+# A hundred seconds of requests that are made of /v1/openapi.json. The program for that is brought from PyPI once.
+contract: tools
+	$(CARGO) build --locked --quiet
+	$(SUDO) tests/contract/run target/debug/sodiumd $(SECONDS)
 
 # A Debian that is booted twice, without systemd and with it. The first time, it is made: some 40 s more.
 test-vm: tools

@@ -45,7 +45,7 @@ pub use query::{
     ApplyQuery, ConsoleQuery, DeleteQuery, EventsQuery, Flag, ListQuery, LogsQuery, PowerVerb,
     TicketQuery, VerbQuery, WaitQuery,
 };
-pub use routes::{Access, Answer, Body, Make, Method, ROUTES, Route};
+pub use routes::{Access, Answer, Body, Header, Make, Method, ROUTES, Route};
 pub use sandbox::{
     Checkpoint, Input, Instance, List, Metadata, Resize, Sandbox, SandboxList, Status, Success,
     Transfer,

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::ErrorBody;
 use crate::query::PowerVerb;
-use crate::routes::{Access, Answer, Body, JSON, ROUTES, Route};
+use crate::routes::{Access, Answer, Body, Header, JSON, ROUTES, Route};
 
 /// Where the schemas of all types are.
 const SCHEMAS: &str = "#/components/schemas";
@@ -176,9 +176,13 @@ fn parameters(route: &Route, of: &mut Generators) -> Vec<Value> {
                 "description": "The name of a sandbox, or its uid.", "schema": {"type": "string", "minLength": 1}}),
         })
         .collect();
-    all.extend(route.headers.iter().map(
-        |(name, means)| json!({"name": name, "in": "header", "description": means, "schema": {"type": "string"}}),
-    ));
+    all.extend(route.headers.iter().map(|Header { name, means, value }| {
+        let mut schema = json!({"type": "string"});
+        if let Some(value) = value {
+            schema["const"] = json!(value);
+        }
+        json!({"name": name, "in": "header", "description": means, "schema": schema})
+    }));
     if let Some(make) = route.query {
         all.extend(of_query(make, of));
     }

@@ -131,8 +131,10 @@ pub struct TicketQuery {
 #[schemars(transform = schema::never_null)]
 pub struct LogsQuery {
     /// The first byte. Default: the oldest that is kept.
+    #[schemars(extend("maximum" = u64::MAX))]
     pub offset: Option<u64>,
     /// Without `offset`: so many bytes before the end.
+    #[schemars(extend("maximum" = u64::MAX))]
     pub tail: Option<u64>,
     /// Follow output as it is written.
     #[serde(default)]
@@ -161,6 +163,7 @@ pub struct EventsQuery {
     pub sandbox: Option<String>,
     /// Only those after this number.
     #[serde(default)]
+    #[schemars(extend("maximum" = u64::MAX))]
     pub since: u64,
     /// Go on as they happen, as lines of JSON.
     #[serde(default)]
@@ -172,8 +175,10 @@ pub struct EventsQuery {
 #[schemars(transform = schema::never_null)]
 pub struct ConsoleQuery {
     /// The first byte.
+    #[schemars(extend("maximum" = u64::MAX))]
     pub offset: Option<u64>,
     /// Without `offset`: so many bytes before the end. Default: 64 KiB.
+    #[schemars(extend("maximum" = u64::MAX))]
     pub tail: Option<u64>,
     /// `binary`: output comes as bytes. Default: all is JSON.
     pub format: Option<String>,

@@ -72,6 +72,15 @@ pub struct Body {
     pub is_optional: bool,
 }
 
+/// What a request may say in a header.
+#[derive(Debug, Clone, Copy)]
+pub struct Header {
+    pub name: &'static str,
+    pub means: &'static str,
+    /// The one value that it may have, where there is but one.
+    pub value: Option<&'static str>,
+}
+
 /// One way to ask for something.
 #[derive(Debug, Clone, Copy)]
 pub struct Route {
@@ -81,8 +90,8 @@ pub struct Route {
     pub summary: &'static str,
     pub access: Access,
     pub query: Option<Make>,
-    /// Name and meaning of each that is looked at.
-    pub headers: &'static [(&'static str, &'static str)],
+    /// Each that is looked at.
+    pub headers: &'static [Header],
     pub body: Option<Body>,
     /// What a client says once this is a WebSocket.
     pub frames: &'static [Make],
@@ -141,7 +150,7 @@ impl Route {
         self
     }
 
-    const fn headers(mut self, headers: &'static [(&'static str, &'static str)]) -> Self {
+    const fn headers(mut self, headers: &'static [Header]) -> Self {
         self.headers = headers;
         self
     }
@@ -158,8 +167,9 @@ impl Route {
         self
     }
 
+    /// A text, which may be empty.
     const fn text_body(mut self, media: &'static str) -> Self {
-        self.body = Some(Body { media, schema: None, is_optional: false });
+        self.body = Some(Body { media, schema: None, is_optional: true });
         self
     }
 
@@ -183,6 +193,10 @@ impl Route {
         self.frames = frames;
         self
     }
+}
+
+const fn header(name: &'static str, means: &'static str, value: Option<&'static str>) -> Header {
+    Header { name, means, value }
 }
 
 const fn ok(schema: Make) -> Answer {
@@ -214,8 +228,8 @@ pub static ROUTES: &[Route] = &[
     get("showSandbox", "/v1/sandboxes/{name}", "Show a sandbox").answers(&[ok(of::<Sandbox>)]),
     put("putSandbox", "/v1/sandboxes/{name}", "Create a sandbox, or replace its spec")
         .headers(&[
-            ("If-Match", "Only if this version is the one that there is, as ETag had it."),
-            ("If-None-Match", "`*`: only create."),
+            header("If-Match", "Only if this is the version that there is, as ETag had it.", None),
+            header("If-None-Match", "Only create.", Some("*")),
         ])
         .body(of::<PutDocument>)
         .answers(&[ok(of::<Sandbox>), created(of::<Sandbox>)])

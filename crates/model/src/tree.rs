@@ -88,7 +88,27 @@ pub struct Key {
     pub at: Option<Position>,
 }
 
+/// Beyond this, a float has no place for ones.
+const FLOAT_MAX: f64 = (1_u64 << 53) as f64;
+
 impl Node {
+    /// The number, if it is a whole one. Some write 5 as 5.0, which is the same number in JSON.
+    fn whole(&self) -> Option<i64> {
+        match self.value {
+            Value::Int(value) => Some(value),
+            #[expect(clippy::cast_possible_truncation, reason = "it is whole, and small enough")]
+            Value::Float(value) if value.fract() == 0.0 && value.abs() <= FLOAT_MAX => {
+                Some(value as i64)
+            }
+            Value::Null
+            | Value::Bool(_)
+            | Value::Float(_)
+            | Value::Text(_)
+            | Value::List(_)
+            | Value::Map(_) => None,
+        }
+    }
+
     /// What it is, for messages.
     pub fn kind(&self) -> String {
         match &self.value {
@@ -249,17 +269,13 @@ impl Faults {
 
     /// A whole number from `0` to `max`.
     pub fn count(&mut self, path: &str, node: &Node, max: u64) -> Option<u64> {
-        match node.value {
-            Value::Int(value) => match u64::try_from(value) {
-                Ok(value) if value <= max => return Some(value),
-                _ => self.add(path, node, format!("{value} is out of range: 0 to {max}")),
-            },
-            Value::Null
-            | Value::Bool(_)
-            | Value::Float(_)
-            | Value::Text(_)
-            | Value::List(_)
-            | Value::Map(_) => self.expected(path, node, "a whole number"),
+        let Some(value) = node.whole() else {
+            self.expected(path, node, "a whole number");
+            return None;
+        };
+        match u64::try_from(value) {
+            Ok(value) if value <= max => return Some(value),
+            _ => self.add(path, node, format!("{value} is out of range: 0 to {max}")),
         }
         None
     }
@@ -425,6 +441,19 @@ mod tests {
         let list = faults.and_later(later, &node).into_list();
         let paths: Vec<&str> = list.iter().map(|fault| fault.path.as_str()).collect();
         assert_eq!(paths, ["d", "a", "a.b", "a.list[2]", "a.list[3]", "a.list[10]", "c"]);
+    }
+
+    #[test]
+    fn a_whole_number_is_one_however_it_is_written() {
+        let count = |value: f64| {
+            let mut faults = Faults::default();
+            let node = Node { value: Value::Float(value), at: None };
+            faults.count("x", &node, 100).ok_or_else(|| faults.into_list()[0].message.clone())
+        };
+        assert_eq!(count(5.0), Ok(5));
+        assert_eq!(count(101.0).unwrap_err(), "101 is out of range: 0 to 100");
+        assert_eq!(count(5.5).unwrap_err(), "expected a whole number, found 5.5");
+        assert!(count(1e300).is_err() && count(f64::NAN).is_err());
     }
 
     #[test]
