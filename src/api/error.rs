@@ -67,6 +67,8 @@ pub enum ApiError {
     Failed(String),
     #[error("{0} after {1} s; the operation is still in progress")]
     TimedOut(&'static str, u64),
+    #[error("the program was ended after {0} s")]
+    Overran(u64),
     #[error(transparent)]
     Input(#[from] InputError),
     #[error(transparent)]
@@ -125,7 +127,9 @@ impl ApiError {
             Self::Conflict(_) => (StatusCode::CONFLICT, ErrorCode::Conflict),
             Self::Gone => (StatusCode::GONE, ErrorCode::Gone),
             Self::Failed(_) => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Failed),
-            Self::TimedOut(..) => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::TimedOut),
+            Self::TimedOut(..) | Self::Overran(_) => {
+                (StatusCode::GATEWAY_TIMEOUT, ErrorCode::TimedOut)
+            }
             Self::Input(InputError::NotRunning) => (StatusCode::CONFLICT, ErrorCode::NotRunning),
             Self::Input(InputError::Closed) => (StatusCode::CONFLICT, ErrorCode::StdinClosed),
             Self::Input(InputError::Full { .. }) => {

@@ -98,7 +98,7 @@ pub(super) async fn run(
     let collected = collect(session, asked.stdin.into_bytes());
     match timeout(Duration::from_secs(seconds), collected).await {
         Ok(answer) => answer.map(Json),
-        Err(_) => Err(ApiError::TimedOut("the program was ended", seconds)),
+        Err(_) => Err(ApiError::Overran(seconds)),
     }
 }
 

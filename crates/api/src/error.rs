@@ -87,7 +87,7 @@ pub enum ErrorCode {
     Gone,
     /// It was tried and came to nothing; the error says why.
     Failed,
-    /// The wait is over; what was asked for stays asked for.
+    /// The wait is over; what was asked for stays asked for, but a program that was run to its end was killed.
     TimedOut,
     /// The program has closed its input.
     StdinClosed,

@@ -28,7 +28,7 @@ const ERRORS: &[(u16, &str)] = &[
     (429, "Asked more often than is served, or as many are open as there may be."),
     (500, "The daemon's own fault."),
     (503, "Not now: the store or the program takes nothing, or all connections are in use."),
-    (504, "The wait is over; what was asked for stays asked for."),
+    (504, "The wait is over; see the code."),
     (507, "The disk is full; nothing was changed."),
 ];
 
