@@ -141,6 +141,11 @@ const BY_OWN_PATHS: &[&str] = &[
 /// Ways to use a file by its path; `fs::` is looked for as well.
 const BY_PATH: &[&str] = &["std::fs", "File::open", "File::create", "File::options", "OpenOptions"];
 
+/// Pages that lead through the source.
+const GUIDES: &[&str] = &["CONTRIBUTING.md", "docs/architecture.md"];
+/// What a path in them begins with.
+const GUIDED: &[&str] = &["src/", "crates/", "tests/", "docs/"];
+
 /// Names that say nothing about what they name.
 const EMPTY_NAMES: &[&str] = &["manager", "helper", "util", "common", "misc", "processor"];
 
@@ -282,6 +287,59 @@ fn every_attack_that_is_named_is_there() {
         assert!(name == "*" || text.contains(&format!("fn {name}(")), "{word} is no test");
     }
     assert!(count > 30, "{count} tests are named");
+}
+
+/// `src/api.rs` is a path, and `src/api.rs::router` is one with what it defines.
+#[test]
+fn every_path_that_the_guides_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for guide in GUIDES {
+        let page = fs::read_to_string(root.join(guide)).expect("a guide");
+        let mut count = 0;
+        for span in page.split('`').skip(1).step_by(2) {
+            let mut words = span.split("::");
+            let path = words.next().and_then(|path| path.split([' ', '(']).next());
+            let path = path.unwrap_or_default();
+            if !GUIDED.iter().any(|top| path.starts_with(top)) {
+                continue;
+            }
+            count += 1;
+            assert!(root.join(path).exists(), "{guide}: {path} is not there");
+            for name in words {
+                let text = fs::read_to_string(root.join(path)).unwrap_or_default();
+                let name = name.trim_end_matches("()");
+                assert!(defines(&text, name), "{guide}: {path} has no {name}");
+            }
+        }
+        assert!(count > 100, "{guide}: {count} paths are named");
+    }
+}
+
+/// Whether a function, a type or a constant of that name is defined there.
+fn defines(text: &str, name: &str) -> bool {
+    let kinds = ["fn", "struct", "enum", "trait", "type", "const", "static", "mod"];
+    text.lines().any(|line| {
+        let words = line.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
+        let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+        words.windows(2).any(|pair| kinds.contains(&pair[0]) && pair[1] == name)
+    })
+}
+
+#[test]
+fn the_table_of_crates_says_what_each_may_use() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/architecture.md")).expect("a guide");
+    let mut told = Vec::new();
+    for line in page.lines() {
+        let row = line.strip_prefix("| `crates/").and_then(|row| row.split_once('`'));
+        let Some((name, cells)) = row else { continue };
+        let used = cells.trim_end_matches([' ', '|']).rsplit('|').next().unwrap_or_default();
+        let used: Vec<&str> = used.trim().split(", ").filter(|one| *one != "–").collect();
+        told.push((name, used));
+    }
+    let known: Vec<(&str, Vec<&str>)> =
+        CRATES.iter().map(|(name, used)| (*name, used.to_vec())).collect();
+    assert_eq!(told, known);
 }
 
 /// Whether the code has `name::`, and not as the end of a longer name.
