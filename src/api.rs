@@ -5,7 +5,6 @@
 //!   seed.rs      the paths of the first daemon, unchanged       /health /sandboxes ...
 //!   console.rs   its WebSocket                                  /console/ID
 //!   upgrade.rs   every WebSocket, and what one may make us keep
-//!   listen.rs    connections, and how many; rate.rs: requests, and how often
 //!   listen.rs    connections; seat.rs: how many; caller.rs: who asks; rate.rs: how often
 //!   v1: sandboxes.rs apply.rs exec.rs explain.rs limits.rs power.rs checkpoint.rs watch.rs logs.rs events.rs files.rs openapi.rs
 //!   audit.rs     who did what, where the store does not say so anyway

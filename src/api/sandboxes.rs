@@ -101,7 +101,7 @@ fn precondition(headers: &HeaderMap, json: &mut Value) -> Result<Precondition, A
         object.remove("power");
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             read_at = match metadata.get("resource_version") {
-                None => None,
+                None | Some(Value::Null) => None,
                 Some(Value::String(version)) => Some(version.clone()),
                 Some(_) => {
                     let fault = Violation::new("metadata.resource_version", "expected a text");

@@ -1,5 +1,6 @@
 //! Talking to the local daemon over its socket.
 
+use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -9,12 +10,55 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use tokio::net::UnixStream;
 
-use sodium_api::{ErrorBody, SandboxList};
+use sodium_model::Violation;
 use sodium_model::violation::suggestion;
 use sodium_sys::{self as sys, own_ids};
+
+/// An answer as it is read, and as it was said: programs are shown all of it, also what only a newer daemon says.
+#[derive(Debug)]
+pub(super) struct Said<T> {
+    read: T,
+    raw: Value,
+}
+
+impl<T: DeserializeOwned> Said<T> {
+    pub(super) fn of(raw: Value) -> serde_json::Result<Self> {
+        Ok(Self { read: T::deserialize(&raw)?, raw })
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Said<T> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        Self::of(Value::deserialize(input)?).map_err(D::Error::custom)
+    }
+}
+
+impl<T> Serialize for Said<T> {
+    fn serialize<S: Serializer>(&self, output: S) -> Result<S::Ok, S::Error> {
+        self.raw.serialize(output)
+    }
+}
+
+impl<T> Deref for Said<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.read
+    }
+}
+
+/// Why not, as much of it as is of use: its code may be one that only a newer daemon has.
+#[derive(Debug, Deserialize)]
+pub(super) struct Refusal {
+    pub error: String,
+    #[serde(default)]
+    violations: Vec<Violation>,
+}
 
 /// A connection to the local daemon. The socket belongs to whoever started it, so no token is needed.
 #[derive(Debug)]
@@ -94,9 +138,10 @@ impl Client {
 
     /// That there is no sandbox of this name, and which might be meant; or what else was not found, if there is one.
     async fn nobody(&self, name: &str, said: String) -> String {
-        let all = Box::pin(self.get::<SandboxList>("/v1/sandboxes")).await;
-        let all = all.map_or_else(|_| Vec::new(), |all| all.items);
-        let names: Vec<&str> = all.iter().map(|one| one.metadata.name.as_str()).collect();
+        let Ok(all) = Box::pin(self.get::<Value>("/v1/sandboxes")).await else { return said };
+        let all = all["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let names: Vec<&str> =
+            all.iter().filter_map(|one| one["metadata"]["name"].as_str()).collect();
         if names.contains(&name) {
             return said;
         }
@@ -123,7 +168,7 @@ impl Client {
             return Ok(response);
         }
         let status = response.status();
-        let Ok(answer) = read::<ErrorBody>(response).await else {
+        let Ok(answer) = read::<Refusal>(response).await else {
             bail!("the daemon answers with status {status}");
         };
         if status == StatusCode::NOT_FOUND
@@ -131,11 +176,10 @@ impl Client {
         {
             bail!("{}", self.nobody(name, answer.error).await);
         }
-        let violations = answer.violations.unwrap_or_default();
-        if violations.is_empty() {
+        if answer.violations.is_empty() {
             bail!("{}", answer.error);
         }
-        let texts: Vec<String> = violations.iter().map(ToString::to_string).collect();
+        let texts: Vec<String> = answer.violations.iter().map(ToString::to_string).collect();
         bail!("{}", texts.join("\n"))
     }
 }

@@ -6,14 +6,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use futures_util::{SinkExt, StreamExt};
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use crate::cli::client::{Client, part};
-use sodium_api::{ErrorBody, ErrorCode, ExecFrame, ExecInput, ExecSocketRequest};
+use crate::cli::client::{Client, Refusal, part};
+use sodium_api::{ErrorCode, ExecFrame, ExecInput, ExecSocketRequest};
 use sodium_sys::pty;
 
 /// Read from standard input at once.
@@ -72,7 +73,7 @@ pub(super) async fn exec(client: &Client, exec: Exec) -> anyhow::Result<ExitCode
         Ok((socket, _)) => socket,
         Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => {
             let body = answer.body().as_deref().unwrap_or_default();
-            match serde_json::from_slice::<ErrorBody>(body) {
+            match serde_json::from_slice::<Refusal>(body) {
                 Ok(body) => bail!("{}", body.error),
                 Err(_) => bail!("the daemon answers with status {}", answer.status()),
             }
@@ -157,7 +158,14 @@ fn write_output(bytes: &[u8]) -> anyhow::Result<()> {
 
 /// The exit code, if that is what is said.
 fn last_word(text: &str) -> anyhow::Result<Option<ExitCode>> {
-    let frame = serde_json::from_str(text).context("understand the daemon")?;
+    // What only a newer daemon says is no last word, but for an error.
+    let Ok(frame) = serde_json::from_str(text) else {
+        let said: Value = serde_json::from_str(text).context("understand the daemon")?;
+        if said["type"] == "error" {
+            bail!("{}", said["message"].as_str().unwrap_or("it failed"));
+        }
+        return Ok(None);
+    };
     match frame {
         ExecFrame::Started => Ok(None),
         ExecFrame::Exit { code, .. } => {

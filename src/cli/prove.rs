@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use crate::cli::client::{self, Client};
@@ -20,7 +21,7 @@ use crate::cli::{Output, show};
 use crate::config::{self, Config};
 use judge::{Row, Verdict};
 use order::Order;
-use sodium_api::{Health, List, Sandbox, Success};
+use sodium_api::{Health, List, Sandbox};
 use sodium_model::image::Image;
 use sodium_model::{ExitKind, Phase};
 
@@ -101,8 +102,8 @@ pub(super) async fn prove(
 async fn spec_of(client: &Client, subject: &str) -> anyhow::Result<Value> {
     let images: List<Image> = client.get("/v1/images").await?;
     let is_image = images.items.iter().any(|image| image.id == subject);
-    match client.get::<Sandbox>(&format!("/v1/sandboxes/{}", client::part(subject))).await {
-        Ok(sandbox) => Ok(serde_json::to_value(&sandbox.spec)?),
+    match client.get::<Value>(&format!("/v1/sandboxes/{}", client::part(subject))).await {
+        Ok(sandbox) => Ok(sandbox["spec"].clone()),
         Err(_) if is_image => Ok(json!({"image": subject})),
         Err(error) => Err(error.context(format!("{subject} is neither a sandbox nor an image"))),
     }
@@ -118,7 +119,7 @@ impl Proof<'_> {
     async fn all(&self, spec: &Value, host: &Host, output: Output) -> anyhow::Result<Vec<Row>> {
         // Once, so that every default is filled in; it does not run yet.
         let declared = self.declare(&order::stopped(spec)).await?;
-        let filled = serde_json::to_value(&declared.spec)?;
+        let filled = declared["spec"].clone();
         let mut rows = Vec::new();
         let mut ledger = Value::Null;
         for order in order::all(&filled, host) {
@@ -148,9 +149,9 @@ impl Proof<'_> {
 
     async fn remove(&self) -> anyhow::Result<()> {
         let path = format!("/v1/sandboxes/{}", self.name);
-        self.client.delete::<Success>(&path).await?;
+        self.client.delete::<IgnoredAny>(&path).await?;
         let deadline = Instant::now() + GONE_WITHIN;
-        while self.client.get::<Sandbox>(&path).await.is_ok() {
+        while self.client.get::<IgnoredAny>(&path).await.is_ok() {
             if Instant::now() > deadline {
                 bail!("{} is deleted and stays", self.name);
             }
@@ -159,7 +160,7 @@ impl Proof<'_> {
         Ok(())
     }
 
-    async fn declare(&self, spec: &Value) -> anyhow::Result<Sandbox> {
+    async fn declare(&self, spec: &Value) -> anyhow::Result<Value> {
         let name = self.name;
         let document = json!({"apiVersion": "sodium.dev/v1", "kind": "Sandbox",
             "metadata": {"name": name}, "spec": spec});
@@ -169,7 +170,7 @@ impl Proof<'_> {
     /// Runs one probe to its end.
     async fn run(&self, order: &Order, ledger: &mut Value) -> anyhow::Result<Evidence> {
         let declared = self.declare(&order.spec).await?;
-        let generation = declared.metadata.generation;
+        let generation = declared["metadata"]["generation"].as_u64();
         let path = format!("/v1/sandboxes/{}", self.name);
         let deadline = Instant::now() + PROBE_WITHIN;
         let exit = loop {
@@ -182,7 +183,7 @@ impl Proof<'_> {
             let exit = now.status.last_exit.as_ref().filter(|_| is_over);
             let failed = exit.is_some_and(|exit| matches!(exit.kind, ExitKind::StartFailed { .. }));
             if let Some(exit) = exit
-                && (failed && order.may_not_start || exit.generation == generation)
+                && (failed && order.may_not_start || Some(exit.generation) == generation)
             {
                 break exit.clone();
             }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::cli::Output;
+use crate::cli::client::Said;
 use crate::desired::yaml;
 use sodium_api::{
     Action, Applied, Explained, Ledger, List, Plan, PlannedStep, Sandbox, SandboxList, SpecFile,
@@ -73,11 +74,7 @@ fn table<T>(rows: &[T], columns: &[Column<T>]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn listed<T: Serialize>(
-    list: &List<T>,
-    output: Output,
-    columns: &[Column<T>],
-) -> anyhow::Result<()> {
+fn listed<T>(list: &Said<List<T>>, output: Output, columns: &[Column<T>]) -> anyhow::Result<()> {
     if output.is_for_people() { table(&list.items, columns) } else { value(list, output) }
 }
 
@@ -109,7 +106,7 @@ pub(super) fn about(sandbox: &Sandbox) -> String {
     shown.map_or_else(String::new, |one| text(&one.message))
 }
 
-pub(super) fn sandboxes(list: &SandboxList, output: Output) -> anyhow::Result<()> {
+pub(super) fn sandboxes(list: &Said<SandboxList>, output: Output) -> anyhow::Result<()> {
     const FIRST: [Column<Sandbox>; 6] = [
         ("NAME", |row| text(&row.metadata.name)),
         ("PHASE", |row| text(&row.status.phase)),
@@ -149,7 +146,7 @@ pub(super) fn workspaces(list: &List<Workspace>, output: Output) -> anyhow::Resu
         ("OWNER", |row| text(&row.owner)),
         ("SINCE", |row| text(&row.since)),
     ];
-    listed(list, output, &COLUMNS)
+    if output.is_for_people() { table(&list.items, &COLUMNS) } else { value(list, output) }
 }
 
 /// How many limits are kept, and which are not.
@@ -231,7 +228,7 @@ fn mechanism_or_reason(mechanism: &String, reason: &String) -> String {
 }
 
 /// The chain from who wanted what to what comes next.
-pub(super) fn explained(said: &Explained, output: Output) -> anyhow::Result<()> {
+pub(super) fn explained(said: &Said<Explained>, output: Output) -> anyhow::Result<()> {
     if !output.is_for_people() {
         return value(said, output);
     }
@@ -292,7 +289,7 @@ fn ended(exit: &ExitRecord) -> anyhow::Result<()> {
     ))
 }
 
-pub(super) fn files(list: &List<SpecFile>, output: Output) -> anyhow::Result<()> {
+pub(super) fn files(list: &Said<List<SpecFile>>, output: Output) -> anyhow::Result<()> {
     listed(
         list,
         output,
@@ -323,7 +320,7 @@ pub(super) fn files(list: &List<SpecFile>, output: Output) -> anyhow::Result<()>
     )
 }
 
-pub(super) fn images(list: &List<Image>, output: Output) -> anyhow::Result<()> {
+pub(super) fn images(list: &Said<List<Image>>, output: Output) -> anyhow::Result<()> {
     listed(
         list,
         output,
@@ -336,7 +333,7 @@ pub(super) fn images(list: &List<Image>, output: Output) -> anyhow::Result<()> {
     )
 }
 
-pub(super) fn events(list: &List<Event>, output: Output) -> anyhow::Result<()> {
+pub(super) fn events(list: &Said<List<Event>>, output: Output) -> anyhow::Result<()> {
     listed(
         list,
         output,
@@ -351,7 +348,7 @@ pub(super) fn events(list: &List<Event>, output: Output) -> anyhow::Result<()> {
 }
 
 /// One event as it happens.
-pub(super) fn event_line(event: &Event, output: Output) -> anyhow::Result<()> {
+pub(super) fn event_line(event: &Said<Event>, output: Output) -> anyhow::Result<()> {
     let value = serde_json::to_value(event)?;
     match output {
         Output::Json => line(&escaped_json(&value.to_string())),
@@ -408,7 +405,7 @@ pub(super) fn differences(results: &[Applied], output: Output) -> anyhow::Result
     Ok(())
 }
 
-pub(super) fn plan(plan: &Plan, output: Output) -> anyhow::Result<()> {
+pub(super) fn plan(plan: &Said<Plan>, output: Output) -> anyhow::Result<()> {
     const COLUMNS: [Column<PlannedStep>; 4] = [
         ("NAME", |row| text(&row.name)),
         ("STEP", |row| text(&row.step)),

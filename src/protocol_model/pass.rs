@@ -1,5 +1,5 @@
 //! What a daemon does, one deed at a time, in the order of [`crate::reconcile::execute`] and
-//! [`sodium_runtime::shimmed`].
+//! [`sodium_runtime::supervise`].
 //!
 //! ```text
 //!   begin: read the row --> ask the shim --silent--> lock --free--> cgroup, exit --> the planner's first deed

@@ -11,7 +11,7 @@ use sodium_shim::launch::RUNSC_STAGE;
 use crate::desk::Desk;
 use crate::golden;
 
-/// The versions that Debian has; `make tools` puts them there.
+/// The versions that Debian has; `make test` puts them there.
 pub fn versions() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/runsc");
     ["bookworm", "bookworm-backports"].map(|suite| dir.join(suite)).to_vec()

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
@@ -17,6 +18,15 @@ impl<'de> Deserialize<'de> for Flag {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         let text = Cow::<str>::deserialize(input)?;
         Ok(Self(!matches!(&*text, "0" | "false")))
+    }
+}
+
+/// A switch of something that cannot be taken back: what is neither yes nor no is refused.
+fn sure<'de, D: Deserializer<'de>>(input: D) -> Result<Flag, D::Error> {
+    match &*Cow::<str>::deserialize(input)? {
+        "1" | "true" => Ok(Flag(true)),
+        "0" | "false" => Ok(Flag(false)),
+        _ => Err(D::Error::custom("expected true or false")),
     }
 }
 
@@ -61,10 +71,12 @@ pub struct DeleteQuery {
     /// Only this incarnation.
     pub uid: Option<Uuid>,
     /// Keep its workspace for the undo period.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "sure")]
+    #[schemars(extend("enum" = ["1", "0", "true", "false"]))]
     pub keep_workspace: Flag,
     /// Kill it instead of asking it to end.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "sure")]
+    #[schemars(extend("enum" = ["1", "0", "true", "false"]))]
     pub force: Flag,
     /// Answer once it is gone, or after so long, such as `30s`.
     #[serde(default)]

@@ -1,7 +1,7 @@
 //! A driver with a host of its own, kept in memory. It keeps the same contract as the real ones,
 //! which the contract tests check, so tests of the loop may believe it.
 //!
-//! It does what [`crate::shimmed`] does, in the same order, and before and after each thing the
+//! It does what [`crate::supervise`] does, in the same order, and before and after each thing the
 //! daemon may die or the thing may fail: see [`sodium_sys::fault`]. Its workloads are the few commands that
 //! tests use: `true`, `false`, `sleep`, `timed`, `sh -c "exit N"`, `trap`, which ignores being asked to end, and
 //! `fork`, which leaves a process behind.

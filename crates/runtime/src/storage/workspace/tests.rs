@@ -1,4 +1,4 @@
-//! Workspaces in plain directories; those in volumes are tried in [`crate::volume`].
+//! Workspaces in plain directories; those in volumes are tried in [`crate::storage::volume`].
 
 use super::*;
 use sodium_model::disk::DiskChoice;
