@@ -265,14 +265,14 @@ async fn a_hangup_has_the_configuration_read_again_and_a_bad_one_changes_nothing
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(
-        desk.log().contains("wait for a restart of the daemon keys=\"port\""),
+        desk.log().contains("restart required for these keys keys=\"port\""),
         "{}",
         desk.log()
     );
     fs::write(desk.path("config.json"), "{\"prot\": 1}").unwrap();
     hang_up(&desk);
     let deadline = Instant::now() + PATIENCE;
-    while !desk.log().contains("all stays as it was") {
+    while !desk.log().contains("keeping the current configuration") {
         assert!(Instant::now() < deadline, "{}", desk.log());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
