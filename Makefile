@@ -166,7 +166,7 @@ tarball: package
 # Some of the mistakes at a time: all of them take a day on two cpus.
 mutants: tools
 	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install cargo-mutants@25.3.1 --locked --quiet --debug
-	$(CARGO) mutants --shard $(or $(SHARD),0/100) --timeout 120 --output target -- --lib -- --skip simulation --skip protocol_model
+	$(CARGO) mutants --workspace --test-workspace=true --shard $(or $(SHARD),0/100) --timeout 120 --output target -- --lib -- --skip simulation --skip protocol_model
 
 audit:
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny@0.20.2 --locked --quiet --debug

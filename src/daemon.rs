@@ -466,11 +466,13 @@ fn begin(
 ) -> (Isolation, Arc<dyn Driver>) {
     let isolation = driver.isolation();
     if driver.recall() {
-        // One that nobody has to have is not missed.
-        if let Err(reason) = driver.runtime()
-            && isolation == usual
-        {
-            warn!(isolation = isolation.as_str(), reason, "runtime unavailable");
+        match driver.runtime() {
+            Err(reason) if isolation == usual => {
+                warn!(isolation = isolation.as_str(), reason, "runtime unavailable");
+            }
+            // One that nobody has to have.
+            Err(reason) => info!(isolation = isolation.as_str(), reason, "runtime unavailable"),
+            Ok(_) => (),
         }
         return (isolation, driver);
     }

@@ -210,7 +210,7 @@ impl Served {
 }
 
 fn world(store: &Store, queue: &Arc<Queue>, rules: &Arc<Live<Rules>>) -> World {
-    let fake: Arc<dyn Driver> = Arc::new(FakeDriver::default());
+    let fake: Arc<dyn Driver> = Arc::new(FakeDriver::default().dear());
     let runtime = tokio::runtime::Handle::current();
     World {
         store: store.clone(),

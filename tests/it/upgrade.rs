@@ -264,11 +264,7 @@ async fn a_hangup_has_the_configuration_read_again_and_a_bad_one_changes_nothing
         assert!(Instant::now() < deadline, "{a:#}\n{}", desk.log());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(
-        desk.log().contains("restart required for these keys keys=\"port\""),
-        "{}",
-        desk.log()
-    );
+    assert!(desk.log().contains("restart required for these keys keys=\"port\""), "{}", desk.log());
     fs::write(desk.path("config.json"), "{\"prot\": 1}").unwrap();
     hang_up(&desk);
     let deadline = Instant::now() + PATIENCE;

@@ -111,8 +111,9 @@ impl Runtime for Process {
     }
 
     fn enter(&self, enter: Enter<'_>) -> Result<Entered, DriverError> {
-        let Enter { host, iid, pid, order, view, confined, .. } = enter;
-        let in_room = has_room(host, iid);
+        let Enter { pid, order, view, confined, .. } = enter;
+        // Found out once: whoever sees what is inside is to be inside.
+        let in_room = *view == View::inside();
         let way = Way::Beside {
             confined,
             read_only: read_only(&view.init),
@@ -134,10 +135,11 @@ fn made(host: &Host) -> PathBuf {
     host.paths.run.join(MADE)
 }
 
-/// Whether it runs in a room: one that an earlier release started has none.
+/// Whether it runs in a room: one that an earlier release started has none. Of which nothing can be read, nobody is run
+/// outside of one.
 fn has_room(host: &Host, iid: &Iid) -> bool {
     let launch = host.launch(iid);
-    launch.is_some_and(|launch| {
+    launch.is_none_or(|launch| {
         matches!(launch.confinement, Confinement::Itself { room: Some(_), .. })
     })
 }

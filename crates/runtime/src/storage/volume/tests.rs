@@ -180,22 +180,24 @@ fn one_in_memory_begins_empty_each_time() {
 
 #[test]
 fn no_more_is_promised_than_the_host_has() {
+    // Other tests take and give back some hundred megabytes of the same disk meanwhile.
+    const GIB: u64 = 1024 * MIB;
     let ground = |mechanism| {
         let dir = tempfile::tempdir().unwrap();
         let free = disk::space(dir.path()).unwrap().free_bytes / MIB;
-        let rules = DiskRules { mechanism, reserve_mb: free - 16 };
+        let rules = DiskRules { mechanism, reserve_mb: free - 4 * 1024 };
         let spaces = Workspaces::open(&dir.path().join("sandboxes"), true, &rules).unwrap();
         let ground = Ground { spaces, dir };
-        let first = ground.prepare(Uuid::now_v7(), Some(8 * MIB)).unwrap();
+        let first = ground.prepare(Uuid::now_v7(), Some(2 * GIB)).unwrap();
         assert_eq!(first.kept.verdict, Verdict::Enforced);
         ground
     };
-    let second = ground(DiskChoice::Auto).prepare(Uuid::now_v7(), Some(12 * MIB)).unwrap();
+    let second = ground(DiskChoice::Auto).prepare(Uuid::now_v7(), Some(3 * GIB)).unwrap();
     assert_eq!(second.kept.verdict, Verdict::Degraded);
-    assert!(second.kept.reason.contains("promise 12 MiB"), "{:?}", second.kept);
+    assert!(second.kept.reason.contains("promise 3072 MiB"), "{:?}", second.kept);
     // Whoever says what keeps disks has nothing started that it does not keep.
-    let refused = ground(DiskChoice::Image).prepare(Uuid::now_v7(), Some(12 * MIB));
-    assert!(refused.is_err_and(|why| why.contains("promise 12 MiB")));
+    let refused = ground(DiskChoice::Image).prepare(Uuid::now_v7(), Some(3 * GIB));
+    assert!(refused.is_err_and(|why| why.contains("promise 3072 MiB")));
 }
 
 #[test]
