@@ -26,15 +26,11 @@ pub(super) struct Said<T> {
     raw: Value,
 }
 
-impl<T: DeserializeOwned> Said<T> {
-    pub(super) fn of(raw: Value) -> serde_json::Result<Self> {
-        Ok(Self { read: T::deserialize(&raw)?, raw })
-    }
-}
-
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Said<T> {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        Self::of(Value::deserialize(input)?).map_err(D::Error::custom)
+        let raw = Value::deserialize(input)?;
+        let read = T::deserialize(&raw).map_err(D::Error::custom)?;
+        Ok(Self { read, raw })
     }
 }
 

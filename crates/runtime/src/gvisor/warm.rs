@@ -27,6 +27,7 @@ use crate::{Driver, DriverError, Order, Started};
 use sodium_model::{Iid, Isolation, Limits, Network, SandboxName, Spec};
 use sodium_shim::claim::{self, Attached, Claim};
 use sodium_shim::init::InitOrder;
+use sodium_shim::launch::Launch;
 use sodium_shim::protocol::{Phase, Request};
 use sodium_sys::{SysError, clock, path};
 
@@ -203,7 +204,9 @@ fn claim_one(by: &Supervisor, order: &Order<'_>, ready: &Ready) -> Result<Starte
         .map_err(host("set limits"))?;
     let statuses = by.statuses(limits, &applied, &place.kept);
     ledger::check_strict(order.spec, &statuses)?;
-    let claim = written(by, order, ready, &place)?;
+    let launch = by.lay(order, Some(&place), None, &family)?.launch;
+    let ids = runsc::shifted_ids(&by.host.ids, order.host_uid, ready.host_uid);
+    let claim = written(order, launch, &place, &ids);
     let dir = by.host.run_dir(&ready.iid);
     let json = serde_json::to_vec(&claim).expect("a claim has string keys");
     path::write_private(&dir.join(claim::FILE), &json).map_err(host("write claim"))?;
@@ -217,24 +220,17 @@ fn claim_one(by: &Supervisor, order: &Order<'_>, ready: &Ready) -> Result<Starte
 }
 
 /// What one that waits is to become.
-fn written(
-    by: &Supervisor,
-    order: &Order<'_>,
-    ready: &Ready,
-    place: &Place,
-) -> Result<Claim, DriverError> {
-    let launch = by.lay(order, Some(place), None, &by.host.family(&ready.iid))?.launch;
+fn written(order: &Order<'_>, launch: Launch, place: &Place, ids: &[(u32, u32)]) -> Claim {
     let limits = &order.spec.limits;
     let some = |value: u64| (value > 0).then_some(value);
     let env = environment(order.name, order.spec, &View::inside()).into_iter().collect();
-    let ids = runsc::shifted_ids(&by.host.ids, order.host_uid, ready.host_uid);
     let tree = |source: &Path, at: &str| Attached {
         source: source.to_owned(),
         at: at.into(),
-        ids: ids.clone(),
+        ids: ids.to_vec(),
     };
     let tmp = place.tmp.as_deref().map(|tmp| tree(tmp, TMP));
-    Ok(Claim {
+    Claim {
         launch,
         trees: [tree(&place.files, HOME)].into_iter().chain(tmp).collect(),
         order: InitOrder {
@@ -247,7 +243,7 @@ fn written(
             processes_max: some(limits.max_processes),
             secret: format!("{} ", Uuid::new_v4().simple()),
         },
-    })
+    }
 }
 
 /// Nothing is wanted of it yet but that it is there, with this much memory and so many cpus.
